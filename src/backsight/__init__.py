@@ -1,0 +1,1 @@
+"""See what a vision model still knows about an image, stage by stage."""

@@ -1,0 +1,276 @@
+"""Chains of inverses: from the features of any stage or layer back to an image (paper, eq. 2)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from backsight.core import IMAGE, Layout, Pixels, UserError, split_entry
+from backsight.files import write_json, write_whole
+from backsight.inverses import Inverse, build_inverse
+from backsight.staging import StagedModel, Trace
+
+FORMAT = 1
+"""The version of the format of ``chain.json``; a later one is refused."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which inverse reads a stage: its name in ``INVERSES`` and the options it is built with."""
+
+    inverse: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class InverseChain(nn.Module):
+    """The inverses of one forward model and one seed.
+
+    Args:
+        inverses: by entry, ``stage`` or ``stage@variant`` (``prediction@onehot``).
+        plans: how each of them is built.
+        stages: the forward model's stages in order; the inverse of a stage reconstructs the one before it.
+        model: name, weights, digest and pixels of the forward model, as :func:`describe` gives them.
+        seed: of the inverses' initialisation.
+    """
+
+    def __init__(
+        self,
+        inverses: Mapping[str, Inverse],
+        plans: Mapping[str, Plan],
+        stages: Iterable[str],
+        model: Mapping[str, Any],
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.inverses = nn.ModuleDict(inverses)
+        self.plans, self.stages, self.model, self.seed = dict(plans), list(stages), dict(model), seed
+
+    @property
+    def entries(self) -> list[str]:
+        """Every inverse of the chain: ``backbone, encoder, ..., prediction@onehot``."""
+        return list(self.plans)
+
+    def path(self, at: str, to: str = IMAGE, via: Mapping[str, str] | None = None) -> list[str]:
+        """The entries that lead from stage (or entry) ``at`` down to ``to``, in the order in which they are applied.
+
+        Raises:
+            UserError: a stage or variant that the chain does not have.
+        """
+        stage, variant = split_entry(at)
+        order = [IMAGE, *self.stages]
+        for name in (stage, to):
+            if name not in order:
+                raise UserError(f"no stage '{name}' in this chain: it has {', '.join(self.stages)}")
+        variants = {**(via or {}), **({stage: variant} if variant else {})}
+        names = order[order.index(to) + 1 : order.index(stage) + 1][::-1]
+        entries = [f"{name}@{variants[name]}" if variants.get(name) else name for name in names]
+        for entry in entries:
+            if entry not in self.plans:
+                raise UserError(f"no inverse '{entry}' in this chain: it has {', '.join(self.plans)}")
+        return entries
+
+    def reconstruct(
+        self,
+        source: Trace | Tensor,
+        at: str,
+        to: str = IMAGE,
+        *,
+        reads: str | None = None,
+        via: Mapping[str, str] | None = None,
+    ) -> Tensor:
+        """Equation 2: the features at ``at`` through one inverse after the other, down to ``to``.
+
+        Args:
+            source: a trace, or features ``B N D``.
+            at: a stage (``encoder``), an inverse's entry (``prediction@onehot``) or a layer (``encoder.3``).
+            to: where to stop; ``image`` by default.
+            reads: the stage that the features are taken for; a layer is read as its own stage by default.
+            via: variants to use on the way, as ``{"backbone": "local"}``.
+
+        Returns:
+            Images ``B 3 H W`` in [0, 1], or features ``B N D`` of the stage ``to``.
+        """
+        name, _ = split_entry(at)
+        features = source[name] if isinstance(source, Trace) else source
+        for entry in self.path(reads or at.partition(".")[0], to, via):
+            features = self.inverses[entry](features)
+        return features
+
+    def check(self, model: StagedModel) -> None:
+        """Refuse a forward model that this chain was not trained on.
+
+        Raises:
+            UserError: other stages, another size, or other weights.
+        """
+        mine, theirs = self.model, describe(model)
+        for what in ("stages", "size", "digest"):
+            if mine[what] != theirs[what]:
+                differs = "weights" if what == "digest" else what
+                raise UserError(
+                    f"this chain inverts {mine['name']} (weights: {mine['weights']}), and {model.name} (weights: "
+                    f"{model.weights}) has other {differs}: use the model that the chain was trained on"
+                )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``chain.json`` and one ``<entry>.safetensors`` for each inverse, each file whole, the index last."""
+        folder = Path(folder)
+        inverses = {}
+        for entry, inverse in self.inverses.items():
+            state = {name: value.contiguous() for name, value in inverse.state_dict().items()}
+            path = write_whole(folder / f"{entry}.safetensors", lambda file, state=state: save_file(state, file))
+            inverses[entry] = {
+                **asdict(self.plans[entry]),
+                "source": asdict(inverse.source),
+                "target": asdict(inverse.target),
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            }
+        index = {"format": FORMAT, "model": self.model, "seed": self.seed, "stages": self.stages, "inverses": inverses}
+        write_json(folder / "chain.json", index)
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> InverseChain:
+        """Load a chain from its folder; every file is checked against the digest in ``chain.json``.
+
+        Raises:
+            UserError: no chain there, a newer format, or a file that is missing or damaged.
+        """
+        folder = Path(folder)
+        index = _read_index(folder)
+        inverses, plans = {}, {}
+        for entry, saved in index["inverses"].items():
+            plans[entry] = Plan(saved["inverse"], saved["options"])
+            inverse = build_inverse(
+                saved["inverse"], _layout(saved["source"]), _layout(saved["target"]), saved["options"]
+            )
+            inverse.load_state_dict(_read_state(folder / f"{entry}.safetensors", saved["sha256"]))
+            inverses[entry] = inverse
+        return cls(inverses, plans, index["stages"], index["model"], index["seed"]).eval()
+
+
+class ChainEnsemble:
+    """The chains of several seeds of one forward model, so that no finding hangs on one initialisation."""
+
+    def __init__(self, chains: Iterable[InverseChain]) -> None:
+        self.chains = list(chains)
+        if not self.chains:
+            raise UserError("an ensemble needs at least one chain")
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """The forward model that the chains invert, as :func:`describe` gives it."""
+        return self.chains[0].model
+
+    @property
+    def entries(self) -> list[str]:
+        """Every inverse that each of the chains has."""
+        return self.chains[0].entries
+
+    def reconstruct(self, source: Trace | Tensor, at: str, to: str = IMAGE, **options: Any) -> Tensor:
+        """:meth:`InverseChain.reconstruct` by every seed: ``S B 3 H W``."""
+        return torch.stack([chain.reconstruct(source, at, to, **options) for chain in self.chains])
+
+    def to(self, device: torch.device | str) -> ChainEnsemble:
+        """Move every chain; returns the ensemble itself."""
+        for chain in self.chains:
+            chain.to(device)
+        return self
+
+    def check(self, model: StagedModel) -> None:
+        """Refuse a forward model that these chains were not trained on (:meth:`InverseChain.check`)."""
+        self.chains[0].check(model)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> ChainEnsemble:
+        """Load a run (``RUN``, with ``RUN/chains/<seed>``), a folder of chains, or one chain."""
+        folder = Path(folder)
+        if (folder / "chain.json").is_file():
+            return cls([InverseChain.from_pretrained(folder)])
+        parent = folder / "chains" if (folder / "chains").is_dir() else folder
+        found = sorted(parent.glob("*/chain.json"), key=lambda path: (len(path.parent.name), path.parent.name))
+        if not found:
+            unfinished = (
+                " (its training has not finished: run it again with --resume)"
+                if (folder / "config.yaml").is_file()
+                else ""
+            )
+            raise UserError(
+                f"no chains in {folder}{unfinished or ': name the folder of a run, with chains/0/chain.json in it'}"
+            )
+        return cls(InverseChain.from_pretrained(path.parent) for path in found)
+
+
+def describe(model: StagedModel) -> dict[str, Any]:
+    """What a chain keeps of its forward model, to recognise it again."""
+    return {
+        "name": model.name,
+        "family": model.spec.family,
+        "weights": model.weights,
+        "stages": model.stages,
+        "size": list(model.pixels.size),
+        "pixels": asdict(model.pixels),
+        "digest": model.digest(),
+    }
+
+
+def build_chain(model: StagedModel, plans: Mapping[str, Plan], seed: int) -> InverseChain:
+    """A new chain for ``model``. Each inverse is drawn from ``seed`` and its own entry, whatever others there are."""
+    constants = {
+        **model.constants,
+        "mean": torch.tensor(model.pixels.mean),
+        "std": torch.tensor(model.pixels.std),
+    }
+    inverses = {}
+    for entry, plan in plans.items():
+        stage, _ = split_entry(entry)
+        source, target = model.layout(stage), model.layout(model.spec.before(stage))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {entry}".encode()).digest()[:8]) >> 1)
+            inverses[entry] = build_inverse(plan.inverse, source, target, plan.options, constants)
+    return InverseChain(inverses, plans, model.stages, describe(model), seed)
+
+
+def _layout(saved: dict[str, Any]) -> Layout:
+    return Layout(**{**saved, "grids": tuple(tuple(grid) for grid in saved["grids"])})
+
+
+def pixels_of(model: Mapping[str, Any]) -> Pixels:
+    """The pixels of a forward model as a chain describes it."""
+    saved = dict(model["pixels"])
+    return Pixels(**{name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / "chain.json"
+    if not path.is_file():
+        raise UserError(f"no chain in {folder}: a chain's folder holds chain.json and one .safetensors file an inverse")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        version = index["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a chain's index: train the chain again, or fetch it again") from error
+    if version > FORMAT:
+        raise UserError(
+            f"{path} has format {version}, this version of backsight reads up to {FORMAT}: upgrade backsight"
+        )
+    return index
+
+
+def _read_state(path: Path, expected: str) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: the chain is incomplete, fetch or train it again")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+        raise UserError(f"{path} is damaged (its SHA-256 is not the one in chain.json): fetch or train it again")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is no safetensors file: fetch or train the chain again") from error

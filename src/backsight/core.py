@@ -1,0 +1,192 @@
+"""The types that flow, and the legend of their shapes.
+
+Shapes in every docstring of the package use these letters:
+
+=======  ==============================================================================
+``B``    images in a batch
+``N``    tokens of a representation: prefix tokens first, then the grid row by row
+``D``    width of a token
+``h w``  the grid: rows and columns of tokens (``N = prefix + h * w`` for one grid)
+``H W``  height and width of the image in pixels
+``C``    classes, "no object" included where a detector has one
+``Q``    object queries of a detector
+=======  ==============================================================================
+
+Images are RGB, float, in [0, 1], ``B 3 H W``, everywhere outside ``models/``.
+Features are ``B N D``, whatever a library's own arrangement is; a :class:`Site` says
+how to get from one to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+IMAGE = "image"
+"""The name of the stage that every chain of inverses ends at: the picture itself."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. The message is one line: what is wrong, what would be right."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What a forward model expects of an image: its size, how to resize, its statistics.
+
+    ``size`` is (H, W) in pixels. ``fit`` is ``"stretch"`` (both sides to ``size``, as DETR is used in
+    the paper) or ``"crop"`` (the shorter side to ``size / crop_fraction``, then the centre, as timm
+    evaluates classifiers). ``mean`` and ``std`` are per channel, for values in [0, 1].
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    fit: Literal["stretch", "crop"] = "stretch"
+    crop_fraction: float = 1.0
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """``B 3 H W`` in [0, 1] -> ``B 3 H W`` in the model's own space."""
+        return (images - self._channels(self.mean, images)) / self._channels(self.std, images)
+
+    def restore(self, pixels: Tensor) -> Tensor:
+        """The inverse of :meth:`normalise`."""
+        return pixels * self._channels(self.std, pixels) + self._channels(self.mean, pixels)
+
+    @staticmethod
+    def _channels(values: tuple[float, float, float], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The static shape of the features at a stage: everything an inverse may know of its target.
+
+    ``grids`` lists the (h, w) of every level, coarsest stride last; it is empty where tokens have no
+    place in the image (object queries). ``classes`` is C at a prediction stage, whose tokens are
+    ``C`` logits followed by a box (cx, cy, w, h in 0..1), and 0 elsewhere. ``scores`` says how those
+    logits become a class distribution. The image itself is the layout with ``width`` 3 and the grid ``H W``.
+    """
+
+    tokens: int
+    width: int
+    grids: tuple[tuple[int, int], ...] = ()
+    prefix: int = 0
+    classes: int = 0
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of a layout with one level.
+
+        Raises:
+            ValueError: the tokens have no grid, or more than one.
+        """
+        if len(self.grids) != 1:
+            raise ValueError(f"{self} has {len(self.grids)} grids, one was expected")
+        return self.grids[0]
+
+    @classmethod
+    def of_image(cls, size: tuple[int, int]) -> Layout:
+        """The layout of an RGB image of ``size`` (H, W)."""
+        return cls(tokens=size[0] * size[1], width=3, grids=(tuple(size),))
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a library's own model where a representation lives.
+
+    ``path`` is the dotted name of a submodule ("" is the model itself), ``side`` its input or its output,
+    ``field`` which argument (by position or name) or which output field, None for the only one.
+    ``pattern`` is the arrangement of the tensor there, in einops' words: ``b n d`` (tokens),
+    ``b h w d`` (a map, channels last) or ``b d h w`` (a map, channels first). A list of maps at the site is a pyramid.
+    """
+
+    path: str
+    side: Literal["input", "output"] = "output"
+    field: int | str | None = None
+    pattern: Literal["b n d", "b h w d", "b d h w"] = "b n d"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One processing stage: where its features are, and what inverts the component that ends there.
+
+    ``sites`` are concatenated along D (a prediction is logits and boxes). ``layers`` are the sites of the
+    intermediate layers, in order: layer ``encoder.3`` is ``stage("encoder").layers[3]``. ``inverses`` maps the
+    variant's name ("" is the default) to ``(name in INVERSES, options)``.
+    """
+
+    name: str
+    sites: tuple[Site, ...]
+    layers: tuple[Site, ...] = ()
+    inverses: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
+    prefix: int = 0
+    levels: int = 1
+    gridded: bool = True
+    classes: int = 0
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How a model is staged: data, no code. ``stages`` are in the order of the forward pass."""
+
+    family: str
+    task: Literal["classify", "detect", "features"]
+    stages: tuple[Stage, ...]
+
+    def stage(self, name: str) -> Stage:
+        """The stage called ``name``.
+
+        Raises:
+            UserError: there is none; the message lists those there are.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise UserError(f"no stage '{name}' in {self.family}: it has {', '.join(s.name for s in self.stages)}")
+
+    def before(self, name: str) -> str:
+        """The stage that the inverse of stage ``name`` reconstructs: the one before it, or the image."""
+        names = [IMAGE, *(stage.name for stage in self.stages)]
+        return names[names.index(self.stage(name).name) - 1]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """A classifier's answer: ``logits`` ``B C`` and their ``labels`` (names by index, maybe empty)."""
+
+    logits: Tensor
+    labels: Mapping[int, str] = field(default_factory=dict)
+
+    def top(self) -> Tensor:
+        """The likeliest class of each image, ``B``."""
+        return self.logits.argmax(-1)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """A detector's answer for one image: ``boxes`` ``Q 4`` (x0, y0, x1, y1 in pixels of the model's
+    input), ``scores`` ``Q`` in [0, 1], ``classes`` ``Q`` (int64), ``labels`` (names by index, maybe empty)."""
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+    labels: Mapping[int, str] = field(default_factory=dict)
+
+    def above(self, threshold: float) -> Detections:
+        """Only the detections with a score of at least ``threshold``."""
+        keep = self.scores >= threshold
+        return Detections(self.boxes[keep], self.scores[keep], self.classes[keep], self.labels)
+
+
+def split_entry(entry: str) -> tuple[str, str]:
+    """An inverse's name in a chain -> (stage, variant): ``backbone@local`` -> ("backbone", "local")."""
+    stage, _, variant = entry.partition("@")
+    return stage, variant

@@ -1,0 +1,61 @@
+"""The learned networks, by name. A new one is one class in one file, and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from backsight.core import Layout, UserError
+from backsight.inverses.analytic import Analytic
+from backsight.inverses.base import Inverse
+from backsight.inverses.convolutional import Deconvolution, Local, Patch
+from backsight.inverses.prediction import PredictionMLP
+from backsight.inverses.swin import SwinStage
+from backsight.inverses.transformer import Blocks, Decoder, Encoder, sine_positions
+
+INVERSES: dict[str, type[Inverse]] = {
+    "deconvolution": Deconvolution,
+    "local": Local,
+    "patch": Patch,
+    "analytic": Analytic,
+    "encoder": Encoder,
+    "decoder": Decoder,
+    "blocks": Blocks,
+    "prediction": PredictionMLP,
+    "swin": SwinStage,
+}
+
+
+def build_inverse(
+    name: str, source: Layout, target: Layout, options: Mapping[str, Any], constants: Mapping[str, Tensor] | None = None
+) -> Inverse:
+    """The inverse called ``name`` from the layout ``source`` to the layout ``target``.
+
+    Raises:
+        UserError: no such inverse, an option it does not have, or layouts that it cannot connect.
+    """
+    if name not in INVERSES:
+        raise UserError(f"no inverse '{name}': there are {', '.join(INVERSES)}")
+    try:
+        return INVERSES[name](source, target, constants, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the inverse '{name}' does not fit here: {error}") from error
+
+
+__all__ = [
+    "INVERSES",
+    "Analytic",
+    "Blocks",
+    "Decoder",
+    "Deconvolution",
+    "Encoder",
+    "Inverse",
+    "Local",
+    "Patch",
+    "PredictionMLP",
+    "SwinStage",
+    "build_inverse",
+    "sine_positions",
+]

@@ -1,0 +1,43 @@
+"""From a detector's prediction back to the features of its decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from backsight.core import Layout
+from backsight.inverses.base import Inverse
+
+
+class PredictionMLP(Inverse):
+    """DETR's prediction inverse: a small network on (class distribution, box), for each query by itself.
+
+    With ``onehot`` (the paper's OH) the distribution is replaced by the one-hot vector of its likeliest class, so the
+    uncertainty between classes is thrown away; without, it is the full distribution (FD). Boxes stay in both.
+    For the paper's sizes: 96 -> 512 -> 256 -> 256.
+    """
+
+    def __init__(
+        self, source: Layout, target: Layout, constants: Mapping[str, Tensor] | None = None, *, onehot: bool = False
+    ) -> None:
+        super().__init__(source, target, constants)
+        if not source.classes:
+            raise ValueError(f"an inverse of predictions needs class logits and boxes, not {source}")
+        self.onehot, width = onehot, target.width
+        self.fc1 = nn.Linear(source.width, 2 * width)
+        self.fc2 = nn.Linear(2 * width, width)
+        self.fc3 = nn.Linear(width, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``B Q (C + 4)`` -> ``B Q D``."""
+        logits, boxes = features.split([self.source.classes, 4], -1)
+        known = torch.cat([self.classes(logits), boxes], -1)
+        return self.fc3(self.fc2(self.fc1(known).relu()).relu())
+
+    def classes(self, logits: Tensor) -> Tensor:
+        """Logits ``B Q C`` -> the class distribution that the inverse reads."""
+        if self.onehot:
+            return nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+        return logits.sigmoid() if self.source.scores == "sigmoid" else logits.softmax(-1)

@@ -1,0 +1,60 @@
+"""Swin's stages run backwards: its blocks, then patch splitting in place of patch merging."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from backsight.core import Layout
+from backsight.inverses.base import Inverse
+
+
+class SwinStage(Inverse):
+    """The stage's own Swin blocks on its map, then, where the target is finer, a split of every token into 2 x 2.
+
+    Splitting mirrors merging: LayerNorm, a linear layer to four times the target's width, an unfold.
+    """
+
+    learning_rate: ClassVar[float] = 1e-4
+
+    def __init__(
+        self,
+        source: Layout,
+        target: Layout,
+        constants: Mapping[str, Tensor] | None = None,
+        *,
+        depth: int = 2,
+        heads: int = 4,
+        window: int | tuple[int, int] = 7,
+    ) -> None:
+        super().__init__(source, target, constants)
+        from timm.models.swin_transformer import SwinTransformerBlock
+
+        grid, width = source.grid, source.width
+        side = tuple(window) if isinstance(window, list | tuple) else (window, window)
+        fitting = tuple(min(pair) for pair in zip(side, grid, strict=True))
+        shift = tuple(0 if own >= whole else own // 2 for own, whole in zip(fitting, grid, strict=True))
+        self.blocks = nn.Sequential(
+            *(
+                SwinTransformerBlock(
+                    width, grid, heads, window_size=fitting, shift_size=(0, 0) if index % 2 == 0 else shift
+                )
+                for index in range(depth)
+            )
+        )
+        self.factor = target.grid[0] // grid[0]
+        if tuple(side * self.factor for side in grid) != target.grid:
+            raise ValueError(f"the grid {target.grid} is no multiple of {grid}: a Swin inverse cannot split to it")
+        same = self.factor == 1 and width == target.width
+        self.norm = nn.Identity() if same else nn.LayerNorm(width)
+        self.upsample = nn.Identity() if same else nn.Linear(width, self.factor**2 * target.width, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``B N D`` -> ``B N' D'`` on the target's grid."""
+        h, w = self.source.grid
+        tokens = self.blocks(rearrange(features, "b (h w) d -> b h w d", h=h, w=w))
+        split = self.upsample(self.norm(tokens))
+        return rearrange(split, "b h w (p q d) -> b (h p w q) d", p=self.factor, q=self.factor)

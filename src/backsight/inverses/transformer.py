@@ -1,0 +1,160 @@
+"""Inverses with the structure of the component that they invert: DETR's encoder and decoder, ViT's blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from backsight.core import Layout
+from backsight.inverses.base import Inverse
+
+
+def sine_positions(grid: tuple[int, int], width: int, temperature: float = 10_000.0) -> Tensor:
+    """DETR's position encoding of a grid ``h w``: sines and cosines of the row, then of the column, ``h*w D``."""
+    h, w = grid
+    rows = torch.arange(1, h + 1, dtype=torch.float32) / (h + 1e-6) * 2 * math.pi
+    columns = torch.arange(1, w + 1, dtype=torch.float32) / (w + 1e-6) * 2 * math.pi
+    half = width // 2
+    frequencies = temperature ** (2 * (torch.arange(half) // 2) / half)
+
+    def encode(angles: Tensor) -> Tensor:
+        phases = angles[:, None] / frequencies
+        return torch.stack([phases[:, 0::2].sin(), phases[:, 1::2].cos()], -1).flatten(1)
+
+    by_row = encode(rows)[:, None].expand(h, w, half)
+    by_column = encode(columns)[None].expand(h, w, half)
+    return torch.cat([by_row, by_column], -1).flatten(0, 1)
+
+
+class EncoderLayer(nn.Module):
+    """DETR's encoder layer: post-norm, ReLU, the position added to queries and keys alone."""
+
+    def __init__(self, width: int, heads: int, feedforward: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.linear1, self.linear2 = nn.Linear(width, feedforward), nn.Linear(feedforward, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
+        """``B N D``, ``N D`` -> ``B N D``."""
+        placed = tokens + position
+        mixed, _ = self.self_attn(placed, placed, tokens, need_weights=False)
+        tokens = self.norm1(tokens + self.dropout(mixed))
+        return self.norm2(tokens + self.dropout(self.linear2(self.linear1(tokens).relu())))
+
+
+class DecoderLayer(nn.Module):
+    """DETR's decoder layer: self-attention of the queries, cross-attention to the memory, post-norm."""
+
+    def __init__(self, width: int, heads: int, feedforward: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.multihead_attn = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.linear1, self.linear2 = nn.Linear(width, feedforward), nn.Linear(feedforward, width)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, position: Tensor, memory: Tensor, memory_position: Tensor) -> Tensor:
+        """Queries ``B N D`` at ``N D``, memory ``B Q D`` at ``Q D`` -> ``B N D``."""
+        placed = tokens + position
+        mixed, _ = self.self_attn(placed, placed, tokens, need_weights=False)
+        tokens = self.norm1(tokens + self.dropout(mixed))
+        read, _ = self.multihead_attn(tokens + position, memory + memory_position, memory, need_weights=False)
+        tokens = self.norm2(tokens + self.dropout(read))
+        return self.norm3(tokens + self.dropout(self.linear2(self.linear1(tokens).relu())))
+
+
+class Encoder(Inverse):
+    """DETR's encoder inverse: the encoder's own structure with the flow reversed, at the same sine positions."""
+
+    def __init__(
+        self,
+        source: Layout,
+        target: Layout,
+        constants: Mapping[str, Tensor] | None = None,
+        *,
+        depth: int = 6,
+        heads: int = 8,
+        feedforward: int = 2048,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(source, target, constants)
+        layers = (EncoderLayer(source.width, heads, feedforward, dropout) for _ in range(depth))
+        self.layers = nn.ModuleList(layers)
+        self.register_buffer("position", sine_positions(target.grid, source.width), persistent=False)
+        _initialise(self.layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``B N D`` -> ``B N D``."""
+        for layer in self.layers:
+            features = layer(features, self.position)
+        return features
+
+
+class Decoder(Inverse):
+    """DETR's decoder inverse: blank tokens, one for every place of the encoder's grid, that attend to each other and
+    to the object queries' features. The queries' own position is learned here, since it has no place in the image."""
+
+    def __init__(
+        self,
+        source: Layout,
+        target: Layout,
+        constants: Mapping[str, Tensor] | None = None,
+        *,
+        depth: int = 6,
+        heads: int = 8,
+        feedforward: int = 2048,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(source, target, constants)
+        width = target.width
+        layers = (DecoderLayer(width, heads, feedforward, dropout) for _ in range(depth))
+        self.layers, self.norm = nn.ModuleList(layers), nn.LayerNorm(width)
+        self.register_buffer("position", sine_positions(target.grid, width), persistent=False)
+        _initialise(self.layers)
+        self.query_position = nn.Parameter(torch.randn(source.tokens, width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``B Q D`` -> ``B N D``."""
+        tokens = torch.zeros_like(self.position).expand(len(features), -1, -1)
+        for layer in self.layers:
+            tokens = layer(tokens, self.position, features, self.query_position)
+        return self.norm(tokens)
+
+
+class Blocks(Inverse):
+    """ViT's encoder inverse: pre-norm blocks like the encoder's own, over all tokens, prefix included."""
+
+    learning_rate: ClassVar[float] = 1e-4
+
+    def __init__(
+        self,
+        source: Layout,
+        target: Layout,
+        constants: Mapping[str, Tensor] | None = None,
+        *,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__(source, target, constants)
+        from timm.models.vision_transformer import Block
+
+        block: Any = Block
+        self.blocks = nn.Sequential(*(block(source.width, heads, mlp_ratio, qkv_bias=True) for _ in range(depth)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``B N D`` -> ``B N D``."""
+        return self.blocks(features)
+
+
+def _initialise(layers: nn.Module) -> None:
+    """Xavier for every matrix, as DETR does."""
+    for parameter in layers.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)

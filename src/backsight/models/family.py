@@ -1,0 +1,49 @@
+"""What a family of models states: how its library calls it, where its stages are, how its prediction reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from backsight.core import Classes, Detections, Spec
+
+Read = Callable[[Any, tuple[int, int]], Classes | list[Detections]]
+"""A model's own output and the image size (H, W) -> classes, or detections for each image."""
+
+
+def no_constants(module: nn.Module) -> dict[str, Tensor]:  # noqa: ARG001
+    """For families whose inverses need nothing of the forward model."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of models: data, hardly any code.
+
+    Attributes:
+        name: the family's own name, the key in ``MODELS``.
+        library: whose models they are.
+        kind: what the library calls them: timm's class name, or the ``model_type`` of a transformers configuration.
+        names: well-known models, short name -> name on the hub.
+        stage: a loaded module -> its :class:`~backsight.core.Spec`.
+        read: a loaded module -> how its output reads as a prediction.
+        small: a small randomly initialised module of the family, for the tests.
+        configure: keyword arguments of the library's configuration for a true-size model of a short name
+            with random weights (transformers only; timm knows its own).
+        size: the image size (H, W) where the model itself does not name one.
+        constants: static tensors of the model that some inverses use.
+    """
+
+    name: str
+    library: Literal["timm", "transformers"]
+    kind: str
+    names: Mapping[str, str]
+    stage: Callable[[nn.Module], Spec]
+    read: Callable[[nn.Module], Read]
+    small: Callable[[], nn.Module]
+    configure: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    size: tuple[int, int] = (224, 224)
+    constants: Callable[[nn.Module], Mapping[str, Tensor]] = no_constants

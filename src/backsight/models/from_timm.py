@@ -1,0 +1,67 @@
+"""Loading timm's models: by architecture, from a folder, with the weights of a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from backsight.core import Pixels, UserError
+from backsight.models.weights import mismatch, read_state
+
+
+def build(
+    architecture: str, *, folder: Path | None = None, file: Path | None = None, size: tuple[int, int] | None = None
+) -> nn.Module:
+    """The model of timm's ``architecture``: weights from a ``folder`` or a ``file``, random where neither is given.
+
+    Raises:
+        UserError: the weights are of another model, or the model cannot take images of ``size``.
+    """
+    import timm
+
+    options: dict[str, Any] = {} if size is None else {"img_size": size}
+    if file is not None:
+        read_state(file)  # timm would report a broken file by a traceback of its own
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
+    if folder is not None:
+        options |= {"pretrained": True}
+    try:
+        return timm.create_model(architecture if folder is None else f"local-dir:{folder}", **options)
+    except RuntimeError as error:
+        if "state_dict" not in str(error):
+            raise
+        raise mismatch(str(folder or file), *_differing(str(error))) from error
+    except (AssertionError, TypeError, ValueError) as error:
+        if size is None:
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{architecture} cannot take images of {size[0]}x{size[1]} pixels: {reason}") from error
+
+
+def _differing(message: str) -> tuple[list[str], list[str]]:
+    """The names that torch's own message lists as missing and as unexpected."""
+    found: dict[str, list[str]] = {"Missing": [], "Unexpected": []}
+    for line in message.splitlines():
+        for kind, names in found.items():
+            if line.strip().startswith(kind):
+                names.extend(part.strip(' ".') for part in line.split(":", 1)[1].split(","))
+    return found["Missing"], found["Unexpected"]
+
+
+def pixels(module: nn.Module, size: tuple[int, int] | None) -> Pixels:
+    """What timm's own data configuration of the model says of its images."""
+    from timm.data import resolve_model_data_config
+
+    config = resolve_model_data_config(module)
+    embedding: Any = getattr(module, "patch_embed", None)
+    own = tuple(getattr(embedding, "img_size", None) or config["input_size"][1:])
+    return Pixels(
+        size=size or own,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        fit="crop",
+        crop_fraction=config["crop_pct"],
+    )

@@ -1,0 +1,145 @@
+"""From a name, a folder or a file to a :class:`~backsight.staging.StagedModel`."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from backsight.core import Pixels, UserError
+from backsight.models import from_timm, from_transformers
+from backsight.models.family import Family
+from backsight.models.registry import MODELS
+from backsight.models.weights import download, read_config
+from backsight.staging import RANDOM, StagedModel
+
+ZOO = Path(__file__).parent.parent / "zoo" / "weights"
+"""The small trained models that ship with the package."""
+
+
+def load_model(
+    name: str,
+    *,
+    size: tuple[int, int] | None = None,
+    weights: str | Path | None = None,
+    random_weights: bool = False,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> StagedModel:
+    """Load a pretrained model and stage it.
+
+    Args:
+        name: a well-known name (``detr-resnet-50``), a name on the hub (``facebook/detr-resnet-50``,
+            ``timm/vit_base_patch16_224``), a folder with ``config.json`` and weights, or ``zoo/...``.
+        size: image size (H, W) other than the model's own.
+        weights: a file of weights for the model ``name``: ``.safetensors``, or ``.pth``/``.bin`` (never unpickled).
+        random_weights: build the true-size model with random weights, drawn from ``seed``: for trying things out.
+        device: where to put it.
+        seed: of the random weights.
+
+    Raises:
+        UserError: no such model (the nearest names are offered), no weights at hand, or weights of another model.
+    """
+    folder = _folder(name) or _of_the_hub(name)
+    if folder is not None:
+        module, family, pixels = _from_folder(folder, size)
+        return stage_module(module, family, pixels, name=name, weights=name).to(device)
+    family, short, hub_name = _known(name)
+    if weights is None and not random_weights:
+        folder = download(hub_name)
+        module, family, pixels = _from_folder(folder, size)
+        return stage_module(module, family, pixels, name=name, weights=hub_name).to(device)
+    file = None if weights is None else Path(weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if family.library == "timm":
+            module = from_timm.build(short, file=file, size=size)
+            pixels = from_timm.pixels(module, size)
+        else:
+            module = from_transformers.build(family.kind, family.configure[short], file)
+            pixels = from_transformers.pixels(None, size, family.size)
+    return stage_module(module, family, pixels, name=name, weights=RANDOM if file is None else str(file)).to(device)
+
+
+def stage_module(
+    module: nn.Module, family: Family, pixels: Pixels, *, name: str, weights: str = "given"
+) -> StagedModel:
+    """Stage a loaded module of a known family."""
+    return StagedModel(
+        module,
+        family.stage(module),
+        pixels,
+        name=name,
+        read=family.read(module),
+        weights=weights,
+        constants=family.constants(module),
+    )
+
+
+def _folder(name: str) -> Path | None:
+    """The folder that ``name`` means, None for a name to be looked up."""
+    if name.startswith("zoo/"):
+        folder = ZOO / name.removeprefix("zoo/")
+        if not folder.is_dir():
+            zoo = [f"zoo/{path.name}" for path in sorted(ZOO.glob("*")) if path.is_dir()]
+            raise UserError(f"no model '{name}' in the zoo: it has {', '.join(zoo) or 'nothing yet'}")
+        return folder
+    path = Path(name)
+    if path.is_file():
+        raise UserError(f"{name} is a file of weights: name the model it belongs to, and give the file by --weights")
+    return path if path.is_dir() else None
+
+
+def _of_the_hub(name: str) -> Path | None:
+    """The downloaded folder of a hub name (``owner/model``) that is none of the well-known ones."""
+    known = {hub_name for family in MODELS.values() for hub_name in family.names.values()}
+    return None if "/" not in name or name in known or name.startswith("timm/") else download(name)
+
+
+def _from_folder(folder: Path, size: tuple[int, int] | None) -> tuple[nn.Module, Family, Pixels]:
+    config = read_config(folder)
+    if "architecture" in config:
+        module = from_timm.build(config["architecture"], folder=folder, size=size)
+        return module, _family("timm", type(module).__name__), from_timm.pixels(module, size)
+    family = _family("transformers", config.get("model_type", "nothing"))
+    return from_transformers.load(folder), family, from_transformers.pixels(folder, size, family.size)
+
+
+def _family(library: str, kind: str) -> Family:
+    for family in MODELS.values():
+        if (family.library, family.kind) == (library, kind):
+            return family
+    known = ", ".join(f"{family.kind} ({family.library})" for family in MODELS.values())
+    raise UserError(f"models of type '{kind}' ({library}) are not staged yet: the types that are: {known}")
+
+
+def _known(name: str) -> tuple[Family, str, str]:
+    """(family, short name, name on the hub) of a model that is named, not lying in a folder."""
+    for family in MODELS.values():
+        for short, hub_name in family.names.items():
+            if name in (short, hub_name):
+                return family, short, hub_name
+    return _timm_model(name.removeprefix("timm/")) or _unknown(name)
+
+
+def _timm_model(name: str) -> tuple[Family, str, str] | None:
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        return None
+    with torch.device("meta"):
+        kind = type(timm.create_model(name)).__name__
+    config = timm.get_pretrained_cfg(name)
+    hub_name = (config.hf_hub_id if config is not None else None) or f"timm/{name}"
+    return _family("timm", kind), name, hub_name
+
+
+def _unknown(name: str) -> tuple[Family, str, str]:
+    import timm
+
+    known = [each for family in MODELS.values() for pair in family.names.items() for each in pair]
+    nearest = difflib.get_close_matches(name, known + timm.list_models(), n=3, cutoff=0.5)
+    offer = f"the nearest names are {', '.join(nearest)}" if nearest else "see `backsight models`"
+    raise UserError(f"no model '{name}': {offer}; or give a folder with config.json and model.safetensors")

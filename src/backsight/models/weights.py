@@ -1,0 +1,102 @@
+"""Finding a model's files: the hub, a cache, a folder, a file of weights. Nothing here unpickles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from backsight.core import UserError
+
+FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin")
+
+
+def download(hub_name: str) -> Path:
+    """The local folder of a model of the hub: from the cache if it is there, else fetched.
+
+    Raises:
+        UserError: it is not cached and cannot be fetched; the message says what to put where.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return _complete(Path(snapshot_download(hub_name, allow_patterns=list(FILES), local_files_only=True)))
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        pass
+    by_hand = f"download config.json and model.safetensors of {hub_name}, and name their folder instead of the model"
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{hub_name} is not in the local cache and HF_HUB_OFFLINE is set: unset it, or {by_hand}")
+    try:
+        HfApi().model_info(hub_name, timeout=10)
+        return _complete(Path(snapshot_download(hub_name, allow_patterns=list(FILES))))
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        raise UserError(f"the hub answers {status} for '{hub_name}': check the name, or {by_hand}") from error
+    except Exception as error:  # the hub's client changes its network library, and with it the errors
+        raise UserError(
+            f"no network ({type(error).__name__}) and no local copy of {hub_name}: {by_hand}; "
+            "or add --random-weights to try without trained weights"
+        ) from error
+
+
+def _complete(folder: Path) -> Path:
+    if not (folder / "config.json").is_file() or not any((folder / name).is_file() for name in FILES[2:]):
+        raise FileNotFoundError(folder)
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a model's folder.
+
+    Raises:
+        UserError: there is none, or it is not JSON.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json: a model's folder holds config.json and model.safetensors")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): save the model again with save_pretrained") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a model's configuration: save the model again with save_pretrained")
+    return config
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors`` file, or of a ``.pth``, ``.pt`` or ``.bin`` file read with ``weights_only``.
+
+    A training checkpoint that holds its weights under ``model`` or ``state_dict`` is unwrapped.
+
+    Raises:
+        UserError: the file is missing, is no file of weights, or holds more than tensors.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"no file of weights at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:120]
+        raise UserError(
+            f"{path} cannot be read as weights ({reason}): give a .safetensors file or a state_dict"
+        ) from error
+    for wrapper in ("model", "state_dict"):
+        state = state.get(wrapper, state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} holds no state_dict: give a .safetensors file or a file of named tensors")
+    return state
+
+
+def mismatch(what: str, missing: list[str], unexpected: list[str]) -> UserError:
+    """One line for weights that are not of this model, with the first names that differ."""
+    parts = [f"{len(names)} tensors are {how} (first: {names[0]})" for how, names in
+             (("missing", missing), ("not of this model", unexpected)) if names]  # fmt: skip
+    return UserError(f"the weights in {what} are of another model: {', '.join(parts) or 'shapes differ'}")

@@ -1,0 +1,194 @@
+"""The staging engine: run a library's own model once, re-enter it anywhere.
+
+:meth:`StagedModel.run` calls the forward of the library with hooks on every :class:`~backsight.core.Site` and keeps a
+:class:`Trace`. :meth:`StagedModel.resume` calls the same forward again with an edited representation at one site. No
+forward code is ever copied, and a family of models costs only the names of its sites.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backsight.arrange import infer_grids
+from backsight.core import IMAGE, Classes, Detections, Layout, Pixels, Spec, Stage, UserError
+from backsight.replay import Call, Reached, Recorder, Trace, kept_modules, named_sites, stubbed
+
+Prediction = Classes | list[Detections]
+"""A classifier's :class:`Classes`, or a detector's :class:`Detections` for each image."""
+
+RANDOM = "random"
+"""What ``StagedModel.weights`` says of a model that was never trained; every output repeats it."""
+
+
+class StagedModel:
+    """A frozen forward model with named stages.
+
+    Args:
+        module: the library's model; it is put into eval mode and its parameters stop requiring gradients.
+        spec: where its sites are.
+        pixels: what it expects of an image.
+        name: the user's word for it, repeated in every output.
+        read: the model's own output and the image size (H, W) -> its :data:`Prediction`.
+        weights: where the weights come from, in words; :data:`RANDOM` for none.
+        constants: static tensors that some inverses use (a patch projection, a position embedding).
+
+    A pass patches submodules while it lasts, so the passes of one model are serialised by a lock. Gradients
+    follow torch's usual rules: nothing carries one unless the images or the edited features do.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: Spec,
+        pixels: Pixels,
+        *,
+        name: str,
+        read: Callable[[Any, tuple[int, int]], Prediction] | None = None,
+        weights: str = "given",
+        constants: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.spec, self.pixels, self.name, self.weights = spec, pixels, name, weights
+        self.constants = dict(constants or {})
+        self._read = read
+        self._lock = threading.RLock()
+        self._layouts: dict[str, Layout] = {}
+        self._sites = named_sites(spec)
+        self._modules = kept_modules(module, self._sites)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    @property
+    def names(self) -> list[str]:
+        """Every stage and layer: ``backbone, encoder.0, encoder.1, ..., encoder, ...``."""
+        return list(self._sites)
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages, in the order of the forward pass."""
+        return [stage.name for stage in self.spec.stages]
+
+    def to(self, device: torch.device | str) -> StagedModel:
+        """Move the weights; returns the model itself."""
+        self.module.to(device)
+        self.constants = {name: value.to(device) for name, value in self.constants.items()}
+        return self
+
+    # ---- passes
+
+    def run(self, images: Tensor, until: str | None = None) -> Trace:
+        """One forward pass over ``images`` (``B 3 H W`` in [0, 1]), left after stage or layer ``until`` if given."""
+        trace = Trace(images)
+        self._pass(trace, Recorder(self._sites, self._modules, trace, self._wanted(until)))
+        return trace
+
+    def features(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Only the features at ``names`` (``B N D`` each), leaving the pass at the last: what training needs."""
+        wanted = {name for name in names if name != IMAGE}
+        trace = Trace(images)
+        if wanted:
+            sites = {name: self._sites[self._known(name)] for name in wanted}
+            self._pass(trace, Recorder(sites, self._modules, trace, wanted, keep_calls=False))
+        return {name: trace[name] for name in names}
+
+    def resume(self, at: str, features: Tensor, trace: Trace, until: str | None = None) -> Trace:
+        """The rest of the forward pass of ``trace``, its features at ``at`` replaced by ``features`` (``B N D``).
+
+        Returns a new trace: the old features before ``at``, the edited ones there, new ones after it.
+
+        Raises:
+            UserError: ``trace`` does not reach ``at``, or the shapes differ.
+        """
+        self._known(at)
+        if features.shape != trace[at].shape:
+            raise UserError(f"features at '{at}' have shape {tuple(trace[at].shape)}, got {tuple(features.shape)}")
+        start = trace.raw[at].order
+        edited = trace.before(start)
+        recorder = Recorder(
+            self._sites,
+            self._modules,
+            edited,
+            self._wanted(until),
+            base=trace,
+            edit=(at, features),
+            next=trace.end(),
+        )
+        site = self._sites[at][0]
+        with self._lock, stubbed(self._modules, trace, start, site.path if site.side == "output" else None):
+            self._pass(edited, recorder)
+        return edited
+
+    def predict(self, trace: Trace) -> Prediction:
+        """The model's answer in ``trace``: classes, or one :class:`Detections` an image with boxes in pixels.
+
+        Raises:
+            UserError: the model predicts nothing, or the pass was left early.
+        """
+        if self._read is None:
+            raise UserError(f"{self.name} predicts nothing: it is staged for its features only")
+        if trace.output is None:
+            raise UserError("this pass was left before its prediction: run it without 'until'")
+        return self._read(trace.output, (trace.images.shape[-2], trace.images.shape[-1]))
+
+    def _pass(self, trace: Trace, recorder: Recorder) -> None:
+        with self._lock, recorder.hooked():
+            try:
+                trace.output = self.module(self.pixels.normalise(trace.images))
+            except Reached:
+                trace.output = None
+
+    # ---- static facts
+
+    def layout(self, name: str) -> Layout:
+        """The static layout of a stage, a layer or the ``image``, measured once on a black image."""
+        if name == IMAGE:
+            return Layout.of_image(self.pixels.size)
+        self._known(name)
+        if not self._layouts:
+            trace = self.run(torch.zeros(1, 3, *self.pixels.size, device=self.device))
+            self._layouts = {each: self._measure(each, trace.features[each], trace.raw[each]) for each in trace.raw}
+        return self._layouts[name]
+
+    def stage_of(self, name: str) -> Stage:
+        """The stage that a stage's or layer's name belongs to."""
+        return self.spec.stage(name.partition(".")[0])
+
+    def digest(self) -> str:
+        """A SHA-256 digest that tells these weights from others: the start of every parameter and statistic."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.module.state_dict().items()):
+            start = value.detach().flatten()[:1024].float().cpu()
+            digest.update(f"{name} {tuple(value.shape)}".encode() + start.numpy().tobytes())
+        return digest.hexdigest()
+
+    def _measure(self, name: str, features: Tensor, raw: Call) -> Layout:
+        stage = self.stage_of(name)
+        tokens, width = features.shape[1:]
+        grids: tuple[tuple[int, int], ...] = ()
+        if stage.gridded:
+            pattern = self._sites[name][0].pattern
+            grids = infer_grids(raw.value[0], pattern, tokens - stage.prefix, self.pixels.size, stage.levels)
+            if not grids:
+                raise UserError(
+                    f"cannot place the {tokens} tokens at '{name}' on a grid over {self.pixels.size} pixels: "
+                    "state the stage's prefix and levels, or gridded=False"
+                )
+        classes = stage.classes if name == stage.name else 0
+        return Layout(tokens, width, grids, stage.prefix, classes, stage.scores)
+
+    def _wanted(self, until: str | None) -> set[str] | None:
+        return None if until is None else {self._known(until)}
+
+    def _known(self, name: str) -> str:
+        if name not in self._sites:
+            raise UserError(f"no stage or layer '{name}' in {self.name}: it has {', '.join(self._sites)}")
+        return name
