@@ -1,1 +1,75 @@
-"""See what a vision model still knows about an image, stage by stage."""
+"""See what a vision model still knows about an image, stage by stage.
+
+Names are imported when they are first used, so that ``import backsight`` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from backsight.chain import ChainEnsemble, InverseChain
+    from backsight.core import Classes, Detections, Layout, Pixels, Site, Spec, Stage, UserError
+    from backsight.data import load_images, open_data
+    from backsight.demo import demo
+    from backsight.evaluate import evaluate
+    from backsight.inverses import INVERSES
+    from backsight.models import MODELS, load_model
+    from backsight.report import write_report
+    from backsight.report.reconstruct import reconstruct
+    from backsight.staging import StagedModel, Trace
+    from backsight.train import train
+    from backsight.verify import verify
+
+_HOMES = {
+    "backsight.chain": ("ChainEnsemble", "InverseChain"),
+    "backsight.core": ("Classes", "Detections", "Layout", "Pixels", "Site", "Spec", "Stage", "UserError"),
+    "backsight.data": ("load_images", "open_data"),
+    "backsight.demo": ("demo",),
+    "backsight.evaluate": ("evaluate",),
+    "backsight.inverses": ("INVERSES",),
+    "backsight.models": ("MODELS", "load_model"),
+    "backsight.report": ("write_report",),
+    "backsight.report.reconstruct": ("reconstruct",),
+    "backsight.staging": ("StagedModel", "Trace"),
+    "backsight.train": ("train",),
+    "backsight.verify": ("verify",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "INVERSES",
+    "MODELS",
+    "ChainEnsemble",
+    "Classes",
+    "Detections",
+    "InverseChain",
+    "Layout",
+    "Pixels",
+    "Site",
+    "Spec",
+    "Stage",
+    "StagedModel",
+    "Trace",
+    "UserError",
+    "demo",
+    "evaluate",
+    "load_images",
+    "load_model",
+    "open_data",
+    "reconstruct",
+    "train",
+    "verify",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'backsight' has no attribute '{name}'")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

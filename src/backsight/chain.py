@@ -7,14 +7,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from backsight.core import IMAGE, Layout, Pixels, UserError, split_entry
+from backsight.core import IMAGE, Layout, UserError, split_entry
 from backsight.files import write_json, write_whole
 from backsight.inverses import Inverse, build_inverse
 from backsight.staging import StagedModel, Trace
@@ -25,10 +25,12 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """Which inverse reads a stage: its name in ``INVERSES`` and the options it is built with."""
+    """Which inverse reads a stage: its name in ``INVERSES``, the options it is built with, and the learning rate
+    where it is not the inverse's own."""
 
     inverse: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    learning_rate: float | None = None
 
 
 class InverseChain(nn.Module):
@@ -58,6 +60,10 @@ class InverseChain(nn.Module):
     def entries(self) -> list[str]:
         """Every inverse of the chain: ``backbone, encoder, ..., prediction@onehot``."""
         return list(self.plans)
+
+    def items(self) -> list[tuple[str, Inverse]]:
+        """The inverses by entry."""
+        return [(entry, cast(Inverse, self.inverses[entry])) for entry in self.plans]
 
     def path(self, at: str, to: str = IMAGE, via: Mapping[str, str] | None = None) -> list[str]:
         """The entries that lead from stage (or entry) ``at`` down to ``to``, in the order in which they are applied.
@@ -124,7 +130,7 @@ class InverseChain(nn.Module):
         """Write ``chain.json`` and one ``<entry>.safetensors`` for each inverse, each file whole, the index last."""
         folder = Path(folder)
         inverses = {}
-        for entry, inverse in self.inverses.items():
+        for entry, inverse in self.items():
             state = {name: value.contiguous() for name, value in inverse.state_dict().items()}
             path = write_whole(folder / f"{entry}.safetensors", lambda file, state=state: save_file(state, file))
             inverses[entry] = {
@@ -148,7 +154,7 @@ class InverseChain(nn.Module):
         index = _read_index(folder)
         inverses, plans = {}, {}
         for entry, saved in index["inverses"].items():
-            plans[entry] = Plan(saved["inverse"], saved["options"])
+            plans[entry] = Plan(saved["inverse"], saved["options"], saved["learning_rate"])
             inverse = build_inverse(
                 saved["inverse"], _layout(saved["source"]), _layout(saved["target"]), saved["options"]
             )
@@ -241,12 +247,6 @@ def build_chain(model: StagedModel, plans: Mapping[str, Plan], seed: int) -> Inv
 
 def _layout(saved: dict[str, Any]) -> Layout:
     return Layout(**{**saved, "grids": tuple(tuple(grid) for grid in saved["grids"])})
-
-
-def pixels_of(model: Mapping[str, Any]) -> Pixels:
-    """The pixels of a forward model as a chain describes it."""
-    saved = dict(model["pixels"])
-    return Pixels(**{name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Layout:
     @classmethod
     def of_image(cls, size: tuple[int, int]) -> Layout:
         """The layout of an RGB image of ``size`` (H, W)."""
-        return cls(tokens=size[0] * size[1], width=3, grids=(tuple(size),))
+        return cls(tokens=size[0] * size[1], width=3, grids=((size[0], size[1]),))
 
 
 @dataclass(frozen=True)

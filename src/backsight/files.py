@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Call ``write`` with a temporary path beside ``path``, then put that file in place of ``path``.
 
     Whoever reads ``path`` sees the old content or the new one, never a part; a failed ``write`` leaves nothing.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from backsight.arrange import infer_grids
-from backsight.core import IMAGE, Classes, Detections, Layout, Pixels, Spec, Stage, UserError
+from backsight.core import IMAGE, Classes, Detections, Layout, Pixels, Site, Spec, Stage, UserError
 from backsight.replay import Call, Reached, Recorder, Trace, kept_modules, named_sites, stubbed
 
 Prediction = Classes | list[Detections]
@@ -76,6 +76,10 @@ class StagedModel:
     def stages(self) -> list[str]:
         """The stages, in the order of the forward pass."""
         return [stage.name for stage in self.spec.stages]
+
+    def sites(self, name: str) -> tuple[Site, ...]:
+        """Where the features of a stage or layer live in the library's model."""
+        return self._sites[self._known(name)]
 
     def to(self, device: torch.device | str) -> StagedModel:
         """Move the weights; returns the model itself."""

@@ -26,9 +26,14 @@ class SiteCheck:
     gradient: bool
 
     @property
+    def results(self) -> tuple[bool, bool, bool]:
+        """The three checks, in the order above."""
+        return self.identity, self.edit_changes_output, self.gradient
+
+    @property
     def passed(self) -> bool:
-        """All three checks hold."""
-        return self.identity and self.edit_changes_output and self.gradient
+        """All three hold."""
+        return all(self.results)
 
 
 def verify(model: StagedModel, batch_size: int = 1, seed: int = 0) -> Iterator[SiteCheck]:
@@ -50,7 +55,8 @@ def verify(model: StagedModel, batch_size: int = 1, seed: int = 0) -> Iterator[S
         noise = torch.randn(features.shape, generator=generator).to(features.device)
         edited = (features + features.std() * noise).requires_grad_()
         changed = tensors(model.resume(name, edited, trace).output)
-        (slope,) = torch.autograd.grad(sum(each.float().square().sum() for each in changed), edited, allow_unused=True)
+        energy = torch.stack([each.float().square().sum() for each in changed]).sum()
+        (slope,) = torch.autograd.grad(energy, edited, allow_unused=True)
         yield SiteCheck(
             name,
             (features.shape[1], features.shape[2]),

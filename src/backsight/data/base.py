@@ -49,15 +49,21 @@ class Batch:
 class ImageData(Protocol):
     """A map-style data set: ``len(data)`` and ``data[i] -> Sample | None`` (None: unreadable, skipped and counted).
 
-    ``name`` is the user's own word for it, ``classes`` the class names by label. ``fingerprint()`` is a
-    hexadecimal digest that changes when an image, an annotation or the split does.
+    ``fingerprint()`` is a hexadecimal digest that changes when an image, an annotation or the split does.
     """
 
-    name: str
-    classes: Mapping[int, str]
+    @property
+    def name(self) -> str:
+        """The user's own word for the data."""
+        ...
 
-    def __len__(self) -> int: ...  # noqa: D105
-    def __getitem__(self, index: int) -> Sample | None: ...  # noqa: D105
+    @property
+    def classes(self) -> Mapping[int, str]:
+        """Class names by label."""
+        ...
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample | None: ...
     def fingerprint(self) -> str:
         """A hexadecimal digest of what the data is."""
         ...

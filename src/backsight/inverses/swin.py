@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -33,15 +33,14 @@ class SwinStage(Inverse):
         super().__init__(source, target, constants)
         from timm.models.swin_transformer import SwinTransformerBlock
 
+        block: Any = SwinTransformerBlock
         grid, width = source.grid, source.width
         side = tuple(window) if isinstance(window, list | tuple) else (window, window)
         fitting = tuple(min(pair) for pair in zip(side, grid, strict=True))
         shift = tuple(0 if own >= whole else own // 2 for own, whole in zip(fitting, grid, strict=True))
         self.blocks = nn.Sequential(
             *(
-                SwinTransformerBlock(
-                    width, grid, heads, window_size=fitting, shift_size=(0, 0) if index % 2 == 0 else shift
-                )
+                block(width, grid, heads, window_size=fitting, shift_size=(0, 0) if index % 2 == 0 else shift)
                 for index in range(depth)
             )
         )

@@ -86,6 +86,7 @@ class Encoder(Inverse):
         super().__init__(source, target, constants)
         layers = (EncoderLayer(source.width, heads, feedforward, dropout) for _ in range(depth))
         self.layers = nn.ModuleList(layers)
+        self.position: Tensor
         self.register_buffer("position", sine_positions(target.grid, source.width), persistent=False)
         _initialise(self.layers)
 
@@ -115,6 +116,7 @@ class Decoder(Inverse):
         width = target.width
         layers = (DecoderLayer(width, heads, feedforward, dropout) for _ in range(depth))
         self.layers, self.norm = nn.ModuleList(layers), nn.LayerNorm(width)
+        self.position: Tensor
         self.register_buffer("position", sine_positions(target.grid, width), persistent=False)
         _initialise(self.layers)
         self.query_position = nn.Parameter(torch.randn(source.tokens, width))

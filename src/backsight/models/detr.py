@@ -70,16 +70,24 @@ def read_detections(module: Any) -> Read:
     return read
 
 
+_SMALL_BACKBONE: dict[str, Any] = {
+    "hidden_sizes": [8, 16, 16, 24],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+    "out_features": ["stage4"],
+}
+
+
 def small() -> nn.Module:
     """A tiny DETR: stride 32, width 32, two layers each, seven queries."""
     from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
-    backbone = ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16, 16, 24], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage4"]
-    )
-    layers = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    widths = {"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
-    config = DetrConfig(backbone_config=backbone, num_queries=7, num_labels=4, **layers, **widths)
+    options: dict[str, Any] = {
+        "backbone_config": ResNetConfig(embedding_size=8, **_SMALL_BACKBONE),
+        **{"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2},
+        **{"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_queries": 7, "num_labels": 4},
+    }
+    config = DetrConfig(**options)
     return DetrForObjectDetection(config)
 
 

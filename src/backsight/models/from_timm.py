@@ -52,7 +52,7 @@ def _differing(message: str) -> tuple[list[str], list[str]]:
 
 def pixels(module: nn.Module, size: tuple[int, int] | None) -> Pixels:
     """What timm's own data configuration of the model says of its images."""
-    from timm.data import resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
 
     config = resolve_model_data_config(module)
     embedding: Any = getattr(module, "patch_embed", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from backsight.core import Pixels, UserError
 from backsight.models.weights import mismatch, read_config, read_state
 
-_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+_RESAMPLE: dict[int, Any] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers for interpolation, which preprocessor_config.json uses."""
 
 
@@ -76,11 +77,12 @@ def pixels(folder: Path | None, size: tuple[int, int] | None, default: tuple[int
     """
     path = None if folder is None else folder / "preprocessor_config.json"
     raw = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else {}
-    named = raw.get("size") if isinstance(raw.get("size"), dict) else {}
-    own = (named["height"], named["width"]) if {"height", "width"} <= named.keys() else default
-    standard = Pixels(size or own)
-    return Pixels(
-        size or own,
+    named = raw.get("size")
+    if isinstance(named, dict) and {"height", "width"} <= named.keys():
+        default = (named["height"], named["width"])
+    standard = Pixels(size or default)
+    return replace(
+        standard,
         mean=tuple(raw.get("image_mean", standard.mean)),
         std=tuple(raw.get("image_std", standard.std)),
         interpolation=_RESAMPLE.get(raw.get("resample", 2), "bilinear"),

@@ -1,0 +1,95 @@
+"""Pictures and what is known of them, from wherever they are: ``open_data("folder:photos", model.pixels)``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from backsight.core import Pixels, UserError
+from backsight.data.base import Batch, ImageData, Sample, Splits, Target, collate
+from backsight.data.coco import open_coco
+from backsight.data.decode import UnreadableImage, read_image
+from backsight.data.fit import fit, fit_target
+from backsight.data.folder import load_images, open_folder
+from backsight.data.huggingface import open_huggingface, open_parquet
+from backsight.data.loader import batches, loader
+from backsight.data.source import Reading
+
+__all__ = [
+    "DATA",
+    "FORMS",
+    "Batch",
+    "ImageData",
+    "Reading",
+    "Sample",
+    "Splits",
+    "Target",
+    "UnreadableImage",
+    "batches",
+    "collate",
+    "fit",
+    "fit_target",
+    "load_images",
+    "loader",
+    "open_data",
+    "read_image",
+]
+
+
+def _open_world(spec: str, reading: Reading) -> Splits:
+    from backsight.data.world import open_world
+
+    return open_world(spec, reading.pixels.size)
+
+
+DATA: dict[str, Callable[[str, Reading], Splits]] = {
+    "coco": open_coco,
+    "folder": open_folder,
+    "hf": open_huggingface,
+    "parquet": open_parquet,
+    "world": _open_world,
+}
+"""What stands before the colon of a data specification -> what opens it."""
+
+FORMS = "coco:DIR[:SPLIT], folder:DIR, hf:NAME[:SPLIT], parquet:FILE_OR_DIR, world"
+"""The data specifications there are, for help texts."""
+
+
+def open_data(spec: str, pixels: Pixels, *, seed: int = 0, strict: bool = False, masks: bool = False) -> Splits:
+    """Open a data set for a model: train, validation and test, disjoint by id.
+
+    Args:
+        spec: ``coco:DIR[:SPLIT]``, ``folder:DIR``, ``hf:NAME[:SPLIT]``, ``parquet:FILE_OR_DIR`` or ``world``.
+        pixels: what the model expects of an image; the samples are resized to it.
+        seed: of the division, where the data do not come in parts.
+        strict: fail at the first picture that cannot be read, instead of naming, skipping and counting it.
+        masks: draw the objects' masks too (COCO), ``n H W``; inverses need none.
+
+    Raises:
+        UserError: there is no such kind of data, or nothing of it where the specification points.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind not in DATA:
+        raise UserError(f"'{spec}' is no data specification: {_suggestion(spec)}")
+    if kind != "world" and not rest:
+        raise UserError(f"'{spec}' does not say where the data is: data is one of {FORMS}")
+    if rest.startswith("~"):  # which no shell expands behind a colon
+        spec = f"{kind}:{Path(rest).expanduser()}"
+    return DATA[kind](spec, Reading(pixels, seed, strict, masks))
+
+
+def _suggestion(spec: str) -> str:
+    """What was probably meant."""
+    kind, colon, rest = spec.partition(":")
+    path = Path(spec)
+    if path.suffix == ".parquet":
+        return f"say 'parquet:{spec}'"
+    if spec and path.is_dir():
+        has_parquet = next(path.glob("*.parquet"), None) is not None
+        word = "coco" if (path / "annotations").is_dir() else "parquet" if has_parquet else "folder"
+        return f"say '{word}:{spec}'"
+    close = difflib.get_close_matches(kind.lower(), DATA, n=1)
+    if close:
+        return f"did you mean '{close[0]}{colon}{rest}'?"
+    return f"data is one of {FORMS}"

@@ -1,0 +1,105 @@
+"""Pictures and what is known of them, brought to the size of a model, in uint8 as the model libraries do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from backsight.core import Pixels
+from backsight.data.base import Target
+
+INTERPOLATION = {
+    "nearest": InterpolationMode.NEAREST_EXACT,  # what Pillow calls nearest
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+    "lanczos": InterpolationMode.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture comes to lie: scaled to ``scaled`` (rows, columns), then the window of ``size`` (H, W) whose
+    upper left corner is at ``top``, ``left``."""
+
+    scaled: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def top(self) -> int:
+        """Rows of the scaled picture above the window."""
+        return round((self.scaled[0] - self.size[0]) / 2)
+
+    @property
+    def left(self) -> int:
+        """Columns of the scaled picture left of the window."""
+        return round((self.scaled[1] - self.size[1]) / 2)
+
+    def window(self, scaled: Tensor) -> Tensor:
+        """``... scaled`` -> ``... H W``."""
+        return scaled[..., self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
+
+
+def place(original: tuple[int, int], pixels: Pixels) -> Placement:
+    """Where a picture of ``original`` (rows, columns) comes to lie.
+
+    The rounding is timm's (``transforms_imagenet_eval``: crop modes "squash" for "stretch" and "center" for
+    "crop"), which for a whole "stretch" is the DETR processor's too.
+    """
+    height, width = original
+    goal = tuple(math.floor(side / pixels.crop_fraction) for side in pixels.size)
+    if pixels.fit == "stretch":
+        scaled = goal
+    elif goal[0] == goal[1]:
+        scaled = (
+            (goal[0], int(goal[0] * width / height)) if height <= width else (int(goal[0] * height / width), goal[0])
+        )
+    else:
+        ratio = min(height / goal[0], width / goal[1])
+        scaled = (round(height / ratio), round(width / ratio))
+    return Placement((scaled[0], scaled[1]), pixels.size)
+
+
+def fit(image: Tensor, pixels: Pixels) -> Tensor:
+    """A picture ``3 rows columns`` uint8 -> ``3 H W`` uint8 at the model's size, with antialiasing."""
+    placement = place((image.shape[-2], image.shape[-1]), pixels)
+    mode = INTERPOLATION[pixels.interpolation]
+    if mode is InterpolationMode.LANCZOS:  # for tensors only the newest torchvision has it
+        picture = functional.resize(functional.to_pil_image(image), list(placement.scaled), mode)
+        scaled = functional.pil_to_tensor(picture)
+    else:
+        scaled = functional.resize(image, list(placement.scaled), mode, antialias=True)
+    return placement.window(scaled).contiguous()
+
+
+def fit_target(target: Target, original: tuple[int, int], pixels: Pixels) -> Target:
+    """What is known of a picture of ``original`` (rows, columns), in the pixels of the fitted one.
+
+    Boxes are cut at the window's border; objects of which nothing is left in it are dropped from every field.
+    """
+    placement = place(original, pixels)
+    scale = torch.tensor([placement.scaled[1] / original[1], placement.scaled[0] / original[0]]).repeat(2)
+    corner = torch.tensor([placement.left, placement.top]).repeat(2)
+    border = torch.tensor([pixels.size[1], pixels.size[0]]).repeat(2)
+    boxes = (target.boxes * scale - corner).clamp(min=0).minimum(border)
+    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return replace(
+        target,
+        boxes=boxes[keep],
+        labels=target.labels[keep],
+        masks=None if target.masks is None else _fit_masks(target.masks[keep], placement),
+        crowd=target.crowd[keep],
+        attributes={name: values[keep] for name, values in target.attributes.items()},
+    )
+
+
+def _fit_masks(masks: Tensor, placement: Placement) -> Tensor:
+    """Masks ``n rows columns`` bool -> ``n H W`` bool."""
+    if not len(masks):
+        return torch.zeros(0, *placement.size, dtype=torch.bool)
+    scaled = functional.resize(masks.to(torch.uint8), list(placement.scaled), InterpolationMode.NEAREST_EXACT)
+    return placement.window(scaled).bool()

@@ -1,0 +1,174 @@
+"""A folder of pictures: ``folder:DIR``."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from backsight.core import Pixels, UserError
+from backsight.data.base import Batch, Splits, Target, collate
+from backsight.data.source import Reading, Source, file_facts
+from backsight.data.split import PART, arrange
+
+SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".tga"),
+}
+"""What the name of a picture ends in; upper case will do as well."""
+
+
+class ImageFiles(Source):
+    """Picture files below ``root``, whose ids are their paths from there; ``labels`` by id, where there are any."""
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        ids: Sequence[str],
+        reading: Reading,
+        labels: Mapping[str, int] | None = None,
+        classes: Mapping[int, str] | None = None,
+    ) -> None:
+        super().__init__(name, ids, classes or {}, reading)
+        self.root = root
+        self.labels = labels or {}
+
+    def where(self, index: int) -> str:
+        """The picture's path."""
+        return str(self.picture(index))
+
+    def picture(self, index: int) -> Path:
+        """The picture's file."""
+        return self.root / self.ids[index]
+
+    def target(self, index: int, original: tuple[int, int]) -> Target:  # noqa: ARG002
+        """The label of the picture's folder, if the folders are classes."""
+        return Target(label=self.labels.get(self.ids[index]))
+
+    def facts(self) -> Iterable[str]:
+        """Every id with its file's size and its label."""
+        yield from file_facts(self.root, self.ids)
+        yield from (f"{identity} {self.classes[label]}" for identity, label in sorted(self.labels.items()))
+
+
+def open_folder(spec: str, reading: Reading) -> Splits:
+    """``folder:DIR`` -> train, validation and test.
+
+    Subfolders ``train``, ``val`` (``validation``) and ``test`` are those parts; two of them, or one folder of
+    pictures in any arrangement, are divided as in :func:`~backsight.data.split.arrange`. The folders in a part
+    are classes where there are at least two.
+
+    Raises:
+        UserError: the folder is missing or empty, or has no pictures, or fewer than three that can be read.
+    """
+    root = Path(spec.partition(":")[2])
+    ids = find_images(root)
+    folders = {identity.partition("/")[0] for identity in ids if "/" in identity}
+    given = {folder: PART[folder.lower()] for folder in folders if folder.lower() in PART}
+    whole = not given or given.keys() != folders
+    depth = 0 if whole else 1
+    labels, classes = _labels(ids, depth)
+
+    def files(names: Sequence[str]) -> ImageFiles:
+        own = {identity: labels[identity] for identity in names if identity in labels}
+        return ImageFiles(spec, root, names, reading, own, classes)
+
+    if whole:
+        return arrange({"train": files(ids)}, reading.seed)
+    parts: dict[str, list[str]] = {}
+    for identity in ids:
+        folder = identity.partition("/")[0]
+        if folder in given:
+            parts.setdefault(given[folder], []).append(identity)
+    return arrange({part: files(names) for part, names in parts.items()}, reading.seed)
+
+
+def find_images(root: Path) -> list[str]:
+    """The paths below ``root`` of all pictures, sorted; hidden files and folders are left out.
+
+    Raises:
+        UserError: the folder is missing or empty, or has no pictures.
+    """
+    _check(root)
+    try:
+        files = sorted(_walk(root, set()))
+    except OSError as error:
+        raise UserError(f"cannot look into folder '{error.filename}': {(error.strerror or '').lower()}") from error
+    images = [file for file in files if Path(file).suffix.lower() in SUFFIXES]
+    if images:
+        return images
+    if not files:
+        raise UserError(f"folder '{root}' is empty: put pictures (.jpg, .png, .webp, ...) into it")
+    if any(file.endswith(".parquet") for file in files):
+        raise UserError(f"folder '{root}' has no pictures but parquet files: 'parquet:{root}' would read them")
+    raise UserError(
+        f"folder '{root}' has no pictures among its {len(files)} files (the first is '{files[0]}'): "
+        "their names end in .jpg, .png, .webp, ..."
+    )
+
+
+def load_images(paths: Sequence[str | Path], pixels: Pixels, *, strict: bool = False) -> Batch:
+    """Some pictures, and all those in some folders, as one batch ``B 3 H W`` in [0, 1]; the ids are their paths.
+
+    A picture that cannot be read is named in the log and left out.
+
+    Raises:
+        UserError: a path does not exist, or there is no picture that can be read; under ``strict`` any that cannot.
+    """
+    files: list[str] = []
+    for path in map(Path, paths):
+        files += [str(path / image) for image in find_images(path)] if path.is_dir() else [str(_existing(path))]
+    source = ImageFiles("the given pictures", Path(), files, Reading(pixels, strict=strict))
+    samples = [source[index] for index in range(len(source))]
+    if all(sample is None for sample in samples):
+        reason = next(iter(source.unreadable.values()), "none was given")
+        raise UserError(f"no picture to show: {reason}")
+    return collate(samples)
+
+
+def nearest_name(path: Path) -> str:
+    """A hint for a path that does not exist: what stands beside it and is called nearly the same, or where it was
+    looked for."""
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    return f"; is it '{path.parent / close[0]}'?" if close else f"; it was looked for in '{path.parent.resolve()}'"
+
+
+def _labels(ids: Sequence[str], depth: int) -> tuple[dict[str, int], dict[int, str]]:
+    """The folder at ``depth`` of every id as its label, and the names of the labels; none if it is always the same."""
+    folders = {identity: identity.split("/")[depth] for identity in ids if identity.count("/") > depth}
+    names = sorted(set(folders.values()))
+    if len(names) < 2:
+        return {}, {}
+    label = {name: index for index, name in enumerate(names)}
+    return {identity: label[folder] for identity, folder in folders.items()}, dict(enumerate(names))
+
+
+def _check(root: Path) -> None:
+    if root.is_file():
+        raise UserError(f"'{root}' is a file: 'folder:' takes the folder that it is in, '{root.parent}'")
+    _existing(root)
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"there is no '{path}'{nearest_name(path)}")
+    return path
+
+
+def _walk(root: Path, seen: set[Path], below: str = "") -> Iterator[str]:
+    """Paths of all files from ``root``; folders that are links are followed, but none is entered twice."""
+    real = root.resolve()
+    if real in seen:
+        return
+    seen.add(real)
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if entry.name.startswith((".", "__MACOSX")):
+                continue
+            if entry.is_dir():
+                yield from _walk(Path(entry.path), seen, f"{below}{entry.name}/")
+            else:
+                yield below + entry.name

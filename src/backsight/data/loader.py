@@ -1,0 +1,87 @@
+"""Batches in an order that depends on the seed and the epoch alone, whoever decodes them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from backsight.core import UserError
+from backsight.data.base import Batch, ImageData
+from backsight.data.parcels import Parcels, Skipping, unpack
+
+
+def loader(
+    data: ImageData,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    shuffle: bool = False,
+    workers: int = 0,
+    device: str | torch.device = "cpu",
+    start: int = 0,
+) -> Iterator[Batch]:
+    """One epoch of ``data`` in batches ``B 3 H W``, the images on ``device``; the same ones for any ``workers``.
+
+    Args:
+        data: any data set; one with a method ``batch(indices)`` is asked for whole batches.
+        batch_size: images in a batch. The last one may be smaller, and so is one that lost unreadable images: it may
+            even be empty, since dropping it would shift the count that ``start`` relies on.
+        seed: of the order.
+        epoch: another order for each, if ``shuffle``.
+        shuffle: in an order of (seed, epoch), or that of the data.
+        workers: processes that decode; no more are started than this machine has cores.
+        device: where the images go.
+        start: batches to leave out at the beginning, without decoding them.
+
+    Raises:
+        UserError: under ``strict``, a picture that cannot be read.
+    """
+    device = torch.device(device)
+    parcels = DataLoader(
+        Parcels(data),
+        batch_size=None,
+        sampler=batches(len(data), batch_size, seed=seed, epoch=epoch, shuffle=shuffle)[start:],
+        collate_fn=_as_it_is,
+        num_workers=min(workers, _cores()),
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # else the loader would draw from the global one, which training depends on
+    )
+    for parcel in parcels:
+        if isinstance(parcel, UserError):
+            raise parcel
+        for identity, reason in parcel.unreadable.items():
+            if isinstance(data, Skipping):
+                data.record(identity, reason)
+        yield Batch(_to_unit(parcel.images.to(device, non_blocking=True)), tuple(parcel.ids), unpack(parcel.targets))
+
+
+def batches(
+    num_items: int, batch_size: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = False
+) -> list[list[int]]:
+    """The indices of every batch of an epoch: each of ``num_items`` once, in an order of (seed, epoch) alone."""
+    if shuffle:
+        mixed = hashlib.sha256(f"{seed}:{epoch}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(mixed[:7], "big"))
+        order = torch.randperm(num_items, generator=generator).tolist()
+    else:
+        order = list(range(num_items))
+    return [order[first : first + batch_size] for first in range(0, num_items, batch_size)]
+
+
+def _to_unit(images: Tensor) -> Tensor:
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _as_it_is(parcel: Any) -> Any:
+    return parcel

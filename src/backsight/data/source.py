@@ -1,0 +1,119 @@
+"""What every source of pictures does alike: read, fit, name what cannot be read, and tell what it consists of."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from backsight.core import Pixels
+from backsight.data.base import Sample, Target
+from backsight.data.decode import UnreadableImage, read_image
+from backsight.data.fit import fit, fit_target
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read, whatever the source: for which model, divided by which ``seed``, failing at the first unreadable
+    file (``strict``) or skipping it, with the objects' masks or without."""
+
+    pixels: Pixels
+    seed: int = 0
+    strict: bool = False
+    masks: bool = False
+
+
+class Source(ABC):
+    """A map-style data set (:class:`~backsight.data.base.ImageData`) of pictures that are decoded when asked for.
+
+    A picture that cannot be read gives None, one line in the log, and an entry in ``unreadable`` (id -> reason);
+    under ``strict`` it raises :class:`UnreadableImage` instead. ``ids`` are in the order of the indices.
+    """
+
+    def __init__(self, name: str, ids: Sequence[str], classes: Mapping[int, str], reading: Reading) -> None:
+        self.name = name
+        self.ids = ids
+        self.classes = classes
+        self.reading = reading
+        self.unreadable: dict[str, str] = {}
+        self._fingerprint = ""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample | None:
+        index = range(len(self))[index]
+        identity = self.ids[index]
+        try:
+            image = self.read(index)
+        except UnreadableImage as error:
+            if self.reading.strict:
+                raise UnreadableImage(f"{error} (mend or remove it, or leave out strict)") from error
+            self.record(identity, str(error))
+            return None
+        original = (image.shape[-2], image.shape[-1])
+        target = fit_target(self.target(index, original), original, self.reading.pixels)
+        return Sample(fit(image, self.reading.pixels), identity, target)
+
+    def record(self, identity: str, reason: str) -> None:
+        """Remember that a picture cannot be read, and say so once."""
+        if identity not in self.unreadable:
+            self.unreadable[identity] = reason
+            if get_worker_info() is None:  # a worker's news reach the main process through the loader
+                logger.warning("%s; skipped", reason)
+
+    def read(self, index: int) -> Tensor:
+        """The whole picture, ``3 rows columns`` uint8.
+
+        Raises:
+            UnreadableImage: it cannot be decoded.
+        """
+        return read_image(self.picture(index), name=self.where(index))
+
+    def where(self, index: int) -> str:
+        """What to call a picture in a message: where its user finds it."""
+        return f"{self.ids[index]} of {self.name}"
+
+    @abstractmethod
+    def picture(self, index: int) -> Path | bytes:
+        """The picture's file, or the content of one."""
+
+    @abstractmethod
+    def target(self, index: int, original: tuple[int, int]) -> Target:
+        """What is known of a picture of ``original`` (rows, columns), in the pixels of that picture."""
+
+    @abstractmethod
+    def facts(self) -> Iterable[str]:
+        """What the fingerprint is made of, in a fixed order."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 over :meth:`facts`; it is computed once."""
+        self._fingerprint = self._fingerprint or digest(self.facts())
+        return self._fingerprint
+
+
+def digest(facts: Iterable[str]) -> str:
+    """SHA-256 of some lines, in hexadecimal."""
+    total = hashlib.sha256()
+    for fact in facts:
+        total.update(fact.encode("utf-8", "surrogateescape") + b"\n")
+    return total.hexdigest()
+
+
+def file_facts(root: Path, ids: Iterable[str]) -> Iterable[str]:
+    """One line for each file below ``root``, sorted: its id and its size in bytes (-1 where it is missing).
+
+    Sizes instead of contents: a million files are told in seconds, and a picture that was exchanged for
+    another hardly ever keeps its size.
+    """
+    for identity in sorted(ids):
+        path = root / identity
+        yield f"{identity} {path.stat().st_size if path.exists() else -1}"

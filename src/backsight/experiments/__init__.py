@@ -1,0 +1,1 @@
+"""One file for each experiment: what is measured, and how it is drawn."""

@@ -1,0 +1,25 @@
+"""Figures of results, for print and for the page. Nothing here knows a model.
+
+A figure is 7 inches wide, has no letters under 7 points, and colours that colour-blind people tell apart.
+Matplotlib is imported where it is used, so that importing the package stays quick, and pyplot is left alone.
+"""
+
+from backsight.figures.house_style import DARK_PALETTE, PALETTE, style, to_pdf, to_png, to_svg
+from backsight.figures.lines import ErrorPoint, curves, error_bars
+from backsight.figures.pictures import draw_detections, image_png
+from backsight.figures.side_by_side import grid
+
+__all__ = [
+    "DARK_PALETTE",
+    "PALETTE",
+    "ErrorPoint",
+    "curves",
+    "draw_detections",
+    "error_bars",
+    "grid",
+    "image_png",
+    "style",
+    "to_pdf",
+    "to_png",
+    "to_svg",
+]

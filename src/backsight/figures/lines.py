@@ -1,0 +1,150 @@
+"""Numbers as lines: error per stage, losses over training."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+from backsight.figures.house_style import LETTER_WIDTH, PALETTE, WIDTH, ink, nth_colour, style, wrapped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_LINE_STYLES = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)))
+_BASELINES = ((0, (4, 2)), (0, (1, 1.5)), (0, (7, 2, 1, 2)))
+
+
+@dataclass(frozen=True)
+class ErrorPoint:
+    """The error at one stage: of every seed (one at least), and (mean, low, high) of its 95 % interval if known."""
+
+    stage: str
+    seeds: Sequence[float]
+    interval: tuple[float, float, float] | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float, float]:
+        """(mean, low, high): of the interval, or three times the mean of the seeds."""
+        mean = math.fsum(self.seeds) / len(self.seeds)
+        return self.interval or (mean, mean, mean)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line as the legend needs it; ``end`` is the height at which it ends."""
+
+    end: float
+    handle: Any
+    name: str
+
+
+def error_bars(
+    table: Mapping[str, Sequence[ErrorPoint]],
+    baselines: Mapping[str, float] | None = None,
+    label: str = "mean squared error",
+    size: tuple[float, float] = (WIDTH, 2.6),
+    dark: bool = False,
+) -> Figure:
+    """Error per stage: the mean with its interval, every seed's own point, baselines as dashed lines.
+
+    Args:
+        table: For every line (a model, say) its points in the order of the stages.
+        baselines: Errors to compare with by name, such as that of the data's mean image.
+        label: Of the vertical axis: what is measured, in which unit.
+        size: (width, height) in inches.
+        dark: For a dark page.
+    """
+    stages = list(dict.fromkeys(point.stage for points in table.values() for point in points))
+    with style(dark):
+        figure, axes = _panel(size, xlim=(-0.5, max(1, len(stages)) - 0.5), ylabel=label)
+        shifts = [0.5 * (index - (len(table) - 1) / 2) / len(table) for index in range(len(table))]
+        lines: list[_Line] = []
+        for shift, (name, points) in zip(shifts, table.items(), strict=True):
+            lines.append(_add_points(axes, len(lines), name, points, [stages.index(p.stage) + shift for p in points]))
+        for dashes, (name, value) in zip(cycle(_BASELINES), (baselines or {}).items(), strict=False):
+            line = axes.axhline(value, linestyle=dashes, color=ink(), linewidth=1.1)
+            lines.append(_Line(value, line, name))
+        errors = [error for points in table.values() for point in points for error in (*point.seeds, *point.bounds)]
+        axes.set_ylim(bottom=1.05 * min([0.0, *errors]))
+        _name_stages(axes, stages, size[0] / max(1, len(stages)))
+        one_seed = axes.scatter([], [], s=9, facecolors="none", edgecolors=ink(), linewidths=0.8)
+        _add_legend(figure, lines, [_Line(-math.inf, one_seed, "one seed")])
+    return figure
+
+
+def _panel(size: tuple[float, float], **settings: Any) -> tuple[Figure, Any]:
+    """A figure with one pair of axes, and lines to read the heights by."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot(**settings)
+    axes.grid(axis="y")
+    return figure, axes
+
+
+def _add_points(axes: Any, index: int, name: str, points: Sequence[ErrorPoint], places: Sequence[float]) -> _Line:
+    """One line of errors; every seed's own point stands a little to its right."""
+    colour, marker = nth_colour(index), _MARKERS[index % len(_MARKERS)]
+    means = [point.bounds[0] for point in points]
+    lengths = [[max(0.0, mean - low), max(0.0, high - mean)] for mean, low, high in (p.bounds for p in points)]
+    yerr = list(zip(*lengths, strict=True))
+    handle = axes.errorbar(places, means, yerr=yerr, color=colour, marker=marker, markersize=4, capsize=2.5)
+    dots = [(place + 0.07, error) for place, point in zip(places, points, strict=True) for error in point.seeds]
+    axes.scatter(*zip(*dots, strict=True), s=9, facecolors="none", edgecolors=colour, linewidths=0.8)
+    return _Line(means[-1], handle, name)
+
+
+def _name_stages(axes: Any, stages: Sequence[str], room: float) -> None:
+    """Write the stages under the axis, each in ``room`` inches; slanted where a word does not fit."""
+    fits = all(len(word) * LETTER_WIDTH < 0.8 * room for stage in stages for word in stage.split())
+    if fits:
+        axes.set_xticks(range(len(stages)), [wrapped(stage, 0.8 * room) for stage in stages])
+    else:
+        axes.set_xticks(range(len(stages)), stages, rotation=40, ha="right", rotation_mode="anchor")
+
+
+def _add_legend(figure: Figure, lines: Sequence[_Line], after: Sequence[_Line] = ()) -> None:
+    """In the order in which the lines end, from the top: beside a wide figure, over a narrow one."""
+    named = [line for line in [*sorted(lines, key=lambda line: -line.end), *after] if line.name]
+    handles, names = [line.handle for line in named], [line.name for line in named]
+    if figure.get_figwidth() >= WIDTH - 1:
+        figure.legend(handles, [textwrap.fill(name, 24) for name in names], loc="outside right upper")
+    else:
+        lengths = [LETTER_WIDTH * len(name) + 0.5 for name in names]
+        in_one_row = sum(lengths) <= figure.get_figwidth()
+        columns = len(names) if in_one_row else int(figure.get_figwidth() / max(lengths))
+        figure.legend(handles, names, loc="outside upper left", ncols=max(1, columns), columnspacing=1.2)
+
+
+def curves(
+    metrics: Sequence[Mapping[str, Any]], size: tuple[float, float] = (WIDTH, 2.6), dark: bool = False
+) -> Figure:
+    """Losses over the steps of training, on a log scale: a colour for every inverse, a line for every seed.
+
+    Args:
+        metrics: One record for each measurement: ``step``, ``entry`` (which inverse), ``seed``, ``loss``. Records
+            whose loss is None, not finite or not above zero are left out.
+        size: (width, height) in inches.
+        dark: For a dark page.
+    """
+    losses: dict[str, dict[Any, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    for record in metrics:
+        if record["loss"] is not None and 0 < record["loss"] < math.inf:
+            losses[record["entry"]][record["seed"]].append((record["step"], record["loss"]))
+    with style(dark):
+        figure, axes = _panel(size, yscale="log", xlabel="step", ylabel="training loss")
+        lines: list[_Line] = []
+        for index, (entry, seeds) in enumerate(losses.items()):
+            dashes = _LINE_STYLES[index // len(PALETTE) % len(_LINE_STYLES)]
+            look = {"color": nth_colour(index), "linestyle": dashes, "linewidth": 0.9}
+            drawn = [axes.plot(*zip(*sorted(line), strict=True), **look)[0] for line in seeds.values()]
+            end = math.fsum(max(line)[1] for line in seeds.values()) / len(seeds)
+            lines.append(_Line(end, drawn[0], entry))
+        _add_legend(figure, lines)
+    return figure

@@ -1,0 +1,111 @@
+"""Images as files and images with detections drawn on them: tensors in, tensors or bytes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from backsight.core import Detections
+from backsight.figures.house_style import PALETTE
+
+if TYPE_CHECKING:
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont
+
+_DRAWN_SIDE = 384
+"""A smaller picture is enlarged before boxes are drawn on it, in pixels."""
+
+Strip = tuple[float, float, float, float]
+
+
+def image_png(image: Tensor) -> bytes:
+    """``3 H W`` in [0, 1] -> a PNG file, rounded to 8 bits; values outside are cut off."""
+    from PIL import Image
+
+    stream = BytesIO()
+    Image.fromarray(to_array(image)).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def to_array(image: Tensor) -> Any:
+    """``3 H W`` in [0, 1] -> a numpy array ``H W 3`` of uint8; values outside are cut off."""
+    levels = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    return rearrange(levels, "c h w -> h w c").numpy()
+
+
+def draw_detections(image: Tensor, detections: Detections, threshold: float = 0.5, letters: float = 0.04) -> Tensor:
+    """The image with a box, a name and a score for every detection of at least ``threshold``.
+
+    Args:
+        image: ``3 H W`` in [0, 1].
+        detections: Boxes in pixels of ``image``.
+        threshold: The least score that is drawn, in [0, 1].
+        letters: Height of the letters as a share of the image's width.
+
+    Returns:
+        ``3 kH kW`` in [0, 1]: a small image is enlarged by a whole number k first, so that letters can be read on it.
+    """
+    import matplotlib
+    import numpy
+    from PIL import Image, ImageDraw, ImageFont
+
+    factor = math.ceil(_DRAWN_SIDE / min(image.shape[-2:]))
+    canvas = Image.fromarray(to_array(repeat(image, "c h w -> c (h y) (w x)", y=factor, x=factor)))
+    height = max(8, round(letters * canvas.width))
+    # The letters of every other figure: they come with matplotlib, so they are the same on every machine.
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", height)
+    pen = ImageDraw.Draw(canvas)
+    chosen = detections.above(threshold)
+    taken: list[Strip] = []
+    for index in chosen.scores.argsort(descending=True).tolist():
+        label = int(chosen.classes[index])
+        text = f"{chosen.labels.get(label, f'class {label}')} {round(100 * chosen.scores[index].item())} %"
+        box = [factor * corner for corner in chosen.boxes[index].tolist()]
+        _draw_box(pen, box, text, PALETTE[label % len(PALETTE)], font, taken)
+    return rearrange(torch.from_numpy(numpy.array(canvas)).float() / 255, "h w c -> c h w")
+
+
+def _draw_box(
+    pen: ImageDraw, box: Sequence[float], text: str, colour: str, font: FreeTypeFont, taken: list[Strip]
+) -> None:
+    """Draw the frame and its text on a coloured strip; note the strip as taken."""
+    width, height = pen.im.size
+    x0, x1 = (min(max(0.0, x), width - 1.0) for x in sorted(box[::2]))
+    y0, y1 = (min(max(0.0, y), height - 1.0) for y in sorted(box[1::2]))
+    pen.rectangle((x0, y0, x1, y1), outline=colour, width=max(2, round(font.size / 6)))
+    margin = font.size / 5
+    size = (pen.textlength(text, font=font) + 2 * margin, font.size + 2 * margin)
+    strip = _free_place((x0, y0, x1, y1), size, (width, height), taken)
+    taken.append(strip)
+    pen.rectangle(strip, fill=colour)
+    middle = (strip[1] + strip[3]) / 2
+    pen.text((strip[0] + margin, middle), text, fill=_readable_on(colour), font=font, anchor="lm")
+
+
+def _free_place(box: Strip, size: tuple[float, float], canvas: tuple[int, int], taken: Sequence[Strip]) -> Strip:
+    """Where a box's text goes: above it, else inside, else below it, wherever no other text is yet."""
+    x0, y0, _, y1 = box
+    across, tall = size
+    left = max(0.0, min(x0, canvas[0] - across))
+    tops = [top for top in (y0 - tall, y0, y1 - tall, y1) if 0 <= top <= canvas[1] - tall] or [0.0]
+    strips = [(left, top, left + across, top + tall) for top in tops]
+    return next((strip for strip in strips if not any(_overlap(strip, other) for other in taken)), strips[0])
+
+
+def _overlap(one: Strip, other: Strip) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _readable_on(colour: str) -> str:
+    """Black or white, whichever has the higher contrast (WCAG 2) on ``colour``, "#rrggbb"."""
+    levels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4 for level in levels]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "white"

@@ -1,0 +1,186 @@
+"""A user's own pictures, from every stage: the pictures, their errors, and the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from backsight.chain import ChainEnsemble
+from backsight.core import Classes, Detections, UserError
+from backsight.data import Batch, load_images
+from backsight.devices import choose_device
+from backsight.evaluate import evaluate
+from backsight.figures import draw_detections, grid, to_png
+from backsight.files import write_whole
+from backsight.models import load_model
+from backsight.report.page import write_report
+from backsight.report.results import INPUT, DataCard, ModelCard, PictureRow, Results, StageErrors, save_pictures
+from backsight.staging import RANDOM, Prediction, StagedModel, Trace
+from backsight.train import RunFolder, command
+
+AT_ONCE = 8
+"""Pictures that go through the model together."""
+THRESHOLD = 0.5
+"""The least score of a detection that is drawn."""
+
+
+def reconstruct(
+    run: str | Path,
+    images: Sequence[str | Path],
+    out: str | Path,
+    *,
+    device: str = "auto",
+    strict: bool = False,
+) -> Results:
+    """Reconstruct pictures from every stage and seed of a run, and write them, ``results.json`` and ``report.html``.
+
+    Args:
+        run: the folder of a run, or of one chain.
+        images: picture files; a folder stands for the pictures in it.
+        out: the folder to write to; what an earlier call wrote there is replaced.
+        device: where to compute.
+        strict: fail at a picture that cannot be read, instead of leaving it out.
+
+    Raises:
+        UserError: no chain there, no picture that can be read, or the forward model is not to be had any more.
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: --out names a folder")
+    ensemble = ChainEnsemble.from_pretrained(run)
+    model = open_forward_model(ensemble, choose_device(device))
+    batch = load_images(images, model.pixels, strict=strict)
+    results = results_of(run, model, ensemble, batch, out)
+    results.save(out)
+    write_report(results, out / "report.html")
+    return results
+
+
+def open_forward_model(ensemble: ChainEnsemble, device: torch.device) -> StagedModel:
+    """The forward model that chains were trained on, checked to be the same."""
+    known = ensemble.model
+    file = known["weights"] if Path(known["weights"]).is_file() else None
+    random = known["weights"] == RANDOM
+    model = load_model(known["name"], size=tuple(known["size"]), weights=file, random_weights=random, device=device)
+    ensemble.to(device).check(model)
+    return model
+
+
+def results_of(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batch: Batch, out: str | Path) -> Results:
+    """Everything the page shows: the pictures of ``batch``, and the run's errors on its test images.
+
+    A chain that comes without its run is measured on ``batch`` itself. The pictures are written below ``out``, with
+    ``figure.png``, the same for print.
+    """
+    rows = [
+        row for start in range(0, len(batch.ids), AT_ONCE) for row in _rows(model, ensemble, batch, start, Path(out))
+    ]
+    measured = _measured(run, model, ensemble, batch)
+    card = measured["card"]
+    _print_figure(rows, Path(out))
+    return Results(
+        title=f"Through the eyes of {model.name}",
+        command=command(),
+        model=_model_card(model),
+        data=DataCard(
+            name=card["data"],
+            split="test",
+            num_images=measured["num_images"],
+            fingerprint=card["data_fingerprint"],
+            size=model.pixels.size,
+            fit=model.pixels.fit,
+            skipped=card["unreadable_images_skipped"],
+        ),
+        card={name.replace("_", " "): value for name, value in card.items()},
+        stages=[_stage(entry, found) for entry, found in measured["entries"].items()],
+        mean_image=measured["mean_image"],
+        pictures=rows,
+        curves=[record for record in RunFolder(run).metrics() if "losses" in record],
+    )
+
+
+@torch.no_grad()
+def reconstruct_all(model: StagedModel, ensemble: ChainEnsemble, images: Tensor) -> tuple[Trace, dict[str, Tensor]]:
+    """One forward pass of ``B 3 H W``, and its reconstructions by entry, ``S B 3 H W`` in [0, 1]."""
+    trace = model.run(images)
+    return trace, {entry: ensemble.reconstruct(trace, entry).clamp(0, 1) for entry in ensemble.entries}
+
+
+def _rows(model: StagedModel, ensemble: ChainEnsemble, batch: Batch, start: int, out: Path) -> list[PictureRow]:
+    images = batch.images[start : start + AT_ONCE].to(model.device)
+    trace, found = reconstruct_all(model, ensemble, images)
+    answers = _answers(model, trace)
+    rows = []
+    for index, image in enumerate(images):
+        drawn, caption = _told(image, answers[index])
+        pictures = {INPUT: [drawn], **{entry: list(seeds[:, index]) for entry, seeds in found.items()}}
+        rows.append(save_pictures(out, batch.ids[start + index], caption, pictures))
+    return rows
+
+
+def _answers(model: StagedModel, trace: Trace) -> Sequence[Any]:
+    if model.spec.task == "features":
+        return [None] * len(trace.images)
+    answer: Prediction = model.predict(trace)
+    return [Classes(logits, answer.labels) for logits in answer.logits] if isinstance(answer, Classes) else answer
+
+
+def _told(image: Tensor, answer: Classes | Detections | None) -> tuple[Tensor, str]:
+    """The picture with the model's detections drawn on it, and its answer in words."""
+    if isinstance(answer, Detections):
+        sure = answer.above(THRESHOLD)
+        names = [_name(sure.labels, int(each)) for each in sure.classes]
+        return draw_detections(image.cpu(), sure, THRESHOLD), f"detects {', '.join(names) or 'nothing'}"
+    if isinstance(answer, Classes):
+        probability, top = answer.logits.softmax(-1).max(-1)
+        return image.cpu(), f"says {_name(answer.labels, int(top))} ({probability:.0%})"
+    return image.cpu(), ""
+
+
+def _name(labels: Mapping[int, str], label: int) -> str:
+    return labels.get(label, f"class {label}")
+
+
+def _measured(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batch: Batch) -> dict[str, Any]:
+    """The errors that the run itself measured, else those on ``batch``."""
+    path = Path(run) / "evaluation.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    mean = Path(run) / "mean_image.safetensors"
+    image = load_file(mean)["mean_image"] if mean.is_file() else batch.images.mean(0)
+    moved = Batch(batch.images.to(model.device), batch.ids, batch.targets)
+    found = evaluate(model, ensemble, [moved], image.to(model.device)).as_json()
+    card = {"data": "the pictures below", "data_fingerprint": "", "unreadable_images_skipped": 0}
+    return {**found, "card": card}
+
+
+def _model_card(model: StagedModel) -> ModelCard:
+    height, width = model.pixels.size
+    details = {"family": model.spec.family, "stages": ", ".join(model.stages), "image size": f"{height} x {width}"}
+    return ModelCard(model.name, model.weights, model.weights == RANDOM, details)
+
+
+def _stage(entry: str, found: Mapping[str, Any]) -> StageErrors:
+    metrics = {name: found[name] for name in ("mse", "psnr", "ssim")}
+    intervals = {name: tuple(bounds) for name, bounds in found["interval"].items()}
+    return StageErrors(entry, metrics, intervals, found["layer_error"])
+
+
+def _print_figure(rows: Sequence[PictureRow], out: Path) -> None:
+    """``figure.png``: the first pictures beside their reconstructions by the first seed, for print."""
+    from torchvision.io import ImageReadMode, decode_image
+
+    shown = rows[:6]
+    columns = list(shown[0].images)
+    pictures = [
+        [decode_image(str(out / row.images[column][0]), ImageReadMode.RGB).float() / 255 for column in columns]
+        for row in shown
+    ]
+    figure = grid(pictures, columns, [Path(row.id).name for row in shown])
+    write_whole(out / "figure.png", lambda file: file.write_bytes(to_png(figure)))

@@ -1,0 +1,20 @@
+"""Training: one loop for every task, and the folder that a run leaves."""
+
+from backsight.train.budget import Budget
+from backsight.train.loop import Interrupted, Loop, State, Task
+from backsight.train.run import Run, command, open_model, train, train_run
+from backsight.train.run_folder import RunFolder
+
+__all__ = [
+    "Budget",
+    "Interrupted",
+    "Loop",
+    "Run",
+    "RunFolder",
+    "State",
+    "Task",
+    "command",
+    "open_model",
+    "train",
+    "train_run",
+]

@@ -1,0 +1,146 @@
+"""The files of a run: always the same ones, each written whole.
+
+``config.yaml`` (everything needed to run it again), ``metrics.jsonl``, ``checkpoints/``, ``chains/<seed>/``,
+``evaluation.json`` and ``card.md``. A run is finished when its card is there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from backsight.core import UserError
+from backsight.files import write_text, write_whole
+
+KEPT_CHECKPOINTS = 2
+OWN = (
+    "config.yaml",
+    "metrics.jsonl",
+    "checkpoints",
+    "chains",
+    "mean_image.safetensors",
+    "evaluation.json",
+    "card.md",
+    "tensorboard",
+)
+"""All that a run writes into its folder."""
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return (self.path / "card.md").is_file()
+
+    @property
+    def started(self) -> bool:
+        """Whether there is a run here, finished or not."""
+        return (self.path / "config.yaml").is_file()
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Whether a run may begin or go on here; nothing is touched.
+
+        Raises:
+            UserError: the folder holds a run, and neither option says what to do with it; or it holds other files.
+        """
+        here = self.path
+        if here.exists() and not here.is_dir():
+            raise UserError(f"{here} is a file: --out names a folder")
+        if overwrite:
+            return
+        if self.finished:
+            raise UserError(f"the run in {here} is finished: add --overwrite to replace it, or choose another --out")
+        if self.started and not resume:
+            raise UserError(f"{here} holds an unfinished run: add --resume to go on, or --overwrite to begin again")
+        if not self.started and here.is_dir() and any(here.iterdir()):
+            raise UserError(f"{here} is not empty and holds no run: choose another --out")
+
+    def prepare(self, *, overwrite: bool) -> None:
+        """Make the folder; drop the run in it if it is to be replaced, and what a killed process left half written."""
+        for name in OWN if overwrite else ():
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in self.path.rglob(".*.tmp*"):
+            leftover.unlink()
+
+    # ---- configuration
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Keep what the run was started with."""
+        write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+
+    def check_config(self, config: dict[str, Any], fields: tuple[str, ...]) -> None:
+        """Refuse to go on with a run that was started differently.
+
+        Raises:
+            UserError: one of the ``fields`` differs; the message says which, then and now.
+        """
+        before = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        for name in fields:
+            if before.get(name) != config[name]:
+                raise UserError(
+                    f"the run in {self.path} was started with {name} = {before.get(name)}, not {config[name]}: "
+                    "resume with the same command, or choose another --out"
+                )
+
+    # ---- metrics
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line of ``metrics.jsonl``; a last line that was cut short is left out."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        records = []
+        for line in lines:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        return records
+
+    def forget_after(self, step: int) -> None:
+        """Drop what ``metrics.jsonl`` says of steps after ``step``: they will be run again."""
+        kept = [json.dumps(record) for record in self.metrics() if record["step"] <= step]
+        write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
+
+    # ---- checkpoints
+
+    def save_checkpoint(self, step: int, state: dict[str, Any]) -> Path:
+        """Write the state after ``step`` batches, then drop all but the last few checkpoints."""
+        path = write_whole(self.path / "checkpoints" / f"step-{step:08d}.pt", lambda file: torch.save(state, file))
+        for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
+            old.unlink()
+        return path
+
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints there are, oldest first."""
+        return sorted((self.path / "checkpoints").glob("step-*.pt"))
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The newest checkpoint, None if there is none yet.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        found = self.checkpoints()
+        if not found:
+            return None
+        try:
+            return torch.load(found[-1], map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise UserError(f"{found[-1]} is damaged: delete it to resume from the checkpoint before it") from error

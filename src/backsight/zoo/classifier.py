@@ -1,0 +1,65 @@
+"""The zoo's classifiers: timm's own vision transformer at a small size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from backsight.core import Pixels
+from backsight.data.base import Batch
+from backsight.data.scenes import NUM_CLASSES, class_names
+from backsight.files import write_json, write_whole
+from backsight.zoo.recipes import SIZE, Recipe
+
+_HALF = (0.5, 0.5, 0.5)
+
+PIXELS = Pixels(SIZE, mean=_HALF, std=_HALF, interpolation="bicubic")
+"""How the zoo's classifiers see a picture: 96 x 96, from [0, 1] to [-1, 1]."""
+
+_ARCHITECTURE = "vit_tiny_patch16_224"  # timm's entry point; the arguments make it smaller still
+_ARGUMENTS: dict[str, Any] = {"img_size": SIZE[0], "patch_size": 12, "embed_dim": 128, "depth": 6, "num_heads": 4}
+
+
+class ClassifierLearner:
+    """A small vision transformer and its loss."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.model = timm.create_model(_ARCHITECTURE, num_classes=NUM_CLASSES, **_ARGUMENTS).train()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Cross entropy against the class of the one object."""
+        labels = torch.tensor([target.label for target in batch.targets])
+        return functional.cross_entropy(self.model(PIXELS.normalise(batch.images)), labels)
+
+    def save(self, folder: Path) -> None:
+        """Write ``config.json`` in the format of timm's hub, and ``model.safetensors`` (half precision)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.half().contiguous() for name, tensor in self.model.state_dict().items()}
+        write_whole(folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"}))
+        names = class_names(self.recipe.law)
+        pretrained = {
+            "input_size": [3, *SIZE],
+            "mean": list(PIXELS.mean),
+            "std": list(PIXELS.std),
+            "interpolation": PIXELS.interpolation,
+            "crop_pct": 1.0,
+            "fixed_input_size": True,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        }
+        config = {
+            "architecture": _ARCHITECTURE,
+            "num_classes": NUM_CLASSES,
+            "num_features": _ARGUMENTS["embed_dim"],
+            "model_args": _ARGUMENTS,
+            "label_names": [names[label] for label in range(NUM_CLASSES)],
+            "pretrained_cfg": pretrained,
+        }
+        write_json(folder / "config.json", config)

@@ -1,0 +1,144 @@
+"""Training the zoo's forward models from nothing: one loop for all of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from backsight.data.base import Batch
+from backsight.data.world import World
+from backsight.files import write_json
+from backsight.zoo.classifier import ClassifierLearner
+from backsight.zoo.detector import DetectorLearner
+from backsight.zoo.evaluate import evaluate_forward, measure
+from backsight.zoo.recipes import SIZE, Recipe, find_recipe
+
+_EVERY = 500  # steps between two looks at the validation scenes
+_LOOK = 500  # how many of those
+
+
+class Learner(Protocol):
+    """A model, what it minimises, and how it is written to a folder that its library can load."""
+
+    model: Any
+
+    def loss(self, batch: Batch) -> Tensor:
+        """What is to be minimised on ``batch``, a scalar."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the model's files into ``folder``."""
+        ...
+
+
+LEARNERS: dict[str, Callable[[Recipe], Learner]] = {
+    "detr": DetectorLearner,
+    "deformable-detr": DetectorLearner,
+    "vit": ClassifierLearner,
+}
+
+
+def train_forward(
+    name: str,
+    out: str | Path,
+    steps: int | None = None,
+    minutes: float | None = None,
+    seed: int | None = None,
+    test: int = 2_000,
+    log: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train the forward model ``name`` of the zoo from nothing into ``out``, and measure it on ``test`` fresh scenes.
+
+    ``steps`` and ``seed`` override the recipe's; ``minutes`` ends the run early, its schedule of learning rates
+    shortened to fit. The folder can be loaded from the first validation on. Gives the card, also in ``card.json``.
+
+    Raises:
+        UserError: there is no such name.
+    """
+    recipe = find_recipe(name)
+    recipe = replace(recipe, steps=steps or recipe.steps, seed=recipe.seed if seed is None else seed)
+    torch.manual_seed(recipe.seed)
+    learner = LEARNERS[recipe.architecture](recipe)
+    started = time.monotonic()
+    taken = _fit(learner, recipe, Path(out), minutes, log)
+    learner.save(Path(out))
+    seconds = time.monotonic() - started
+    card = _card(name.removeprefix("zoo/"), recipe, learner, taken, seconds, Path(out), test)
+    write_json(Path(out) / "card.json", card)
+    log(f"{name}: {card['figures']} after {taken} steps, {seconds:.0f} s")
+    return card
+
+
+def _fit(learner: Learner, recipe: Recipe, out: Path, minutes: float | None, log: Callable[[str], None]) -> int:
+    """Train until the steps or the minutes are used up; gives the number of steps taken."""
+    optimiser = torch.optim.AdamW(
+        learner.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+    watched, started, step, mean = _world(recipe, split=1, length=_LOOK), time.monotonic(), 0, math.nan
+    for step, progress in _progress(recipe.steps, minutes):
+        optimiser.param_groups[0]["lr"] = recipe.learning_rate * rate(recipe, step, progress)
+        first = step * recipe.batch_size
+        loss = learner.loss(_world(recipe, split=0).batch(range(first, first + recipe.batch_size)))
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learner.model.parameters(), recipe.clip)
+        optimiser.step()
+        mean = loss.item() if math.isnan(mean) else 0.98 * mean + 0.02 * loss.item()
+        if step % 50 == 0:
+            log(f"step {step} loss {mean:.3f} ({time.monotonic() - started:.0f} s)")
+        if step % _EVERY == _EVERY // 2:
+            log(f"step {step} {measure(learner.model, watched)}")
+            learner.save(out)
+    return step + 1
+
+
+def _progress(steps: int, minutes: float | None) -> Iterator[tuple[int, float]]:
+    # Each step and the part of the run that is behind it, by steps or by the clock, whichever is further.
+    started = time.monotonic()
+    for step in range(steps):
+        elapsed = (time.monotonic() - started) / 60
+        progress = max(step / steps, elapsed / minutes if minutes else 0.0)
+        if progress >= 1:
+            return
+        yield step, progress
+
+
+def rate(recipe: Recipe, step: int, progress: float) -> float:
+    """The learning rate at ``step``, as a part of the highest: a ramp, a plateau, half a cosine (``progress`` 0..1)."""
+    fall = max(0.0, (progress - recipe.flat) / (1 - recipe.flat))
+    return min(1.0, (step + 1) / recipe.warmup) * (1 + math.cos(math.pi * fall)) / 2
+
+
+def _world(recipe: Recipe, split: int, length: int | None = None) -> World:
+    # Every step draws fresh scenes: the training stream is as long as the run.
+    length = length or recipe.steps * recipe.batch_size
+    return World(recipe.law, SIZE, 3 * recipe.seed + split, length, single=recipe.architecture == "vit")
+
+
+def _card(
+    name: str, recipe: Recipe, learner: Learner, steps: int, seconds: float, out: Path, num: int
+) -> dict[str, Any]:
+    test = _world(recipe, split=2, length=num)
+    return {
+        "name": name,
+        "task": "classify" if recipe.architecture == "vit" else "detect",
+        "data": recipe.data,
+        "size": list(SIZE),
+        "recipe": asdict(recipe),
+        "steps": steps,
+        "images": steps * recipe.batch_size,
+        "seconds": round(seconds),
+        "parameters": sum(weights.numel() for weights in learner.model.parameters()),
+        "figures": evaluate_forward(name, out, num=len(test), seed=recipe.seed),
+        "test": {"images": len(test), "fingerprint": test.fingerprint()},
+        "command": f"backsight zoo train {name}",
+        "versions": {package: version(package) for package in ("torch", "transformers", "timm")},
+    }

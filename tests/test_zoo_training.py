@@ -1,0 +1,138 @@
+"""Training the zoo's forward models: two steps of each recipe, and the folders they leave."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+from backsight.core import UserError
+from backsight.data.base import Batch
+from backsight.data.world import World
+from backsight.zoo.classifier import ClassifierLearner
+from backsight.zoo.detector import PIXELS, DetectorLearner, as_labels
+from backsight.zoo.evaluate import detect, load_forward, measure_detector
+from backsight.zoo.recipes import RECIPES, SIZE, find_recipe, zoo_names
+from backsight.zoo.train import rate, train_forward
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return World("prior").batch(range(8))
+
+
+@pytest.mark.parametrize("name", ["detr-independent", "vit-defining"])
+def test_two_steps_leave_a_folder_that_its_library_loads(name, tmp_path):
+    lines: list[str] = []
+    card = train_forward(f"zoo/{name}", tmp_path, steps=2, test=8, log=lines.append)
+    assert card == json.loads((tmp_path / "card.json").read_text())
+    assert card["name"] == name
+    assert card["command"] == f"backsight zoo train {name}"
+    assert card["figures"]["images"] == 8
+    assert card["steps"] == 2
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 6_000_000
+    model = load_forward(tmp_path, find_recipe(name))
+    shipped = [
+        *model.parameters(),
+        *(buffer for path, buffer in model.named_buffers() if path.endswith(("weight", "bias"))),
+    ]
+    assert sum(weights.numel() for weights in shipped) == card["parameters"]  # frozen normalisation keeps buffers
+    assert any(line.startswith("step 0 loss") for line in lines)
+
+
+@pytest.mark.parametrize("name", ["detr-prior", "deformable-detr-prior"])
+def test_the_shipped_detector_is_the_trained_one(name, batch, tmp_path):
+    torch.manual_seed(0)
+    learner = DetectorLearner(RECIPES[name])
+    assert all(weights.requires_grad for weights in learner.model.parameters())
+    optimiser = torch.optim.SGD(learner.model.parameters(), lr=1e-3)
+    for _ in range(2):
+        optimiser.zero_grad()
+        learner.loss(batch).backward()
+        optimiser.step()
+    assert all(weights.grad is not None for weights in learner.model.parameters())
+    learner.save(tmp_path)
+    learner.model.eval()
+    loaded, pixels = load_forward(tmp_path, RECIPES[name]), PIXELS.normalise(batch.images)
+    assert {weights.dtype for weights in loaded.parameters()} == {torch.float32}
+    assert not loaded.config.auxiliary_loss
+    with torch.no_grad():
+        one, other = learner.model(pixels), loaded(pixels)
+    torch.testing.assert_close(one.logits, other.logits, atol=0.01, rtol=0.01)
+    torch.testing.assert_close(one.pred_boxes, other.pred_boxes, atol=1e-3, rtol=0)
+
+
+def test_listening_to_the_layers_leaves_the_last_one_as_it_is(batch):
+    learner = DetectorLearner(RECIPES["detr-prior"])
+    plain = learner.model(PIXELS.normalise(batch.images), labels=[as_labels(t) for t in batch.targets]).loss
+    every = learner.loss(batch)
+    assert float(every.detach()) > 2 * float(plain.detach())  # three layers instead of one
+    learner.model.config.decoder_layers = 1  # without their weights, the auxiliary losses do not count
+    torch.testing.assert_close(learner.loss(batch), plain, atol=1e-3, rtol=1e-3)
+
+
+def test_perfect_answers_have_perfect_precision():
+    class Oracle(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.start = 0
+
+        def forward(self, images):
+            targets = world.batch(range(self.start, self.start + len(images))).targets
+            self.start += len(images)
+            logits, boxes = torch.full((len(images), 4, 8), -20.0), torch.zeros(len(images), 4, 4)
+            for row, target in enumerate(as_labels(target) for target in targets):
+                count = len(target["boxes"])
+                boxes[row, :count] = target["boxes"]
+                logits[row, torch.arange(count), target["class_labels"]] = 20.0
+            return type("Output", (), {"logits": logits, "pred_boxes": boxes})
+
+    world = World("prior", length=30)
+    figures = measure_detector(Oracle(), world)
+    assert figures["AP"] == pytest.approx(1.0)
+    assert figures["AP50"] == pytest.approx(1.0)
+
+
+def test_detections_are_in_pixels(batch):
+    found = detect(DetectorLearner(RECIPES["detr-prior"]).model.eval(), batch.images)
+    assert len(found) == 8
+    assert found[0]["boxes"].shape == (10, 4)
+    assert found[0]["labels"].max() < 8
+    assert found[0]["boxes"].max() > 1
+
+
+def test_a_classifier_learns_its_batch():
+    torch.manual_seed(0)
+    learner, data = ClassifierLearner(RECIPES["vit-prior"]), World("prior", SIZE, single=True).batch(range(16))
+    optimiser = torch.optim.AdamW(learner.model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(8):
+        optimiser.zero_grad()
+        loss = learner.loss(data)
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_rate_rises_stays_and_falls():
+    recipe = replace(RECIPES["detr-prior"], warmup=10, flat=0.3)
+    rates = [rate(recipe, step, step / 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10:30] == [1.0] * 20
+    assert all(later < earlier for earlier, later in pairwise(rates[31:]))
+    assert rates[-1] < 0.01
+
+
+def test_minutes_end_a_run(tmp_path):
+    card = train_forward("vit-prior", tmp_path, steps=10_000, minutes=0.02, test=8, log=lambda _: None)
+    assert 1 <= card["steps"] < 100
+
+
+def test_the_zoo_lists_itself():
+    assert {"detr-prior", "vit-independent", "detr-defining", "deformable-detr-prior"} <= set(zoo_names())
+    with pytest.raises(UserError, match="it has detr-prior"):
+        find_recipe("zoo/yolo")
