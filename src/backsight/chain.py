@@ -11,11 +11,11 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from backsight.core import IMAGE, Layout, UserError, split_entry
-from backsight.files import write_json, write_whole
+from backsight.files import write_bytes, write_json
 from backsight.inverses import Inverse, build_inverse
 from backsight.staging import StagedModel, Trace
 
@@ -77,6 +77,8 @@ class InverseChain(nn.Module):
             if name not in order:
                 raise UserError(f"no stage '{name}' in this chain: it has {', '.join(self.stages)}")
         variants = {**(via or {}), **({stage: variant} if variant else {})}
+        if order.index(to) > order.index(stage):
+            raise UserError(f"inverses lead back, from '{to}' to '{stage}': give a stage before '{stage}' to stop at")
         names = order[order.index(to) + 1 : order.index(stage) + 1][::-1]
         entries = [f"{name}@{variants[name]}" if variants.get(name) else name for name in names]
         for entry in entries:
@@ -105,9 +107,10 @@ class InverseChain(nn.Module):
         Returns:
             Images ``B 3 H W`` in [0, 1], or features ``B N D`` of the stage ``to``.
         """
-        name, _ = split_entry(at)
+        name, variant = split_entry(at)
+        own = name.partition(".")[0] + (f"@{variant}" if variant else "")
         features = source[name] if isinstance(source, Trace) else source
-        for entry in self.path(reads or at.partition(".")[0], to, via):
+        for entry in self.path(reads or own, to, via):
             features = self.inverses[entry](features)
         return features
 
@@ -132,12 +135,13 @@ class InverseChain(nn.Module):
         inverses = {}
         for entry, inverse in self.items():
             state = {name: value.contiguous() for name, value in inverse.state_dict().items()}
-            path = write_whole(folder / f"{entry}.safetensors", lambda file, state=state: save_file(state, file))
+            content = save(state)
+            write_bytes(folder / f"{entry}.safetensors", content)
             inverses[entry] = {
                 **asdict(self.plans[entry]),
                 "source": asdict(inverse.source),
                 "target": asdict(inverse.target),
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "sha256": hashlib.sha256(content).hexdigest(),
             }
         index = {"format": FORMAT, "model": self.model, "seed": self.seed, "stages": self.stages, "inverses": inverses}
         write_json(folder / "chain.json", index)
@@ -255,14 +259,12 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise UserError(f"no chain in {folder}: a chain's folder holds chain.json and one .safetensors file an inverse")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        version = index["format"]
+        version = int(index["format"])
+        if version <= FORMAT:
+            return {name: index[name] for name in ("model", "seed", "stages", "inverses")}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a chain's index: train the chain again, or fetch it again") from error
-    if version > FORMAT:
-        raise UserError(
-            f"{path} has format {version}, this version of backsight reads up to {FORMAT}: upgrade backsight"
-        )
-    return index
+    raise UserError(f"{path} has format {version}, this version of backsight reads up to {FORMAT}: upgrade backsight")
 
 
 def _read_state(path: Path, expected: str) -> dict[str, Tensor]:

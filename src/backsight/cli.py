@@ -193,17 +193,20 @@ def zoo_list(json: Path | None = None) -> None:
     _save(json, cards)
 
 
-def zoo_train(name: Positional[str], out: Path, steps: int | None = None, minutes: float | None = None) -> None:
+def zoo_train(
+    name: Positional[str], out: Path | None = None, steps: int | None = None, minutes: float | None = None
+) -> None:
     """Train one of them again from nothing, by its own recipe.
 
     Args:
         name: One of `backsight zoo list`, as detr-prior.
-        out: The folder for the weights and the card.
+        out: The folder for the weights and the card; runs/zoo/NAME if not given.
         steps: Batches, in place of the recipe's.
         minutes: Stop after this many minutes.
     """
     from backsight.zoo.train import train_forward
 
+    out = out or Path("runs", "zoo", name)
     train_forward(name, out, steps=steps, minutes=minutes, log=logging.getLogger("backsight").info)
     print(out / "card.json")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import Buffer
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -26,9 +29,48 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
         _flush(temporary)
         temporary.replace(path)
         _flush(path.parent)
+    except OSError as error:  # a write to an open file does not say which
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+class Remembering(io.FileIO):
+    """A file that keeps the error of a failed write, for writers that report it as something else."""
+
+    error: OSError | None = None
+
+    def write(self, data: Buffer, /) -> int:
+        """Write all of ``data``."""
+        try:
+            view = memoryview(data).cast("B")
+            written = 0
+            while written < len(view):
+                written += super().write(view[written:]) or 0
+        except OSError as error:
+            self.error = error
+            raise
+        return written
+
+
+def write_checkpoint(path: str | Path, state: Any) -> Path:
+    """Write ``state`` with ``torch.save``, whole. A full disk is an ``OSError``, which torch alone would hide."""
+    import torch
+
+    def write(temporary: Path) -> None:
+        with Remembering(temporary, "w") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:
+                raise file.error or error from error
+
+    return write_whole(path, write)
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write ``content``, whole."""
+    return write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -211,7 +211,8 @@ class Recorder:
         self.seen.add(name)
         patterns = [site.pattern for site in self.sites[name]]
         if self.edit is not None and self.sites[name] == self.sites[self.edit[0]]:
-            values = from_features(self.edit[1], values, patterns)
+            # A copy: what the library does to it in place must reach neither the caller's features nor their trace.
+            values = clone(from_features(self.edit[1], values, patterns))
         if name not in self.trace.raw:
             kept = [clone(value) for value in values]
             self.trace.raw[name] = Call(self._place(name, shares_order), kept)

@@ -110,13 +110,15 @@ class StagedModel:
         Returns a new trace: the old features before ``at``, the edited ones there, new ones after it.
 
         Raises:
-            UserError: ``trace`` does not reach ``at``, or the shapes differ.
+            UserError: ``trace`` does not reach ``at``, the shapes differ, or ``until`` comes before ``at``.
         """
         self._known(at)
         if features.shape != trace[at].shape:
             raise UserError(f"features at '{at}' have shape {tuple(trace[at].shape)}, got {tuple(features.shape)}")
         start = trace.raw[at].order
         edited = trace.before(start)
+        if until in edited.features:
+            raise UserError(f"'{until}' comes before '{at}': nothing changes there, stop at '{at}' or later")
         recorder = Recorder(
             self._sites,
             self._modules,
@@ -144,6 +146,12 @@ class StagedModel:
         return self._read(trace.output, (trace.images.shape[-2], trace.images.shape[-1]))
 
     def _pass(self, trace: Trace, recorder: Recorder) -> None:
+        shape, size = tuple(trace.images.shape), self.pixels.size
+        if len(shape) != 4 or shape[1:] != (3, *size):
+            raise UserError(
+                f"images of shape {shape}: {self.name} takes B 3 {size[0]} {size[1]}; resize them, or load the model "
+                "with another size"
+            )
         with self._lock, recorder.hooked():
             try:
                 trace.output = self.module(self.pixels.normalise(trace.images))
@@ -160,6 +168,8 @@ class StagedModel:
         if not self._layouts:
             trace = self.run(torch.zeros(1, 3, *self.pixels.size, device=self.device))
             self._layouts = {each: self._measure(each, trace.features[each], trace.raw[each]) for each in trace.raw}
+        if name not in self._layouts:
+            raise UserError(f"a forward pass of {self.name} never comes by '{name}': its site is not in use")
         return self._layouts[name]
 
     def stage_of(self, name: str) -> Stage:

@@ -82,5 +82,7 @@ class Splits:
 def collate(samples: Sequence[Sample | None]) -> Batch:
     """Samples -> a batch; unreadable ones (None) are left out. Images become float in [0, 1]."""
     readable = [sample for sample in samples if sample is not None]
-    images = torch.stack([sample.image for sample in readable]).float() / 255 if readable else torch.zeros(0, 3, 0, 0)
+    images = (
+        torch.stack([sample.image for sample in readable]).float().div_(255) if readable else torch.zeros(0, 3, 0, 0)
+    )
     return Batch(images, tuple(s.id for s in readable), tuple(s.target for s in readable))

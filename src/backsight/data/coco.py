@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -184,11 +186,25 @@ def _read(path: Path) -> bytes:
         raise UserError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}") from error
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Without Python's garbage collector, which looks again and again through objects that are all in use: COCO's
+    training annotations load in a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _parse(content: bytes, root: Path, split: str) -> dict[str, Any]:
     """The annotation file, checked as far as it is used here."""
     name = f"'{root}/annotations/instances_{split}.json'"
     try:
-        instances = json.loads(content)
+        with _collector_paused():
+            instances = json.loads(content)
     except ValueError as error:
         raise UserError(f"{name} is not whole JSON ({error}): get it again") from error
     images = instances.get("images") if isinstance(instances, dict) else None

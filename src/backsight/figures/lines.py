@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _LINE_STYLES = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)))
 _BASELINES = ((0, (4, 2)), (0, (1, 1.5)), (0, (7, 2, 1, 2)))
+_BESIDE = 0.09  # from a mean to its seeds, inches
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,16 @@ def _panel(size: tuple[float, float], **settings: Any) -> tuple[Figure, Any]:
 
 def _add_points(axes: Any, index: int, name: str, points: Sequence[ErrorPoint], places: Sequence[float]) -> _Line:
     """One line of errors; every seed's own point stands a little to its right."""
+    from matplotlib.transforms import ScaledTranslation
+
     colour, marker = nth_colour(index), _MARKERS[index % len(_MARKERS)]
     means = [point.bounds[0] for point in points]
     lengths = [[max(0.0, mean - low), max(0.0, high - mean)] for mean, low, high in (p.bounds for p in points)]
     yerr = list(zip(*lengths, strict=True))
     handle = axes.errorbar(places, means, yerr=yerr, color=colour, marker=marker, markersize=4, capsize=2.5)
-    dots = [(place + 0.07, error) for place, point in zip(places, points, strict=True) for error in point.seeds]
-    axes.scatter(*zip(*dots, strict=True), s=9, facecolors="none", edgecolors=colour, linewidths=0.8)
+    beside = axes.transData + ScaledTranslation(_BESIDE, 0, axes.figure.dpi_scale_trans)
+    dots = [(place, error) for place, point in zip(places, points, strict=True) for error in point.seeds]
+    axes.scatter(*zip(*dots, strict=True), s=9, facecolors="none", edgecolors=colour, linewidths=0.8, transform=beside)
     return _Line(means[-1], handle, name)
 
 

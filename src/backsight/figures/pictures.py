@@ -40,7 +40,7 @@ def to_array(image: Tensor) -> Any:
     return rearrange(levels, "c h w -> h w c").numpy()
 
 
-def draw_detections(image: Tensor, detections: Detections, threshold: float = 0.5, letters: float = 0.04) -> Tensor:
+def draw_detections(image: Tensor, detections: Detections, threshold: float = 0.5, letters: float = 0.05) -> Tensor:
     """The image with a box, a name and a score for every detection of at least ``threshold``.
 
     Args:
@@ -79,7 +79,7 @@ def _draw_box(
     width, height = pen.im.size
     x0, x1 = (min(max(0.0, x), width - 1.0) for x in sorted(box[::2]))
     y0, y1 = (min(max(0.0, y), height - 1.0) for y in sorted(box[1::2]))
-    pen.rectangle((x0, y0, x1, y1), outline=colour, width=max(2, round(font.size / 6)))
+    pen.rectangle((x0, y0, x1, y1), outline=colour, width=max(2, round(font.size / 5)))
     margin = font.size / 5
     size = (pen.textlength(text, font=font) + 2 * margin, font.size + 2 * margin)
     strip = _free_place((x0, y0, x1, y1), size, (width, height), taken)

@@ -40,7 +40,7 @@ def build_inverse(
         raise UserError(f"no inverse '{name}': there are {', '.join(INVERSES)}")
     try:
         return INVERSES[name](source, target, constants, **options)
-    except (TypeError, ValueError) as error:
+    except (AssertionError, TypeError, ValueError) as error:
         raise UserError(f"the inverse '{name}' does not fit here: {error}") from error
 
 

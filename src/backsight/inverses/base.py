@@ -46,6 +46,26 @@ class Inverse(nn.Module, ABC):
             raise ValueError(f"it needs the forward model's '{name}', which this model does not have")
         return constants[name].detach().float().cpu().clone()
 
+    def expect_same(self, *names: str) -> None:
+        """Refuse a source and a target whose layouts differ in one of the fields ``names``.
+
+        Raises:
+            ValueError: they do.
+        """
+        for name in names:
+            own, other = getattr(self.source, name), getattr(self.target, name)
+            if own != other:
+                raise ValueError(f"it keeps the {name}, but its source has {own} and its target {other}")
+
+    def expect_no_prefix(self) -> None:
+        """Refuse layouts with prefix tokens, for inverses that place every token on the grid.
+
+        Raises:
+            ValueError: there are some.
+        """
+        if self.source.prefix or self.target.prefix:
+            raise ValueError("it has no place for tokens before the grid, such as a class token")
+
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
         """Features of the source stage, ``B N D`` -> features of the target stage or images."""
@@ -68,5 +88,8 @@ class Inverse(nn.Module, ABC):
         """
         if self.target.width != 3:
             raise ValueError(f"{type(self).__name__} reconstructs images, not {self.target}")
-        (height, _), (h, _) = self.target.grid, self.source.grid
-        return round(height / h) if height % h == 0 else 1 << (-(-height // h) - 1).bit_length()
+        (height, width), (h, w) = self.target.grid, self.source.grid
+        if height * w == width * h and height % h == 0:
+            return height // h
+        # The grid was rounded up: by strides of two, the only ones that libraries round up.
+        return 1 << (max(-(-height // h), -(-width // w)) - 1).bit_length()

@@ -25,6 +25,7 @@ class PredictionMLP(Inverse):
         super().__init__(source, target, constants)
         if not source.classes:
             raise ValueError(f"an inverse of predictions needs class logits and boxes, not {source}")
+        self.expect_same("tokens")
         self.onehot, width = onehot, target.width
         self.fc1 = nn.Linear(source.width, 2 * width)
         self.fc2 = nn.Linear(2 * width, width)

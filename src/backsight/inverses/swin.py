@@ -31,6 +31,7 @@ class SwinStage(Inverse):
         window: int | tuple[int, int] = 7,
     ) -> None:
         super().__init__(source, target, constants)
+        self.expect_no_prefix()
         from timm.models.swin_transformer import SwinTransformerBlock
 
         block: Any = SwinTransformerBlock

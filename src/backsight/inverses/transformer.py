@@ -84,6 +84,8 @@ class Encoder(Inverse):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(source, target, constants)
+        self.expect_same("tokens", "width")
+        self.expect_no_prefix()
         layers = (EncoderLayer(source.width, heads, feedforward, dropout) for _ in range(depth))
         self.layers = nn.ModuleList(layers)
         self.position: Tensor
@@ -113,6 +115,8 @@ class Decoder(Inverse):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(source, target, constants)
+        self.expect_same("width")
+        self.expect_no_prefix()
         width = target.width
         layers = (DecoderLayer(width, heads, feedforward, dropout) for _ in range(depth))
         self.layers, self.norm = nn.ModuleList(layers), nn.LayerNorm(width)
@@ -145,6 +149,7 @@ class Blocks(Inverse):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__(source, target, constants)
+        self.expect_same("tokens", "width")
         from timm.models.vision_transformer import Block
 
         block: Any = Block

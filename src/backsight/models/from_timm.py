@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from backsight.core import Pixels, UserError
-from backsight.models.weights import mismatch, read_state
+from backsight.models.weights import mismatch, read_state, weights_in
 
 
 def build(
@@ -22,13 +22,18 @@ def build(
     import timm
 
     options: dict[str, Any] = {} if size is None else {"img_size": size}
-    if file is not None:
-        read_state(file)  # timm would report a broken file by a traceback of its own
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
     if folder is not None:
+        if not timm.is_model(architecture.partition(".")[0]):
+            raise UserError(
+                f"{folder} holds a '{architecture}', which timm {timm.__version__} does not know: upgrade timm"
+            )
+        read_state(weights_in(folder))  # timm would report a broken file by a traceback of its own
         options |= {"pretrained": True}
+    if file is not None:
+        read_state(file)
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
     try:
-        return timm.create_model(architecture if folder is None else f"local-dir:{folder}", **options)
+        module = timm.create_model(architecture if folder is None else f"local-dir:{folder}", **options)
     except RuntimeError as error:
         if "state_dict" not in str(error):
             raise
@@ -38,6 +43,20 @@ def build(
             raise
         reason = str(error).splitlines()[0]
         raise UserError(f"{architecture} cannot take images of {size[0]}x{size[1]} pixels: {reason}") from error
+    return _checked(module, architecture, size)
+
+
+def _checked(module: nn.Module, architecture: str, size: tuple[int, int] | None) -> nn.Module:
+    """The module itself; timm would notice only at the first image that patches do not tile it."""
+    embedding: Any = getattr(module, "patch_embed", None)
+    patch = getattr(embedding, "patch_size", (1, 1))
+    pads = getattr(embedding, "dynamic_img_pad", False)
+    if size is not None and not pads and any(side % by for side, by in zip(size, patch, strict=True)):
+        raise UserError(
+            f"{architecture} cannot take images of {size[0]}x{size[1]} pixels: its patches are {patch[0]}x{patch[1]}, "
+            "give multiples of these"
+        )
+    return module
 
 
 def _differing(message: str) -> tuple[list[str], list[str]]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from backsight.core import Pixels, UserError
-from backsight.models.weights import mismatch, read_config, read_state
+from backsight.core import Pixels
+from backsight.models.weights import mismatch, read_config, read_state, weights_in
 
 _RESAMPLE: dict[int, Any] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers for interpolation, which preprocessor_config.json uses."""
@@ -23,7 +23,10 @@ def build(kind: str, configure: Mapping[str, Any], file: Path | None = None) -> 
 
     module = _class_for(AutoConfig.for_model(kind, **configure))
     if file is not None:
-        differing = module.load_state_dict(read_state(file), strict=False)
+        state, own = read_state(file), module.state_dict()
+        if any(name in own and own[name].shape != value.shape for name, value in state.items()):
+            raise mismatch(str(file), [], [])
+        differing = module.load_state_dict(state, strict=False)
         if differing.missing_keys or differing.unexpected_keys:
             raise mismatch(str(file), differing.missing_keys, differing.unexpected_keys)
     return module
@@ -33,13 +36,14 @@ def load(folder: Path) -> nn.Module:
     """The model saved in ``folder``.
 
     Raises:
-        UserError: the weights are missing, or do not fit the configuration beside them.
+        UserError: the weights are missing or broken, or do not fit the configuration beside them.
     """
     from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForObjectDetection
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     raw = read_config(folder)
+    read_state(weights_in(folder))  # the library would report a broken file by a traceback of its own
     # Kept beside `backbone`, these make the library ask the hub for weights that the folder already holds.
     raw.pop("backbone_kwargs", None)
     raw |= {"use_pretrained_backbone": False} if "backbone" in raw else {}
@@ -52,10 +56,6 @@ def load(folder: Path) -> nn.Module:
         module, info = auto.from_pretrained(
             folder, config=config, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except OSError as error:
-        raise UserError(
-            f"{folder} has no readable weights: it should hold model.safetensors beside config.json"
-        ) from error
     finally:
         logging.set_verbosity(verbosity)
     missing = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]

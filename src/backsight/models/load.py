@@ -140,6 +140,6 @@ def _unknown(name: str) -> tuple[Family, str, str]:
     import timm
 
     known = [each for family in MODELS.values() for pair in family.names.items() for each in pair]
-    nearest = difflib.get_close_matches(name, known + timm.list_models(), n=3, cutoff=0.5)
+    nearest = difflib.get_close_matches(name, dict.fromkeys(known + timm.list_models()), n=3, cutoff=0.5)
     offer = f"the nearest names are {', '.join(nearest)}" if nearest else "see `backsight models`"
     raise UserError(f"no model '{name}': {offer}; or give a folder with config.json and model.safetensors")

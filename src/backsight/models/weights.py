@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from torch import Tensor
@@ -66,6 +67,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def weights_in(folder: Path) -> Path:
+    """The file of weights in a model's ``folder``.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name in FILES[2:]:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder} has no weights: it should hold model.safetensors beside config.json")
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file, or of a ``.pth``, ``.pt`` or ``.bin`` file read with ``weights_only``.
 
@@ -83,8 +96,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors, and code from a file is never run: give a .safetensors file"
+        ) from error
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:120]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise UserError(
             f"{path} cannot be read as weights ({reason}): give a .safetensors file or a state_dict"
         ) from error

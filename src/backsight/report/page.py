@@ -22,7 +22,8 @@ from backsight.report.views import build_gallery, data_uri, spread_colours
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_NARROW, _WIDE = (4.6, 2.7), (7.0, 2.6)
+_CHART = (3.9, 2.5)
+"""Width and height in inches: two stand side by side on a wide screen, one fits a narrow one."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,11 @@ def _environment() -> Environment:
 
 
 def format_number(value: str | int | float | None) -> str:
-    """Three digits of a fraction, all of a whole number, a dash for what is not known, text as it is."""
+    """Three digits of a fraction, zeros too, all of a whole number, a dash for what is not known, text as it is."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".removesuffix(".")
     return f"{value:,}" if isinstance(value, int) else value
 
 
@@ -182,7 +183,7 @@ def _error_chart(points: list[ErrorPoint | None], baselines: Mapping[str, float]
     said = ", ".join(f"{point.stage} {format_number(point.bounds[0])}" for point in known)
     against = "".join(f"; {name} {format_number(value)}" for name, value in baselines.items())
     return _chart(
-        lambda dark: error_bars({name: known}, baselines, label, size=_NARROW, dark=dark),
+        lambda dark: error_bars({name: known}, baselines, label, size=_CHART, dark=dark),
         text=f"{label}, per stage: {said}{against}",
         caption=f"{label[0].upper()}{label[1:]}, per stage. Lower is better.",
     )
@@ -193,7 +194,7 @@ def _training_chart(results: Results) -> Chart | None:
     if not records:
         return None
     return _chart(
-        lambda dark: curves(records, size=_WIDE, dark=dark),
+        lambda dark: curves(records, size=_CHART, dark=dark),
         text=f"Training loss over steps of {', '.join(dict.fromkeys(record['entry'] for record in records))}",
         caption="Training loss of every inverse, one line per seed, each in the space of its own target.",
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from backsight.data import Batch, load_images
 from backsight.devices import choose_device
 from backsight.evaluate import evaluate
 from backsight.figures import draw_detections, grid, to_png
-from backsight.files import write_whole
+from backsight.files import write_bytes
 from backsight.models import load_model
 from backsight.report.page import write_report
 from backsight.report.results import INPUT, DataCard, ModelCard, PictureRow, Results, StageErrors, save_pictures
@@ -78,6 +79,8 @@ def results_of(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, bat
     A chain that comes without its run is measured on ``batch`` itself. The pictures are written below ``out``, with
     ``figure.png``, the same for print.
     """
+    if (Path(out) / "results.json").is_file():
+        shutil.rmtree(Path(out) / "pictures", ignore_errors=True)
     rows = [
         row for start in range(0, len(batch.ids), AT_ONCE) for row in _rows(model, ensemble, batch, start, Path(out))
     ]
@@ -101,7 +104,7 @@ def results_of(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, bat
         stages=[_stage(entry, found) for entry, found in measured["entries"].items()],
         mean_image=measured["mean_image"],
         pictures=rows,
-        curves=[record for record in RunFolder(run).metrics() if "losses" in record],
+        curves=list(_curves(run)),
     )
 
 
@@ -160,6 +163,14 @@ def _measured(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batc
     return {**found, "card": card}
 
 
+def _curves(run: str | Path) -> Iterator[dict[str, Any]]:
+    """The training losses of a run, one record for every reading of every inverse."""
+    for record in RunFolder(run).metrics():
+        for name, loss in record.get("losses", {}).items():
+            seed, _, entry = name.partition("/")
+            yield {"step": record["step"], "entry": entry, "seed": int(seed), "loss": loss}
+
+
 def _model_card(model: StagedModel) -> ModelCard:
     height, width = model.pixels.size
     details = {"family": model.spec.family, "stages": ", ".join(model.stages), "image size": f"{height} x {width}"}
@@ -183,4 +194,4 @@ def _print_figure(rows: Sequence[PictureRow], out: Path) -> None:
         for row in shown
     ]
     figure = grid(pictures, columns, [Path(row.id).name for row in shown])
-    write_whole(out / "figure.png", lambda file: file.write_bytes(to_png(figure)))
+    write_bytes(out / "figure.png", to_png(figure))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from backsight.core import UserError
 from backsight.figures import image_png
-from backsight.files import write_text, write_whole
+from backsight.files import write_bytes, write_text
 
 FORMAT = "backsight.results/1"
 """Changes when a reader of the old schema would misread the new one."""
@@ -151,15 +151,8 @@ def save_pictures(
     for column, pictures in images.items():
         names[column] = [f"pictures/{_file_name(id)}/{_file_name(column)}.{seed}.png" for seed in range(len(pictures))]
         for name, picture in zip(names[column], pictures, strict=True):
-            _write_bytes(Path(folder) / name, image_png(picture))
+            write_bytes(Path(folder) / name, image_png(picture))
     return PictureRow(id, caption, names)
-
-
-def _write_bytes(path: Path, content: bytes) -> Path:
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
-    return write_whole(path, write)
 
 
 def _file_name(text: str) -> str:

@@ -134,15 +134,16 @@ def _colour(values: Any, largest: float) -> Any:
     """``H W`` from 0 to ``largest`` -> ``H W 3`` of uint8, in colours whose lightness rises evenly."""
     import matplotlib
 
-    return matplotlib.colormaps["cividis"](values / max(largest, 1e-6), bytes=True)[..., :3]
+    return matplotlib.colormaps["viridis"](values / max(largest, 1e-6), bytes=True)[..., :3]
 
 
 def _round_up(value: float) -> float:
-    """To one digit, so that the end of the scale reads well."""
+    """To a number with one or two digits, so that the end of the scale reads well."""
     if value <= 0:
         return 0.0
     unit = 10.0 ** math.floor(math.log10(value))
-    return round(math.ceil(value / unit - 1e-9) * unit, 12)
+    steps = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
+    return round(next(step for step in steps if step * unit >= value * (1 - 1e-9)) * unit, 12)
 
 
 def _picture_uri(picture: Any) -> str:

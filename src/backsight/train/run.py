@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble, InverseChain, build_chain, describe
@@ -17,7 +17,7 @@ from backsight.core import UserError
 from backsight.data import Batch, ImageData, Splits, loader, open_data
 from backsight.devices import autocast, choose_device, choose_precision, peak_memory
 from backsight.evaluate import evaluate
-from backsight.files import write_json, write_text, write_whole
+from backsight.files import write_bytes, write_json, write_text
 from backsight.models import load_model
 from backsight.options import ModelOptions, TrainOptions, parse_size
 from backsight.staging import StagedModel
@@ -218,9 +218,7 @@ class Run:
             chain.save(self.folder.path / "chains" / str(chain.seed))
         ensemble = ChainEnsemble(self.chains)
         mean = (state.image_sum / state.images).float()
-        write_whole(
-            self.folder.path / "mean_image.safetensors", lambda file: save_file({"mean_image": mean.cpu()}, file)
-        )
+        write_bytes(self.folder.path / "mean_image.safetensors", save({"mean_image": mean.cpu()}))
         with autocast(self.precision, self.device):
             errors = evaluate(
                 self.model, ensemble, self.held_out(self.splits.test, self.options.max_test), mean

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from backsight.core import UserError
-from backsight.files import write_text, write_whole
+from backsight.files import write_checkpoint, write_text
 
 KEPT_CHECKPOINTS = 2
 OWN = (
@@ -122,7 +122,7 @@ class RunFolder:
 
     def save_checkpoint(self, step: int, state: dict[str, Any]) -> Path:
         """Write the state after ``step`` batches, then drop all but the last few checkpoints."""
-        path = write_whole(self.path / "checkpoints" / f"step-{step:08d}.pt", lambda file: torch.save(state, file))
+        path = write_checkpoint(self.path / "checkpoints" / f"step-{step:08d}.pt", state)
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
             old.unlink()
         return path

@@ -1,0 +1,87 @@
+# `make demo` and `make test` need Python 3.11 or later with pip, and nothing else: they build .venv themselves.
+# Another interpreter: make PYTHON=/path/to/python3.12 test
+
+PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11 python; do \
+	$$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+
+# A stamp says what is installed. It bears the folder's name, so that a .venv that came along with a copy is set up anew.
+empty :=
+HERE := $(subst /,-,$(subst $(empty) ,_,$(CURDIR)))
+BASE := $(VENV)/backsight$(HERE)
+DEV := $(BASE).dev
+DOCS := $(BASE).docs
+
+# Two workers of one thread each: threads of torch and workers of pytest would fight over the same cores.
+PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(RUN) pytest -n 2 --dist worksteal
+
+.PHONY: help setup demo test test-all lint format docs clean distclean
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+help:
+	@echo 'make setup      build .venv; the command is then $(VENV)/bin/backsight'
+	@echo 'make demo       train, reconstruct and measure on the shipped models; see demo/report.html'
+	@echo 'make test       style, types, import rules, and the tests that take seconds'
+	@echo 'make test-all   the same, and the tests that take minutes'
+	@echo 'make format     bring the code into its style'
+	@echo 'make docs       the documentation, in build/docs'
+	@echo 'make clean      remove what was made here, but for .venv and runs/ (make distclean: .venv too)'
+
+setup: $(BASE)
+
+demo: $(BASE)
+	$(RUN) backsight demo --out demo
+
+test: lint
+	$(PYTEST) -m 'not slow'
+
+test-all: lint
+	$(PYTEST)
+
+lint: $(DEV)
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(RUN) pyright
+	$(VENV)/bin/lint-imports --no-logo
+
+format: $(DEV)
+	$(RUN) ruff check --fix
+	$(RUN) ruff format
+
+docs: $(DOCS)
+	$(RUN) sphinx -W --keep-going -b html -d build/doctrees docs build/docs
+
+clean:
+	rm -rf demo build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests docs -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) src/*.egg-info
+
+# ---- the virtual environment
+
+# uv is quicker where it is there; what it cannot get (it does not read pip's settings), pip may.
+install = { command -v uv >/dev/null && uv pip install --python $(VENV)/bin/python -e '$(1)'; } \
+	|| $(RUN) pip install -e '$(1)'
+
+$(BASE): pyproject.toml | $(VENV)/bin/python
+	@echo 'installing into $(VENV): the first time this takes some minutes, torch is large'
+	$(call install,.)
+	@touch '$@'
+
+$(DEV): $(BASE)
+	$(call install,.[dev])
+	@touch '$@'
+
+$(DOCS): $(BASE)
+	$(call install,.[docs])
+	@touch '$@'
+
+# Some systems ship Python without ensurepip: then pip installs itself.
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'backsight needs Python 3.11 or later: make PYTHON=/path/to/python3.12 ...' >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV) || \
+		{ $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $@ install pip; }

@@ -1,0 +1,199 @@
+"""Figures can be read in print: nothing clipped, no tiny letters, the legend in the order of the lines."""
+
+import subprocess
+import sys
+from io import BytesIO
+
+import numpy
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from backsight import figures
+from backsight.core import Detections
+from backsight.figures import ErrorPoint, curves, draw_detections, error_bars, grid, image_png, to_pdf, to_png, to_svg
+from backsight.figures.house_style import DARK_PALETTE, LETTERS, PALETTE
+
+STAGES = ("backbone", "encoder", "decoder", "prediction (one-hot)")
+
+
+def pictures(num: int, size: tuple[int, int] = (48, 64)) -> list[torch.Tensor]:
+    return list(torch.rand(num, 3, *size, generator=torch.Generator().manual_seed(0)))
+
+
+def points(scale: float, stages: tuple[str, ...] = STAGES) -> list[ErrorPoint]:
+    means = [scale * (place + 1) for place in range(len(stages))]
+    return [
+        ErrorPoint(stage, [0.9 * m, m, 1.1 * m], (m, 0.8 * m, 1.2 * m)) for stage, m in zip(stages, means, strict=True)
+    ]
+
+
+def losses() -> list[dict]:
+    return [
+        {"step": step, "entry": entry, "seed": seed, "loss": scale / (step + 1 + seed)}
+        for entry, scale in (("backbone", 1.0), ("encoder", 9.0), ("decoder", 3.0))
+        for seed in range(3)
+        for step in range(0, 50, 5)
+    ]
+
+
+FIGURES = {
+    "grid": lambda: grid(
+        [pictures(5), pictures(5, (64, 48))],
+        ["input", *STAGES],
+        ["a file with a very long name 000000397133.jpg", "b.jpg"],
+        [["", *["MSE 0.0123"] * 4]] * 2,
+        [Detections(torch.tensor([[2.0, 3, 60, 40]]), torch.tensor([0.97]), torch.tensor([1])), None],
+    ),
+    "error_bars": lambda: error_bars(
+        {"detr-resnet-50": points(0.01), "vit": points(0.002, STAGES[:2])}, {"mean image": 0.03}
+    ),
+    "error_bars_narrow": lambda: error_bars({"mean, 95 % interval": points(1.0)}, {"mean image": 3.0}, size=(3.9, 2.5)),
+    "error_bars_many": lambda: error_bars({"": points(1.0, tuple(f"encoder.{layer}" for layer in range(12)))}),
+    "curves": lambda: curves(losses()),
+    "curves_narrow": lambda: curves(losses(), size=(3.9, 2.5)),
+}
+
+
+def written(figure: Figure) -> list[Text]:
+    """All texts that show, after the figure is laid out. Ticks of a hidden axis or beyond its ends do not."""
+    figure.draw_without_rendering()
+    beyond = [
+        tick.label1
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+        if not (axes.axison and min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval()))
+    ]
+    texts = figure.findobj(Text)
+    return [text for text in texts if text.get_visible() and text.get_text().strip() and text not in beyond]
+
+
+def legend_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_letters_are_legible_and_whole(name: str):
+    figure = FIGURES[name]()
+    texts = written(figure)
+    assert texts
+    assert min(text.get_fontsize() for text in texts) >= LETTERS
+    boxes = {text.get_text(): text.get_window_extent() for text in texts}
+    assert [text for text, box in boxes.items() if not _inside(box, figure.bbox)] == []
+
+
+def _inside(box, page) -> bool:
+    return box.x0 >= page.x0 - 1 and box.y0 >= page.y0 - 1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_files(name: str):
+    figure = FIGURES[name]()
+    png = to_png(figure, dpi=100)
+    assert Image.open(BytesIO(png)).size == tuple((figure.get_size_inches() * 100).astype(int))
+    assert png == to_png(FIGURES[name](), dpi=100)
+    assert to_pdf(figure).startswith(b"%PDF")
+    assert b"<svg" in to_svg(figure)
+
+
+def test_a_grid_has_one_scale_and_a_full_page():
+    figure = FIGURES["grid"]()
+    boxes = [axes.get_position().transformed(figure.transFigure) for axes in figure.axes]
+    assert figure.get_figwidth() == pytest.approx(7.0)
+    assert len(boxes) == 10
+    assert numpy.ptp([box.width for box in boxes]) < 1e-6
+    assert [box.height / box.width for box in boxes] == pytest.approx([48 / 64] * 5 + [64 / 48] * 5)
+    assert len({round(box.y0, 6) for box in boxes}) == 2
+    assert len({round(box.x0, 6) for box in boxes}) == 5
+
+
+def test_a_grid_may_have_holes_but_not_ragged_rows():
+    figure = grid([[pictures(1)[0], None]], ["input", "encoder"], [""])
+    assert [len(axes.images) for axes in figure.axes] == [1, 0]
+    with pytest.raises(ValueError, match="needs 2 pictures"):
+        grid([pictures(3)], ["input", "encoder"], [""])
+    with pytest.raises(ValueError, match="0 rows"):
+        grid([], ["input"], [])
+
+
+def test_the_legend_is_in_the_order_of_the_lines():
+    assert legend_of(FIGURES["error_bars"]()) == ["detr-resnet-50", "mean image", "vit", "one seed"]
+    assert legend_of(curves(losses())) == ["encoder", "decoder", "backbone"]
+
+
+def test_errors_show_means_intervals_seeds_and_baseline():
+    figure = error_bars({"model": points(0.01)}, {"mean image": 0.03})
+    axes = figure.axes[0]
+    line, _, (bars,) = axes.containers[0].lines
+    assert line.get_ydata().tolist() == pytest.approx([0.01, 0.02, 0.03, 0.04])
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [
+        pytest.approx([0.8 * m, 1.2 * m]) for m in (0.01, 0.02, 0.03, 0.04)
+    ]
+    assert sorted(axes.collections[1].get_offsets()[:, 1]) == pytest.approx(
+        sorted(seed for point in points(0.01) for seed in point.seeds)
+    )
+    baseline = axes.lines[-1]
+    assert set(baseline.get_ydata()) == {0.03}
+    assert baseline.get_linestyle() == "--"
+    assert axes.get_ylim()[0] == 0.0
+
+
+def test_an_error_without_an_interval_is_the_mean_of_its_seeds():
+    assert ErrorPoint("encoder", [1.0, 2.0]).bounds == (1.5, 1.5, 1.5)
+
+
+def test_curves_leave_out_what_a_log_scale_cannot_show():
+    records = [
+        {"step": step, "entry": "a", "seed": 0, "loss": loss}
+        for step, loss in enumerate([1.0, 0.0, None, float("inf"), 0.5])
+    ]
+    (line,) = curves(records).axes[0].lines
+    assert line.get_xdata().tolist() == [0, 4]
+    assert curves([]).axes
+
+
+def test_a_dark_figure_has_light_letters_and_its_own_colours():
+    light, dark = (error_bars({"a": points(1.0)}, dark=dark).axes[0] for dark in (False, True))
+    assert light.yaxis.label.get_color() < "#3" < "#c" < dark.yaxis.label.get_color()
+    assert (light.lines[0].get_color(), dark.lines[0].get_color()) == (PALETTE[0], DARK_PALETTE[0])
+
+
+def test_an_image_survives_its_png():
+    image = torch.randint(256, (3, 5, 7), generator=torch.Generator().manual_seed(1)) / 255
+    read = torch.from_numpy(numpy.array(Image.open(BytesIO(image_png(image)))))
+    assert torch.equal(read.permute(2, 0, 1) / 255, image)
+    assert numpy.array(Image.open(BytesIO(image_png(torch.full((3, 1, 1), 7.0))))).tolist() == [[[255] * 3]]
+
+
+def test_detections_are_drawn_above_the_threshold_only():
+    image = torch.full((3, 400, 500), 0.2)
+    boxes = torch.tensor([[50.0, 100, 200, 300], [300, 100, 450, 300]])
+    detections = Detections(boxes, torch.tensor([0.9, 0.3]), torch.tensor([0, 1]), {0: "cat"})
+    drawn = draw_detections(image, detections, threshold=0.5)
+    colour = torch.tensor([0x00, 0x72, 0xB2]) / 255
+    assert drawn.shape == image.shape
+    assert torch.allclose(drawn[:, 200, 50], colour)
+    assert torch.equal(drawn[:, :, 260:], image[:, :, 260:])
+    assert torch.equal(draw_detections(image, detections, threshold=0.95), image)
+
+
+def test_a_small_image_is_enlarged_by_a_whole_number():
+    image = pictures(1, (50, 60))[0]
+    empty = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    drawn = draw_detections(image, empty)
+    assert drawn.shape == (3, 400, 480)
+    assert torch.allclose(drawn[:, ::8, ::8], image, atol=0.5 / 255 + 1e-6)
+
+
+def test_boxes_beyond_the_edge_and_crowded_names_stay_inside():
+    boxes = torch.tensor([[-50.0, -20, 700, 900], [0, 0, 30, 20], [0, 0, 30, 20], [390, 390, 500, 500]])
+    detections = Detections(boxes, torch.full((4,), 0.9), torch.arange(4), dict.fromkeys(range(4), "a long name" * 9))
+    assert draw_detections(torch.zeros(3, 400, 400), detections).shape == (3, 400, 400)
+
+
+def test_importing_loads_no_matplotlib():
+    code = f"import sys, {figures.__name__}; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,365 @@
+"""The page is whole in itself, safe with any name, readable in light and dark; results survive their JSON."""
+
+import base64
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from backsight.core import UserError
+from backsight.report import DataCard, ModelCard, PictureRow, Results, StageErrors, save_pictures, write_report
+from backsight.report.page import format_number
+
+EVIL = "<script>alert('&\"')</script>"
+
+
+def picture(seed: int, size: tuple[int, int] = (12, 16)) -> torch.Tensor:
+    return torch.rand(3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def example(folder: Path, name: str = "photo.jpg", random: bool = False) -> Results:
+    """Two images, two stages, three seeds, in a folder."""
+    row_names = [name, "photos/second.jpg"]
+    rows = [
+        save_pictures(
+            folder,
+            row,
+            f"caption of {row}",
+            {
+                "input": [picture(0)],
+                "backbone": [picture(seed) for seed in (1, 2, 3)],
+                "encoder@local": torch.stack([picture(seed) for seed in (4, 5, 6)]),
+            },
+        )
+        for row in row_names
+    ]
+    stages = [
+        StageErrors(
+            entry,
+            {"mse": [0.01, 0.02, 0.03], "psnr": [20.0, 17.0, 15.2], "ssim": [0.5, 0.6, 0.7]},
+            {"mse": (0.02, 0.015, 0.025)},
+            [0.2, 0.3, 0.4],
+        )
+        for entry in ("backbone", "encoder@local")
+    ]
+    curves = [
+        {"step": step, "entry": "backbone", "seed": seed, "loss": 1 / (1 + step)}
+        for step in range(5)
+        for seed in (0, 1)
+    ]
+    return Results(
+        title=f"Title {name}",
+        command=f"backsight reconstruct {name}",
+        model=ModelCard(name, "local folder", random, {"family": name}),
+        data=DataCard(f"folder:{name}", "test", 1234, "abc123", (12, 16)),
+        card={"images seen": 32000, "images/s": 512.25, name: name},
+        stages=stages,
+        mean_image={"mse": 0.05, "psnr": 13.0, "ssim": 0.2},
+        pictures=rows,
+        curves=curves,
+    )
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, the text outside scripts and styles, and what scripts and styles hold."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.code = {"script": "", "style": ""}
+        self.inside: str | None = None
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag if tag in self.code else None
+
+    def handle_endtag(self, tag):
+        self.inside = None
+
+    def handle_data(self, data):
+        if self.inside:
+            self.code[self.inside] += data
+        else:
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def open_page(results: Results, folder: Path) -> Page:
+    return Page(write_report(results, folder / "report.html"))
+
+
+def test_no_request_leaves_the_page(tmp_path):
+    page = open_page(example(tmp_path), tmp_path)
+    links = [
+        value or ""
+        for _, attributes in page.tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "srcset", "action", "data", "poster", "formaction")
+    ]
+    assert links
+    assert all(link.startswith("data:image/") for link in links)
+    assert not {"link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags}
+    for code in page.code.values():
+        assert not re.search(r"url\(|@import|https?:|fetch|XMLHttpRequest|import\(", code)
+
+
+def test_the_content_policy_allows_only_its_own_script(tmp_path):
+    page = open_page(example(tmp_path), tmp_path)
+    (policy,) = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in (policy or "").split(";"))
+    (digest,) = re.findall(r"<script>(.*?)</script>", page.source, re.DOTALL)
+    import hashlib
+
+    expected = base64.b64encode(hashlib.sha256(digest.encode()).digest()).decode()
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    assert rules["script-src"] == f"'sha256-{expected}'"
+
+
+def test_names_are_text_and_nothing_else(tmp_path):
+    page = open_page(example(tmp_path, EVIL), tmp_path)
+    assert "<script>alert" not in page.source
+    assert len(page.all("script")) == 1
+    assert page.text.count(EVIL) >= 8
+    assert any(EVIL in (image["alt"] or "") for image in page.all("img"))
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+
+
+def test_every_picture_is_there_as_it_was_written(tmp_path):
+    results = example(tmp_path)
+    page = open_page(results, tmp_path)
+    inlined = {image["src"] for image in page.all("img")}
+    names = [name for row in results.pictures for seeds in row.images.values() for name in seeds]
+    assert len(names) == 2 * (1 + 3 + 3)
+    for name in names:
+        encoded = {_pixels(base64.b64decode(source.split(",")[1])) for source in inlined if "image/png" in source}
+        assert _pixels((tmp_path / name).read_bytes()) in encoded
+    assert all(image["alt"] for image in page.all("img"))
+
+
+def _pixels(content: bytes) -> bytes:
+    return numpy.array(Image.open(BytesIO(content)).convert("RGB")).tobytes()
+
+
+def test_the_views_are_seeds_mean_and_spread(tmp_path):
+    page = open_page(example(tmp_path), tmp_path)
+    assert [radio["id"] for radio in page.all("input")] == [f"view-{index}" for index in range(5)]
+    views = {image["alt"]: image["src"] or "" for image in page.all("img")}
+    mean = numpy.frombuffer(_pixels(base64.b64decode(views["photo.jpg, backbone, mean"].split(",")[1])), dtype="uint8")
+    seeds = torch.stack([picture(seed) for seed in (1, 2, 3)]).mean(0).permute(1, 2, 0).flatten() * 255
+    assert numpy.abs(mean.astype(float) - seeds.numpy()).max() <= 1.01
+    assert "photo.jpg, backbone, spread" in views
+    assert "photo.jpg, input" in views
+
+
+def test_one_seed_needs_no_views(tmp_path):
+    row = save_pictures(tmp_path, "a", "", {"input": [picture(0)], "backbone": [picture(1)]})
+    page = open_page(replace(example(tmp_path), pictures=[row]), tmp_path)
+    assert page.all("input") == []
+    assert sum(image.get("class", "") == "view-always small" for image in page.all("img")) == 2
+
+
+def test_large_pictures_are_inlined_smaller(tmp_path):
+    row = save_pictures(tmp_path, "a", "", {"input": [picture(0, (300, 300))]})
+    page = open_page(replace(example(tmp_path), pictures=[row]), tmp_path)
+    (source,) = [image["src"] or "" for image in page.all("img") if image["alt"] == "a, input"]
+    assert source.startswith("data:image/webp")
+
+
+def test_numbers_stand_in_the_table(tmp_path):
+    page = open_page(example(tmp_path), tmp_path)
+    text = " ".join(page.text.split())
+    for shown in (
+        "0.0200 [0.0150, 0.0250] 0.0100 · 0.0200 · 0.0300",
+        "mean image 0.0500 13.0 0.200",
+        "0.300",
+        "1,234",
+        "abc123",
+        "RGB in [0, 1]",
+        "12 × 16",
+        "32,000",
+        "encoder (local)",
+        "not proof",
+    ):
+        assert shown in text
+
+
+def test_random_weights_are_said_aloud(tmp_path):
+    banner = "these pictures show the method, not a trained model"
+    assert banner in open_page(example(tmp_path, random=True), tmp_path).text
+    assert banner not in open_page(example(tmp_path), tmp_path).text
+
+
+def test_a_page_of_almost_nothing(tmp_path):
+    bare = Results("t", "c", ModelCard("m", "w"), DataCard("d", "test", 0, "f", (8, 8)))
+    page = open_page(bare, tmp_path)
+    assert page.all("img") == []
+    unknown = replace(bare, stages=[StageErrors("backbone", {"mse": [None, math.nan]})], mean_image={"mse": math.inf})
+    assert "–" in open_page(unknown, tmp_path).text
+
+
+def test_the_same_results_give_the_same_page(tmp_path):
+    results = example(tmp_path)
+    assert open_page(results, tmp_path).source == open_page(results, tmp_path).source
+
+
+def test_colours_have_enough_contrast():
+    """WCAG AA: 4.5 to 1 for every pair of letters and ground, in light and in dark."""
+    css = files("backsight.report").joinpath("page.css").read_text()
+    colours = dict(re.findall(r"--([\w-]+): light-dark\(([^)]+)\)", css))
+    for theme in (0, 1):
+        shade = {name: pair.split(",")[theme].strip() for name, pair in colours.items()}
+        for ground in ("page", "panel"):
+            assert all(contrast(shade[letters], shade[ground]) >= 4.5 for letters in ("ink", "soft", "accent"))
+        assert contrast(shade["warn-ink"], shade["warn-page"]) >= 4.5
+
+
+def contrast(one: str, other: str) -> float:
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    levels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4 for level in levels]
+    return sum(weight * level for weight, level in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_a_missing_picture_is_named(tmp_path):
+    results = example(tmp_path)
+    (tmp_path / results.pictures[0].images["backbone"][1]).unlink()
+    with pytest.raises(UserError, match=r"backbone.*No such file"):
+        open_page(results, tmp_path)
+
+
+def test_a_picture_that_is_none_is_named(tmp_path):
+    (tmp_path / "a.png").write_text("not a picture")
+    with pytest.raises(UserError, match=r"a\.png.*no image"):
+        open_page(replace(example(tmp_path), pictures=[PictureRow("a", "", {"input": ["a.png"]})]), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/secret.png"])
+def test_pictures_outside_the_folder_are_refused(tmp_path, name: str):
+    with pytest.raises(UserError, match="outside"):
+        open_page(replace(example(tmp_path), pictures=[PictureRow("a", "", {"input": [name]})]), tmp_path)
+
+
+def test_seeds_of_two_sizes_are_refused(tmp_path):
+    row = save_pictures(tmp_path, "a", "", {"input": [picture(0), picture(1, (9, 9))]})
+    with pytest.raises(UserError, match="one size"):
+        open_page(replace(example(tmp_path), pictures=[row]), tmp_path)
+
+
+def test_columns_with_other_numbers_of_seeds_are_refused(tmp_path):
+    images = {"backbone": [picture(0)] * 3, "encoder": [picture(1)] * 2}
+    row = save_pictures(tmp_path, "a", "", images)
+    with pytest.raises(UserError, match="3"):
+        open_page(replace(example(tmp_path), pictures=[row]), tmp_path)
+
+
+def test_ids_that_look_alike_get_their_own_files(tmp_path):
+    ids = ["a/b.jpg", "a b.jpg", "A/B.JPG", "../../etc/x", "ü" * 300, ""]
+    rows = [save_pictures(tmp_path, id, "", {"input": [picture(0)]}) for id in ids]
+    names = [row.images["input"][0] for row in rows]
+    assert len({name.lower() for name in names}) == len(ids)
+    assert all((tmp_path / name).resolve().is_relative_to(tmp_path) for name in names)
+
+
+def test_results_survive_their_json(tmp_path):
+    results = example(tmp_path)
+    assert Results.from_json(results.to_json()) == results
+    results.save(tmp_path)
+    assert Results.load(tmp_path) == Results.load(tmp_path / "results.json") == results
+
+
+texts = st.text(max_size=20)
+numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+whole = st.integers(0, 10**9)
+stages = st.builds(
+    StageErrors,
+    texts,
+    st.dictionaries(texts, st.lists(numbers, max_size=3), max_size=3),
+    st.dictionaries(texts, st.tuples(numbers, numbers, numbers), max_size=3),
+    st.none() | st.lists(numbers, max_size=3),
+)
+everything = st.builds(
+    Results,
+    texts,
+    texts,
+    st.builds(ModelCard, texts, texts, st.booleans(), st.dictionaries(texts, texts, max_size=3)),
+    st.builds(DataCard, texts, texts, whole, texts, st.tuples(whole, whole), texts, whole, texts),
+    st.dictionaries(texts, texts | whole | st.floats(allow_nan=False, allow_infinity=False), max_size=3),
+    st.lists(stages, max_size=3),
+    st.dictionaries(texts, numbers, max_size=3),
+    st.lists(
+        st.builds(PictureRow, texts, texts, st.dictionaries(texts, st.lists(texts, max_size=3), max_size=3)), max_size=2
+    ),
+    st.lists(st.dictionaries(texts, texts | whole, max_size=3), max_size=3),
+)
+
+
+@given(everything)
+@settings(max_examples=50, deadline=None)
+def test_any_results_survive_their_json(results: Results):
+    assert Results.from_json(results.to_json()) == results
+
+
+def test_json_has_no_nan(tmp_path):
+    stage = StageErrors("backbone", {"mse": [math.nan, math.inf, 1.0]}, {"mse": (math.nan, -math.inf, 0.5)})
+    text = replace(example(tmp_path), stages=[stage]).to_json()
+    json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert Results.from_json(text).stages[0].metrics["mse"] == [None, None, 1.0]
+    assert Results.from_json(text).stages[0].intervals["mse"] == (None, None, 0.5)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"format": "other"}', '{"format": "backsight.results/1"}'])
+def test_other_files_are_refused_in_one_line(text: str, tmp_path):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(UserError, match="backsight") as error:
+        Results.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_parts_and_missing_files_are_refused(tmp_path):
+    value = {**json.loads(example(tmp_path).to_json()), "more": 1}
+    with pytest.raises(UserError, match="more"):
+        Results.from_json(json.dumps(value))
+    with pytest.raises(UserError, match="no results"):
+        Results.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.01234, "0.0123"),
+        (0.5, "0.500"),
+        (15.0, "15.0"),
+        (123.4, "123"),
+        (38400, "38,400"),
+        (5120.7, "5,121"),
+        (None, "–"),
+        (math.nan, "–"),
+        (0.0, "0.00"),
+        ("text", "text"),
+        (1.5e-9, "1.50e-09"),
+    ],
+)
+def test_numbers_have_three_digits(value, shown: str):
+    assert format_number(value) == shown

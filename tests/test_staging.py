@@ -1,0 +1,314 @@
+"""The staging engine: what every family must do, whatever its library's forward looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from backsight.core import IMAGE, Classes, Layout, UserError
+from backsight.staging import StagedModel, Trace
+from backsight.verify import tensors
+from small import build_small, noisy, random_images
+
+
+def same(one: Any, other: Any) -> bool:
+    """Two outputs of a library are equal, bit for bit."""
+    pairs = list(zip(tensors(one), tensors(other), strict=True))
+    return bool(pairs) and all(torch.equal(a, b) for a, b in pairs)
+
+
+def before(trace: Trace, name: str) -> list[str]:
+    """The names whose features stood before those of ``name``."""
+    return [each for each, call in trace.raw.items() if call.order < trace.raw[name].order]
+
+
+def patched(model: StagedModel) -> list[str]:
+    """Submodules with a forward or a hook that is not their own."""
+    return [
+        path
+        for path, module in model.module.named_modules()
+        if "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks
+    ]
+
+
+# ---- run and features
+
+
+def test_features_are_those_of_a_run(model: StagedModel) -> None:
+    images = random_images(model)
+    trace = model.run(images)
+    assert list(trace.features) == sorted(trace.features, key=lambda name: trace.raw[name].order)
+    assert set(trace.features) == set(model.names)
+    found = model.features(images, [*model.names[::-1], IMAGE])
+    assert list(found) == [*model.names[::-1], IMAGE]
+    assert all(torch.equal(found[name], trace[name]) for name in found)
+    assert torch.equal(trace[IMAGE], images)
+
+
+def test_an_output_is_the_library_s_own(model: StagedModel) -> None:
+    images = random_images(model)
+    expected = model.module(model.pixels.normalise(images))
+    assert same(model.run(images).output, expected)
+
+
+def test_a_run_until_a_stage_holds_nothing_later(model: StagedModel) -> None:
+    images = random_images(model)
+    whole = model.run(images)
+    for name in model.names:
+        trace = model.run(images, until=name)
+        assert torch.equal(trace[name], whole[name])
+        allowed = {each for each in model.names if whole.raw[each].order <= whole.raw[name].order}
+        assert trace.features.keys() <= allowed
+        assert all(call.order <= whole.raw[name].order for calls in trace.calls.values() for call in calls)
+        assert trace.output is None
+        assert not patched(model)
+
+
+def test_features_leave_the_pass_at_the_last_that_is_wanted(model: StagedModel) -> None:
+    own = build_small(model.spec.family)
+    calls: list[str] = []
+    own.module.register_forward_hook(lambda *_: calls.append("end"))
+    images = random_images(own)
+    own.features(images, own.stages[:1])
+    assert calls == []
+    own.features(images, [IMAGE])
+    assert calls == []
+    own.run(images)
+    assert calls == ["end"]
+
+
+def test_a_pass_leaves_the_model_as_it_was(model: StagedModel) -> None:
+    state = {name: value.clone() for name, value in model.module.state_dict().items()}
+    digest = model.digest()
+    first, second = (model.run(random_images(model)) for _ in range(2))
+    assert same(first.output, second.output)  # dropout is off
+    assert all(torch.equal(value, state[name]) for name, value in model.module.state_dict().items())
+    assert model.digest() == digest
+    assert not model.module.training
+    assert not patched(model)
+
+
+# ---- resume
+
+
+def test_unchanged_features_give_the_same_output(model: StagedModel) -> None:
+    trace = model.run(random_images(model))
+    for name in model.names:
+        assert same(model.resume(name, trace[name], trace).output, trace.output)
+
+
+def test_an_edit_changes_nothing_before_it(model: StagedModel) -> None:
+    trace = model.run(random_images(model))
+    kept = {name: value.clone() for name, value in trace.features.items()}
+    for name in model.names:
+        edit = noisy(trace[name])
+        edited = model.resume(name, edit, trace)
+        assert torch.equal(edited[name], edit)
+        assert all(torch.equal(edited[each], trace[each]) for each in before(trace, name))
+        later = [each for each in model.names if trace.raw[each].order > trace.raw[name].order]
+        assert all(not torch.equal(edited[each], trace[each]) for each in later)
+        assert not same(edited.output, trace.output)
+    assert all(torch.equal(trace[name], value) for name, value in kept.items())
+
+
+def test_a_resumed_trace_can_be_resumed(model: StagedModel) -> None:
+    trace = model.run(random_images(model))
+    for first in model.names:
+        once = model.resume(first, noisy(trace[first], 1), trace)
+        for second in set(model.names) - set(before(trace, first)):
+            twice = model.resume(second, once[second], once)
+            assert same(twice.output, once.output), (first, second)
+            assert torch.equal(twice[model.names[-1]], once[model.names[-1]])
+
+
+def test_an_earlier_edit_forgets_a_later_one(model: StagedModel) -> None:
+    trace = model.run(random_images(model))
+    for early, late in pairwise(model.names):
+        if trace.raw[early].order == trace.raw[late].order:
+            continue
+        edit = noisy(trace[early], 1)
+        direct = model.resume(early, edit, trace)
+        detour = model.resume(early, edit, model.resume(late, noisy(trace[late], 2), trace))
+        assert same(detour.output, direct.output), (early, late)
+        assert torch.equal(detour[late], direct[late])
+
+
+def test_resume_can_stop_early(model: StagedModel) -> None:
+    trace = model.run(random_images(model))
+    early, late = model.stages[0], model.stages[-1]
+    edit = noisy(trace[early])
+    part = model.resume(early, edit, trace, until=late)
+    assert torch.equal(part[late], model.resume(early, edit, trace)[late])
+    assert part.output is None
+    with pytest.raises(UserError, match=f"'{early}' comes before '{late}'"):
+        model.resume(late, trace[late], trace, until=early)
+
+
+def test_a_trace_that_was_left_early_can_be_resumed(model: StagedModel) -> None:
+    images = random_images(model)
+    first = model.stages[0]
+    part = model.run(images, until=first)
+    assert same(model.resume(first, part[first], part).output, model.run(images).output)
+    with pytest.raises(UserError, match=f"nothing at '{model.stages[-1]}'"):
+        model.resume(model.stages[-1], part[first], part)
+
+
+# ---- gradients
+
+
+def test_gradients_flow_to_the_images(model: StagedModel) -> None:
+    images = random_images(model, batch=1).requires_grad_()
+    trace = model.run(images)
+    for name in model.stages:
+        (slope,) = torch.autograd.grad(trace[name].square().sum(), images, retain_graph=True)
+        assert slope.abs().max() > 0, name
+
+
+def test_gradients_flow_to_edited_features(model: StagedModel) -> None:
+    trace = model.run(random_images(model, batch=1))
+    assert not any(value.requires_grad for value in trace.features.values())
+    for name in model.stages:
+        edit = noisy(trace[name]).requires_grad_()
+        (output, *_) = tensors(model.resume(name, edit, trace).output)
+        (slope,) = torch.autograd.grad(output.square().sum(), edit)
+        assert slope.abs().max() > 0, name
+    assert all(parameter.grad is None for parameter in model.module.parameters())
+
+
+# ---- order in the house: exceptions, threads
+
+
+@pytest.fixture(params=[False, True], ids=["run", "resume"])
+def enter(request: pytest.FixtureRequest, model: StagedModel) -> Callable[[], object]:
+    """A whole pass, or the rest of one."""
+    trace, first = model.run(random_images(model)), model.stages[0]
+    return (lambda: model.resume(first, trace[first], trace)) if request.param else (lambda: model.run(trace.images))
+
+
+def test_an_exception_inside_a_pass_leaves_no_patch(model: StagedModel, enter: Callable[[], object]) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("boom")
+
+    handle = model.module.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="boom"):
+        enter()
+    handle.remove()
+    assert not patched(model)
+    enter()
+
+
+def test_a_forward_that_was_patched_before_stays_patched() -> None:
+    model = build_small("vit")
+    patch_embed: Any = model.module.patch_embed
+    original, calls = patch_embed.forward, []
+
+    def counted(*args: Any) -> Tensor:
+        calls.append(1)
+        return original(*args)
+
+    patch_embed.forward = counted
+    trace = model.run(random_images(model))
+    model.resume("encoder", trace["encoder"], trace)
+    assert patch_embed.forward is counted
+    assert len(calls) == 1  # once in the run; the replay answers from the trace
+
+
+def test_parallel_threads_give_what_one_gives(model: StagedModel) -> None:
+    trace = model.run(random_images(model))
+
+    def work(index: int) -> Tensor:
+        name = model.names[index % len(model.names)]
+        if index % 3 == 0:
+            return model.run(random_images(model, seed=index))[model.names[-1]]
+        return model.resume(name, noisy(trace[name], index), trace)[model.names[-1]]
+
+    serial = [work(index) for index in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        parallel = list(pool.map(work, range(12)))
+    assert all(map(torch.equal, serial, parallel))
+
+
+# ---- static facts
+
+
+def test_a_layout_says_what_the_features_are(model: StagedModel) -> None:
+    trace = model.run(random_images(model))
+    assert model.layout(IMAGE) == Layout.of_image(model.pixels.size)
+    for name in model.names:
+        layout = model.layout(name)
+        assert trace[name].shape[1:] == (layout.tokens, layout.width)
+        if model.stage_of(name).gridded:
+            assert layout.tokens == layout.prefix + sum(h * w for h, w in layout.grids)
+        else:
+            assert layout.grids == ()
+
+
+def test_a_digest_tells_weights_apart(model: StagedModel) -> None:
+    assert build_small(model.spec.family).digest() == model.digest()
+    assert build_small(model.spec.family, seed=1).digest() != model.digest()
+
+
+def test_layers_are_on_the_way_to_their_stage(model: StagedModel) -> None:
+    trace = model.run(random_images(model))
+    for stage in model.spec.stages:
+        places = [trace.raw[f"{stage.name}.{index}"].order for index in range(len(stage.layers))]
+        assert places == sorted(set(places))
+        assert all(place <= trace.raw[stage.name].order for place in places)
+
+
+def test_predictions_are_in_their_ranges(model: StagedModel) -> None:
+    prediction = model.predict(model.run(random_images(model)))
+    if isinstance(prediction, Classes):
+        assert model.spec.task == "classify"
+        assert prediction.logits.shape[0] == len(prediction.top()) == 2
+        return
+    assert model.spec.task == "detect"
+    assert len(prediction) == 2
+    for each in prediction:
+        assert each.boxes.shape == (len(each.scores), 4)
+        assert 0 <= each.scores.min() <= each.scores.max() <= 1
+        assert (each.boxes[:, :2] <= each.boxes[:, 2:]).all()
+        kept = each.above(float(each.scores.median()))
+        assert 0 < len(kept.scores) < len(each.scores) or len(set(each.scores.tolist())) == 1
+
+
+# ---- the user's mistakes
+
+
+MISTAKES: dict[str, tuple[Callable[[StagedModel, Trace], object], str]] = {
+    "run": (lambda model, trace: model.run(trace.images, until="nose"), "no stage or layer 'nose' in small"),
+    "features": (lambda model, trace: model.features(trace.images, ["nose"]), "no stage or layer 'nose'"),
+    "resume": (lambda model, trace: model.resume("nose", trace[IMAGE], trace), "no stage or layer 'nose'"),
+    "until": (
+        lambda model, trace: model.resume(model.names[0], trace[model.names[0]], trace, until="nose"),
+        "no stage or layer 'nose'",
+    ),
+    "layout": (lambda model, trace: model.layout("nose"), "no stage or layer 'nose'"),
+    "sites": (lambda model, trace: model.sites("nose"), "no stage or layer 'nose'"),
+    "stage": (lambda model, trace: model.spec.stage("nose"), "no stage 'nose' in .*: it has backbone"),
+    "trace": (lambda model, trace: trace["nose"], "the trace has nothing at 'nose': it holds"),
+    "batch": (
+        lambda model, trace: model.resume(model.names[0], trace[model.names[0]][:1], trace),
+        r"have shape \(2, .*\), got \(1, ",
+    ),
+    "channels": (lambda model, trace: model.run(trace.images[:, :1]), r"images of shape \(2, 1, .* takes B 3 "),
+    "size": (lambda model, trace: model.run(trace.images[..., 1:]), "takes B 3 .* load the model with another size"),
+    "one image": (lambda model, trace: model.features(trace.images[0], [model.names[0]]), "images of shape"),
+    "early": (lambda model, trace: model.predict(model.run(trace.images, until=model.names[0])), "without 'until'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_line(model: StagedModel, mistake: str) -> None:
+    act, message = MISTAKES[mistake]
+    trace = model.run(random_images(model))
+    with pytest.raises(UserError, match=message) as caught:
+        act(model, trace)
+    assert "\n" not in str(caught.value)
+    assert not patched(model)

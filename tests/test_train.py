@@ -1,0 +1,228 @@
+"""Training: the same seed gives the same weights, a resumed run is the run that was never stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from backsight.chain import ChainEnsemble
+from backsight.core import Pixels, UserError
+from backsight.models import MODELS, stage_module
+from backsight.options import ModelOptions, TrainOptions
+from backsight.staging import RANDOM, StagedModel
+from backsight.train import Budget, Interrupted, Run, RunFolder, train, train_run
+from backsight.train.loop import Loop
+
+SIZES = {"vit": (48, 48), "swin": (64, 64), "detr": (64, 96)}
+
+
+def forward_model(family: str = "vit") -> StagedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = MODELS[family].small()
+    return stage_module(module, MODELS[family], Pixels(SIZES[family]), name=f"small-{family}", weights=RANDOM)
+
+
+def options(out: Path, **changes: object) -> TrainOptions:
+    small = {"steps": 6, "seeds": 2, "batch_size": 4, "max_validation": 8, "max_test": 8, "workers": 0}
+    return TrainOptions(**{"data": "world:prior", "out": out, "tracker": "none", **small, **changes})
+
+
+def run(out: Path, family: str = "vit", **changes: object) -> ChainEnsemble:
+    return train_run(forward_model(family), options(out, **changes), ModelOptions(device="cpu"))
+
+
+def weights(ensemble: ChainEnsemble) -> list[torch.Tensor]:
+    return [value for chain in ensemble.chains for value in chain.state_dict().values()]
+
+
+def same(one: ChainEnsemble, other: ChainEnsemble) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_every_family_trains_and_leaves_a_whole_run_folder(family: str, tmp_path: Path) -> None:
+    ensemble = run(tmp_path / "run", family, steps=4)
+    found = {path.name for path in (tmp_path / "run").iterdir()}
+    assert found == {
+        *("config.yaml", "metrics.jsonl", "checkpoints", "chains", "mean_image.safetensors"),
+        *("evaluation.json", "card.md"),
+    }
+    loaded = ChainEnsemble.from_pretrained(tmp_path / "run")
+    assert same(ensemble, loaded)
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert list(evaluation["entries"]) == ensemble.entries
+    assert evaluation["num_images"] == 8
+    assert "Random weights" in (tmp_path / "run" / "card.md").read_text()
+
+
+def test_validation_errors_fall(tmp_path: Path) -> None:
+    run(tmp_path / "run", steps=120, seeds=1, evaluate_every=20, inverse=("backbone=patch:learning_rate=1e-2",))
+    looks = [record["validation"] for record in RunFolder(tmp_path / "run").metrics() if "validation" in record]
+    assert len(looks) == 6
+    for name in looks[0]:
+        assert looks[-1][name] < 0.8 * looks[0][name]
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tmp_path: Path) -> None:
+    first, second = run(tmp_path / "a"), run(tmp_path / "b")
+    assert same(first, second)
+    assert not same(first, run(tmp_path / "c", seed=5))
+    one, two = first.chains
+    assert not torch.equal(next(one.parameters()), next(two.parameters()))
+
+
+class StopAt:
+    """A watcher that asks for a stop, as Ctrl-C does, after some step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self, state: object, losses: object, share: float) -> None:
+        if state.step == self.step:
+            import signal
+
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path / "whole", evaluate_every=2)
+    original = Run.loop
+
+    def interrupted(self: Run) -> Loop:
+        loop = original(self)
+        monkeypatch.setattr(Run, "loop", original)
+        step = loop.step
+        loop.step = lambda batch: (step(batch), StopAt(stop)(loop.state, {}, 0.0))
+        return loop
+
+    monkeypatch.setattr(Run, "loop", interrupted)
+    with pytest.raises(Interrupted, match="--resume"):
+        run(tmp_path / "parts", evaluate_every=2)
+    resumed = run(tmp_path / "parts", evaluate_every=2, resume=True)
+    assert same(whole, resumed)
+    losses = [
+        [(r["step"], r["losses"]) for r in RunFolder(tmp_path / name).metrics() if "losses" in r]
+        for name in ("whole", "parts")
+    ]
+    assert losses[0][-1][0] == losses[1][-1][0] == 6
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path: Path) -> None:
+    model = forward_model()
+    settings = options(tmp_path / "run", steps=30, seeds=2, checkpoint_every=0.0)
+    prepared = Run.of(model, settings, RunFolder(settings.out))
+    prepared.folder.prepare(overwrite=False)
+    loop = prepared.loop()
+    prepared.begin(loop)
+    step = loop.step
+
+    def poison(batch: object) -> None:
+        if loop.state.step == 14:
+            with torch.no_grad():
+                next(prepared.task.networks["1/encoder"].parameters()).fill_(math.nan)
+        step(batch)
+
+    loop.step = poison
+    with pytest.raises(UserError) as caught:
+        loop.run()
+    message = str(caught.value)
+    assert "'encoder' (seed 1)" in message
+    assert "step 15" in message
+    assert "step-" in message
+    assert "\n" not in message
+    good = prepared.folder.load_checkpoint()
+    assert good is not None
+    assert good["state"]["step"] < 15
+    assert all(value.isfinite().all() for each in good["networks"].values() for value in each.values())
+    others = [name for name in prepared.task.networks if name != "1/encoder"]
+    assert all(p.isfinite().all() for name in others for p in prepared.task.networks[name].parameters())
+
+
+def test_a_folder_is_never_overwritten_silently(tmp_path: Path) -> None:
+    run(tmp_path / "run", steps=1, seeds=1)
+    with pytest.raises(UserError, match="--overwrite"):
+        run(tmp_path / "run", steps=1, seeds=1)
+    run(tmp_path / "run", steps=2, seeds=1, overwrite=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("ten years of work")
+    with pytest.raises(UserError, match="holds no run"):
+        run(tmp_path / "other", steps=1)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+
+
+def test_resuming_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
+    run(tmp_path / "run", steps=2, seeds=1)
+    (tmp_path / "run" / "card.md").unlink()
+    with pytest.raises(UserError, match="batch_size"):
+        run(tmp_path / "run", steps=2, seeds=1, batch_size=5, resume=True)
+    with pytest.raises(UserError, match="--resume"):
+        run(tmp_path / "run", steps=2, seeds=1)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    run(tmp_path / "run", steps=2, seeds=1)
+    (tmp_path / "run" / "card.md").unlink()
+    newest = RunFolder(tmp_path / "run").checkpoints()[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(UserError, match=newest.name):
+        run(tmp_path / "run", steps=2, seeds=1, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"steps": 1, "minutes": 1.0}, "give one of"),
+        ({"steps": 0}, "more than 0"),
+        ({"seeds": 0}, "at least 1"),
+        ({"inverse": ("neck=local",)}, "no stage 'neck'"),
+        ({"inverse": ("backbone=locl",)}, "no inverse 'locl'"),
+        ({"inverse": ("backbone",)}, "stage=inverse"),
+        ({"inverse": ("backbone=patch:depth=3",)}, "does not fit"),
+        ({"resume": True, "overwrite": True}, "give one of them"),
+    ],
+)
+def test_options_that_cannot_be_meant(given: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        run(tmp_path / "run", **given)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_inverses_can_be_replaced_and_added(tmp_path: Path) -> None:
+    changes = ("backbone=local", "backbone@whole=patch:whole=true", "backbone@analytic=analytic")
+    ensemble = run(tmp_path / "run", steps=2, seeds=1, inverse=changes)
+    assert ensemble.entries == ["backbone", "backbone@analytic", "backbone@whole", "encoder"]
+    assert isinstance(ensemble.chains[0].inverses["backbone"].layers[0], nn.Conv2d)
+
+
+def test_train_takes_a_name_and_options_as_keywords(tmp_path: Path) -> None:
+    kept = options(tmp_path / "run", steps=1, seeds=1)
+    ensemble = train(
+        "vit_tiny_patch16_224",
+        random_weights=True,
+        size="32x48",
+        **{name: value for name, value in vars(kept).items() if value is not None},
+    )
+    assert ensemble.model["weights"] == "random"
+    assert ensemble.model["size"] == [32, 48]
+
+
+def test_budget_ends_and_schedules() -> None:
+    budget = Budget.of(None, 2, None, steps_an_epoch=50)
+    assert budget.steps == 100
+    assert budget.share(100, 0.0) == 1
+    rates = [budget.learning_rate(step, budget.share(step, 0)) for step in range(101)]
+    assert max(rates) <= 1
+    assert rates[0] < 0.2
+    assert rates[-1] == pytest.approx(0.01)
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert Budget.of(None, None, 2.0, 10).share(7, 60) == pytest.approx(0.5)
