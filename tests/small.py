@@ -32,7 +32,8 @@ def small_pixels(family: Family, module: nn.Module, size: tuple[int, int] | None
         return from_timm.pixels(module, size)
     config: Any = module.config
     own = getattr(config, "image_size", None) or (64, 96)
-    return Pixels(size or ((own, own) if isinstance(own, int) else tuple(own)))
+    height, width = (own, own) if isinstance(own, int) else own
+    return Pixels(size or (height, width))
 
 
 def random_images(model: StagedModel, batch: int = 2, seed: int = SEED) -> Tensor:

@@ -38,6 +38,17 @@ def test_a_pyramid_comes_back_as_it_was(data: st.DataObject, pattern: str, level
     assert all(map(torch.equal, back, pyramid))
 
 
+@pytest.mark.parametrize("pattern", MAPS)
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2), (1, 0, 2, 3)])
+def test_a_map_comes_back_in_its_own_order_of_memory(pattern: str, order: tuple[int, ...]) -> None:
+    value = torch.randn(2, 3, 4, 5).permute(order)
+    features = to_features([value], [pattern])
+    for each in (features, features.contiguous()):
+        (back,) = from_features(each, [value], [pattern])
+        assert torch.equal(back, value)
+        assert back.stride() == value.stride()
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 7))
 def test_several_sites_are_joined_along_the_width(widths: list[int], tokens: int) -> None:

@@ -38,12 +38,19 @@ def _flatten(value: Tensor, pattern: str) -> Tensor:
 
 def _unflatten(features: Tensor, like: Any, pattern: str) -> Any:
     if pattern == "b n d":
-        return features
+        return _in_memory_as(like, features)
     maps = _maps(like)
     sizes = [_grid(each, pattern) for each in maps]
     parts = features.split([h * w for h, w in sizes], 1)
     native = [rearrange(part, f"b (h w) d -> {pattern}", h=h, w=w) for part, (h, w) in zip(parts, sizes, strict=True)]
+    native = list(map(_in_memory_as, maps, native))
     return type(like)(native) if isinstance(like, list | tuple) else native[0]
+
+
+def _in_memory_as(like: Tensor, value: Tensor) -> Tensor:
+    """``value`` with the strides of ``like``: over others, a library's sums may run in another order and round anew."""
+    same = value.stride() == like.stride()
+    return value if same else torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def _grid(value: Tensor, pattern: str) -> tuple[int, int]:

@@ -55,15 +55,21 @@ def verify(model: StagedModel, batch_size: int = 1, seed: int = 0) -> Iterator[S
         noise = torch.randn(features.shape, generator=generator).to(features.device)
         edited = (features + features.std() * noise).requires_grad_()
         changed = tensors(model.resume(name, edited, trace).output)
-        energy = torch.stack([each.float().square().sum() for each in changed]).sum()
-        (slope,) = torch.autograd.grad(energy, edited, allow_unused=True)
         yield SiteCheck(
             name,
             (features.shape[1], features.shape[2]),
             identity=all(map(torch.equal, same, expected)),
             edit_changes_output=not all(map(torch.equal, changed, expected)),
-            gradient=slope is not None and bool(slope.abs().max() > 0),
+            gradient=_gradient_reaches(edited, changed),
         )
+
+
+def _gradient_reaches(features: Tensor, outputs: list[Tensor]) -> bool:
+    energy = torch.stack([each.float().square().sum() for each in outputs]).sum()
+    if not energy.requires_grad:  # nothing in the output comes from the features
+        return False
+    (slope,) = torch.autograd.grad(energy, features, allow_unused=True)
+    return slope is not None and bool(slope.abs().max() > 0)
 
 
 def tensors(output: Any) -> list[Tensor]:

@@ -63,30 +63,45 @@ def draw_detections(image: Tensor, detections: Detections, threshold: float = 0.
     font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", height)
     pen = ImageDraw.Draw(canvas)
     chosen = detections.above(threshold)
+    order = chosen.scores.argsort(descending=True).tolist()
+    frames = {
+        index: _inside([factor * corner for corner in chosen.boxes[index].tolist()], canvas.size) for index in order
+    }
+    for index in reversed(order):
+        pen.rectangle(frames[index], outline=_colour_of(chosen, index), width=max(2, round(height / 5)))
     taken: list[Strip] = []
-    for index in chosen.scores.argsort(descending=True).tolist():
-        label = int(chosen.classes[index])
-        text = f"{chosen.labels.get(label, f'class {label}')} {round(100 * chosen.scores[index].item())} %"
-        box = [factor * corner for corner in chosen.boxes[index].tolist()]
-        _draw_box(pen, box, text, PALETTE[label % len(PALETTE)], font, taken)
+    for index in order:
+        taken.append(_write_name(pen, frames[index], _name_of(chosen, index), _colour_of(chosen, index), font, taken))
     return rearrange(torch.from_numpy(numpy.array(canvas)).float() / 255, "h w c -> c h w")
 
 
-def _draw_box(
-    pen: ImageDraw, box: Sequence[float], text: str, colour: str, font: FreeTypeFont, taken: list[Strip]
-) -> None:
-    """Draw the frame and its text on a coloured strip; note the strip as taken."""
-    width, height = pen.im.size
-    x0, x1 = (min(max(0.0, x), width - 1.0) for x in sorted(box[::2]))
-    y0, y1 = (min(max(0.0, y), height - 1.0) for y in sorted(box[1::2]))
-    pen.rectangle((x0, y0, x1, y1), outline=colour, width=max(2, round(font.size / 5)))
+def _name_of(detections: Detections, index: int) -> str:
+    label = int(detections.classes[index])
+    return f"{detections.labels.get(label, f'class {label}')} {round(100 * detections.scores[index].item())} %"
+
+
+def _colour_of(detections: Detections, index: int) -> str:
+    return PALETTE[int(detections.classes[index]) % len(PALETTE)]
+
+
+def _inside(box: Sequence[float], size: tuple[int, int]) -> Strip:
+    """The part of a box (x0, y0, x1, y1) that lies on a canvas of ``size`` (width, height)."""
+    x0, x1 = (min(max(0.0, x), size[0] - 1.0) for x in sorted(box[::2]))
+    y0, y1 = (min(max(0.0, y), size[1] - 1.0) for y in sorted(box[1::2]))
+    return x0, y0, x1, y1
+
+
+def _write_name(
+    pen: ImageDraw, frame: Strip, text: str, colour: str, font: FreeTypeFont, taken: Sequence[Strip]
+) -> Strip:
+    """Write ``text`` on a coloured strip at a frame, clear of the strips that are ``taken``; give its own."""
     margin = font.size / 5
     size = (pen.textlength(text, font=font) + 2 * margin, font.size + 2 * margin)
-    strip = _free_place((x0, y0, x1, y1), size, (width, height), taken)
-    taken.append(strip)
+    strip = _free_place(frame, size, pen.im.size, taken)
     pen.rectangle(strip, fill=colour)
     middle = (strip[1] + strip[3]) / 2
     pen.text((strip[0] + margin, middle), text, fill=_readable_on(colour), font=font, anchor="lm")
+    return strip
 
 
 def _free_place(box: Strip, size: tuple[float, float], canvas: tuple[int, int], taken: Sequence[Strip]) -> Strip:

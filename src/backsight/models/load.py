@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ from backsight.staging import RANDOM, StagedModel
 
 ZOO = Path(__file__).parent.parent / "zoo" / "weights"
 """The small trained models that ship with the package."""
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def load_model(
@@ -95,7 +98,9 @@ def _folder(name: str) -> Path | None:
 def _of_the_hub(name: str) -> Path | None:
     """The downloaded folder of a hub name (``owner/model``) that is none of the well-known ones."""
     known = {hub_name for family in MODELS.values() for hub_name in family.names.values()}
-    return None if "/" not in name or name in known or name.startswith("timm/") else download(name)
+    if name in known or name.startswith("timm/") or not _HUB_NAME.fullmatch(name):
+        return None
+    return download(name)
 
 
 def _from_folder(folder: Path, size: tuple[int, int] | None) -> tuple[nn.Module, Family, Pixels]:
@@ -142,4 +147,6 @@ def _unknown(name: str) -> tuple[Family, str, str]:
     known = [each for family in MODELS.values() for pair in family.names.items() for each in pair]
     nearest = difflib.get_close_matches(name, dict.fromkeys(known + timm.list_models()), n=3, cutoff=0.5)
     offer = f"the nearest names are {', '.join(nearest)}" if nearest else "see `backsight models`"
+    if Path(name).is_absolute() or name.startswith("."):
+        raise UserError(f"no folder at {name}: a model's folder holds config.json and model.safetensors")
     raise UserError(f"no model '{name}': {offer}; or give a folder with config.json and model.safetensors")

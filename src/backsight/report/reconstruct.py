@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backsight.chain import ChainEnsemble
 from backsight.core import Classes, Detections, UserError
-from backsight.data import Batch, load_images
+from backsight.data import Batch, load_images, read_image
 from backsight.devices import choose_device
 from backsight.evaluate import evaluate
 from backsight.figures import draw_detections, grid, to_png
@@ -185,13 +185,8 @@ def _stage(entry: str, found: Mapping[str, Any]) -> StageErrors:
 
 def _print_figure(rows: Sequence[PictureRow], out: Path) -> None:
     """``figure.png``: the first pictures beside their reconstructions by the first seed, for print."""
-    from torchvision.io import ImageReadMode, decode_image
-
     shown = rows[:6]
     columns = list(shown[0].images)
-    pictures = [
-        [decode_image(str(out / row.images[column][0]), ImageReadMode.RGB).float() / 255 for column in columns]
-        for row in shown
-    ]
+    pictures = [[read_image(out / row.images[column][0]).float() / 255 for column in columns] for row in shown]
     figure = grid(pictures, columns, [Path(row.id).name for row in shown])
     write_bytes(out / "figure.png", to_png(figure))

@@ -1,0 +1,194 @@
+"""The command line as a new user meets it: every mistake is one line that says what would be right, and status 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from backsight.chain import Plan, build_chain
+from backsight.cli import main
+from backsight.core import Pixels
+from backsight.models import MODELS, stage_module
+
+RANDOM = ("vit_tiny_patch16_224", "--random-weights", "--size", "32x48", "--device", "cpu")
+SHORT = (
+    "--steps",
+    "2",
+    "--seeds",
+    "1",
+    "--batch-size",
+    "2",
+    "--max-validation",
+    "2",
+    "--max-test",
+    "2",
+    "--workers",
+    "0",
+)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line of a command that ends with status 2."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    said = capsys.readouterr().err
+    lines = [line for line in said.splitlines() if line]
+    assert stop.value.code == 2, said
+    assert len(lines) == 1, said
+    assert lines[0].startswith("backsight: ")
+    return lines[0]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of thirty small pictures."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(30):
+        Image.new("RGB", (40, 30), (8 * number, 100, 255 - 8 * number)).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Path:
+    """The untrained chain of a small model that no name leads to."""
+    model = stage_module(MODELS["vit"].small(), MODELS["vit"], Pixels((48, 48)), name=str(tmp_path / "gone"))
+    return build_chain(model, {"backbone": Plan("patch")}, 0).save(tmp_path / "chain")
+
+
+def test_help_of_every_command_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("demo", "train", "reconstruct", "report", "models", "stages", "verify", "zoo"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        assert "usage: backsight" in capsys.readouterr().out
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, backsight.cli\n"
+        "try: backsight.cli.main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'timm', 'transformers', 'matplotlib', 'numpy'} & sys.modules.keys()))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("trian",), "train"),
+        (("train",), "STR"),
+        (("train", "x", "--colour", "red"), "--colour"),
+        (("train", "x", "--steps", "many"), "--steps"),
+        (("verify", "vit_bse_patch16_224"), "vit_base_patch16_224"),
+        (("verify", "resnet18"), "VisionTransformer"),
+        (("stages", "zoo/nothing"), "zoo"),
+        (("stages", "vit_tiny_patch16_224", "--random-weights", "--size", "big"), "384x512"),
+        (("stages", "vit_tiny_patch16_224", "--random-weights", "--device", "tpu9"), "cuda:0"),
+        (("zoo", "train", "nobody"), "nobody"),
+        (("report", "nowhere"), "results.json"),
+        (("reconstruct", "nowhere", "x.jpg"), "chains"),
+    ],
+)
+def test_mistakes(arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert words in refused(capsys, *arguments)
+
+
+def test_a_missing_model_without_network(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    said = refused(capsys, "stages", "detr-resnet-50")
+    assert "facebook/detr-resnet-50" in said
+    assert "model.safetensors" in said
+
+
+def test_data_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    (tmp_path / "coco" / "val2017").mkdir()
+    instances = {"images": [], "annotations": [], "categories": []}
+    (tmp_path / "coco" / "annotations" / "instances_val2017.json").write_text(json.dumps(instances))
+    for data, word in (
+        (f"folder:{tmp_path / 'missing'}", "missing"),
+        (f"folder:{tmp_path / 'empty'}", "empty"),
+        (f"coco:{tmp_path / 'empty'}", "annotations"),
+        (f"coco:{tmp_path / 'coco'}", "images"),
+        (str(tmp_path / "empty"), "folder:"),
+        ("world:martian", "prior"),
+    ):
+        out = tmp_path / "run"
+        assert word in refused(capsys, "train", *RANDOM, "--data", data, "--out", str(out), *SHORT)
+        assert not out.exists()
+
+
+def test_a_text_file_named_jpg_is_skipped_and_counted_or_refused(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "notes.jpg").write_text("not a picture")
+    arguments = ("train", *RANDOM, "--data", f"folder:{photos}", *SHORT, "--tracker", "none")
+    assert (
+        "notes.jpg" in refused(capsys, *arguments, "--epochs", "1", "--strict", "--out", str(tmp_path / "strict"))[:400]
+    )
+    main([*arguments, "--out", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "card.md").is_file()
+
+
+def test_weights_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"neck.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    said = refused(capsys, "stages", "vit_tiny_patch16_224", "--weights", str(tmp_path / "other.safetensors"))
+    assert "another model" in said
+    (tmp_path / "text.pth").write_text("hello")
+    said = refused(capsys, "stages", "vit_tiny_patch16_224", "--weights", str(tmp_path / "text.pth"))
+    assert "text.pth" in said
+    assert "weights" in refused(capsys, "stages", str(tmp_path / "other.safetensors"))
+
+
+def test_a_chain_whose_model_is_gone(
+    chain: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    said = refused(capsys, "reconstruct", str(chain), str(photos), "--out", str(out))
+    assert "gone" in said
+    assert not out.exists()
+
+
+def test_train_reconstruct_report(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    main(["train", *RANDOM, "--data", f"folder:{photos}", "--out", str(run), *SHORT, "--tracker", "none"])
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *RANDOM, "--data", f"folder:{photos}", "--out", str(run), *SHORT])
+    assert stop.value.code == 2
+    capsys.readouterr()
+    assert str(run) in refused(capsys, "reconstruct", str(run), str(run), "--out", str(out))
+    assert not out.exists()
+    main(
+        ["reconstruct", str(run), str(photos / "00.png"), str(photos / "07.png"), "--out", str(out), "--device", "cpu"]
+    )
+    assert capsys.readouterr().out.strip() == str(out / "report.html")
+    results = json.loads((out / "results.json").read_text())
+    assert [Path(row["id"]).name for row in results["pictures"]] == ["00.png", "07.png"]
+    page = (out / "report.html").read_text()
+    assert "andom weights" in page
+    (out / "report.html").unlink()
+    main(["report", str(out)])
+    assert (out / "report.html").read_text() == page
+
+
+def test_verify_stages_and_models_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["verify", "vit_tiny_patch16_224", "--size", "32x32", "--json", str(tmp_path / "verify.json")])
+    assert "all right" in capsys.readouterr().out
+    found = json.loads((tmp_path / "verify.json").read_text())
+    assert len(found["sites"]) == 14
+    assert all(site["identity"] and site["edit_changes_output"] and site["gradient"] for site in found["sites"])
+    main(["stages", "vit_tiny_patch16_224", "--random-weights", "--json", str(tmp_path / "stages.json")])
+    assert json.loads((tmp_path / "stages.json").read_text())[0]["grid"] == "14x14"
+    main(["models", "--json", str(tmp_path / "models.json")])
+    assert {row["family"] for row in json.loads((tmp_path / "models.json").read_text())} >= set(MODELS)
