@@ -63,8 +63,9 @@ distclean: clean
 # ---- the virtual environment
 
 # uv is quicker where it is there; what it cannot get (it does not read pip's settings), pip may.
+# Compiling all of torch and transformers beforehand would take longer than the demo ever spends on it.
 install = { command -v uv >/dev/null && uv pip install --python $(VENV)/bin/python -e '$(1)'; } \
-	|| $(RUN) pip install -e '$(1)'
+	|| $(RUN) pip install --no-compile -e '$(1)'
 
 $(BASE): pyproject.toml | $(VENV)/bin/python
 	@echo 'installing into $(VENV): the first time this takes some minutes, torch is large'

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from backsight.core import Pixels, Site, Spec, Stage
 from backsight.models import MODELS, Family, from_timm, stage_module
 from backsight.staging import RANDOM, StagedModel
-from backsight.verify import scramble
+from backsight.verify import scramble, tensors
 
 SEED = 0
+
+SMALL_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("test_vit", {}),
+    "swin": ("swin_tiny_patch4_window7_224", {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4]}),
+}
+"""An architecture that timm has registered, and what makes it small."""
 
 
 def build_small(name: str, seed: int = SEED, size: tuple[int, int] | None = None) -> StagedModel:
@@ -53,3 +62,30 @@ def stage_toy(
     """Stage a module of the tests' own, with one stage for each of ``sites``."""
     stages = tuple(Stage(name, (site,), **stage_options) for name, site in sites.items())
     return StagedModel(module, Spec("toy", "features", stages), Pixels(size), name="toy")
+
+
+def save_transformers(name: str, folder: Path) -> nn.Module:
+    """A small model of transformers, saved as its library does."""
+    torch.manual_seed(SEED)
+    module: Any = MODELS[name].small()
+    module.save_pretrained(folder)
+    return module
+
+
+def save_timm(name: str, folder: Path) -> nn.Module:
+    """A small model of timm, saved as the hub has it."""
+    torch.manual_seed(SEED)
+    architecture, options = SMALL_TIMM[name]
+    module = timm.create_model(architecture, **options)
+    save_for_hf(module, str(folder), model_args=options, safe_serialization=True)
+    return module
+
+
+def same_answers(one: StagedModel, other: StagedModel) -> bool:
+    """The same pixels, the same weights, and bit for bit the same output and features."""
+    images = random_images(one)
+    a, b = one.run(images), other.run(images)
+    assert one.pixels == other.pixels
+    assert one.digest() == other.digest()
+    assert all(map(torch.equal, tensors(a.output), tensors(b.output)))
+    return all(torch.equal(a[name], b[name]) for name in one.names)

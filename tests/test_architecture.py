@@ -194,7 +194,7 @@ PRIVATE = {
     "a package registry": r"pypi[.]org|pythonhosted[.]org|download[.]pytorch[.]org|conda[.]anaconda[.]org|npmjs[.]org",
     "a machine's own path": r"(?<![\w.])/(?:work|root|home)/\w",
     "a private note": r"\b(?:paper|model)-facts\b|\bissues? ?#?\d+\b",
-    "how it was made": r"(?<!scope=.)\bsession\b",
+    "how it was made": r"(?<!scope=.)(?<!whole )\bsession\b",
 }
 
 

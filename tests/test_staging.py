@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backsight.core import IMAGE, Classes, Layout, UserError
+from backsight.core import IMAGE, UserError
 from backsight.staging import StagedModel, Trace
 from backsight.verify import tensors
 from small import build_small, noisy, random_images
@@ -232,50 +232,6 @@ def test_parallel_threads_give_what_one_gives(model: StagedModel) -> None:
     with ThreadPoolExecutor(4) as pool:
         parallel = list(pool.map(work, range(12)))
     assert all(map(torch.equal, serial, parallel))
-
-
-# ---- static facts
-
-
-def test_a_layout_says_what_the_features_are(model: StagedModel) -> None:
-    trace = model.run(random_images(model))
-    assert model.layout(IMAGE) == Layout.of_image(model.pixels.size)
-    for name in model.names:
-        layout = model.layout(name)
-        assert trace[name].shape[1:] == (layout.tokens, layout.width)
-        if model.stage_of(name).gridded:
-            assert layout.tokens == layout.prefix + sum(h * w for h, w in layout.grids)
-        else:
-            assert layout.grids == ()
-
-
-def test_a_digest_tells_weights_apart(model: StagedModel) -> None:
-    assert build_small(model.spec.family).digest() == model.digest()
-    assert build_small(model.spec.family, seed=1).digest() != model.digest()
-
-
-def test_layers_are_on_the_way_to_their_stage(model: StagedModel) -> None:
-    trace = model.run(random_images(model))
-    for stage in model.spec.stages:
-        places = [trace.raw[f"{stage.name}.{index}"].order for index in range(len(stage.layers))]
-        assert places == sorted(set(places))
-        assert all(place <= trace.raw[stage.name].order for place in places)
-
-
-def test_predictions_are_in_their_ranges(model: StagedModel) -> None:
-    prediction = model.predict(model.run(random_images(model)))
-    if isinstance(prediction, Classes):
-        assert model.spec.task == "classify"
-        assert prediction.logits.shape[0] == len(prediction.top()) == 2
-        return
-    assert model.spec.task == "detect"
-    assert len(prediction) == 2
-    for each in prediction:
-        assert each.boxes.shape == (len(each.scores), 4)
-        assert 0 <= each.scores.min() <= each.scores.max() <= 1
-        assert (each.boxes[:, :2] <= each.boxes[:, 2:]).all()
-        kept = each.above(float(each.scores.median()))
-        assert 0 < len(kept.scores) < len(each.scores) or len(set(each.scores.tolist())) == 1
 
 
 # ---- the user's mistakes

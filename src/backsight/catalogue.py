@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from backsight.models import MODELS
-from backsight.models.load import ZOO
+from backsight.shipped import ZOO
 from backsight.staging import StagedModel
 
 

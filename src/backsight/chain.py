@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from backsight.core import IMAGE, Layout, UserError, split_entry
 from backsight.files import write_bytes, write_json
 from backsight.inverses import Inverse, build_inverse
+from backsight.shipped import find_shipped
 from backsight.staging import StagedModel, Trace
 
 FORMAT = 1
@@ -149,12 +150,12 @@ class InverseChain(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> InverseChain:
-        """Load a chain from its folder; every file is checked against the digest in ``chain.json``.
+        """Load a chain from its folder, or the first of ``zoo/...``; every file is checked against its digest.
 
         Raises:
             UserError: no chain there, a newer format, or a file that is missing or damaged.
         """
-        folder = Path(folder)
+        folder = _locate(folder, seed="0")
         index = _read_index(folder)
         inverses, plans = {}, {}
         for entry, saved in index["inverses"].items():
@@ -201,8 +202,8 @@ class ChainEnsemble:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ChainEnsemble:
-        """Load a run (``RUN``, with ``RUN/chains/<seed>``), a folder of chains, or one chain."""
-        folder = Path(folder)
+        """Load a run (``RUN``, with ``RUN/chains/<seed>``), a folder of chains, one chain, or those of ``zoo/...``."""
+        folder = _locate(folder)
         if (folder / "chain.json").is_file():
             return cls([InverseChain.from_pretrained(folder)])
         parent = folder / "chains" if (folder / "chains").is_dir() else folder
@@ -251,6 +252,11 @@ def build_chain(model: StagedModel, plans: Mapping[str, Plan], seed: int) -> Inv
 
 def _layout(saved: dict[str, Any]) -> Layout:
     return Layout(**{**saved, "grids": tuple(tuple(grid) for grid in saved["grids"])})
+
+
+def _locate(name: str | Path, seed: str = "") -> Path:
+    shipped = find_shipped(str(name))
+    return Path(name) if shipped is None else shipped / "chains" / seed
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

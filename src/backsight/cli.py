@@ -53,8 +53,8 @@ def demo(out: Path = Path("demo"), minutes: float = 1.5, seeds: int = 2, seed: i
     """
     from backsight.demo import demo as run_demo
 
-    run_demo(out, minutes=minutes, seeds=seeds, seed=seed)
-    print(f"{out / 'report.html'}\n{out / 'results.json'}")
+    for page in run_demo(out, minutes=minutes, seeds=seeds, seed=seed):
+        print(page)
 
 
 @command

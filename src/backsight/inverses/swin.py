@@ -32,6 +32,8 @@ class SwinStage(Inverse):
     ) -> None:
         super().__init__(source, target, constants)
         self.expect_no_prefix()
+        if target.width == 3:
+            raise ValueError("it reconstructs a finer map, not the image: the stage before it takes patch")
         from timm.models.swin_transformer import SwinTransformerBlock
 
         block: Any = SwinTransformerBlock

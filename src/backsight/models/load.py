@@ -14,10 +14,8 @@ from backsight.models import from_timm, from_transformers
 from backsight.models.family import Family
 from backsight.models.registry import MODELS
 from backsight.models.weights import download, read_config
+from backsight.shipped import find_shipped
 from backsight.staging import RANDOM, StagedModel
-
-ZOO = Path(__file__).parent.parent / "zoo" / "weights"
-"""The small trained models that ship with the package."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -83,12 +81,9 @@ def stage_module(
 
 def _folder(name: str) -> Path | None:
     """The folder that ``name`` means, None for a name to be looked up."""
-    if name.startswith("zoo/"):
-        folder = ZOO / name.removeprefix("zoo/")
-        if not folder.is_dir():
-            zoo = [f"zoo/{path.name}" for path in sorted(ZOO.glob("*")) if path.is_dir()]
-            raise UserError(f"no model '{name}' in the zoo: it has {', '.join(zoo) or 'nothing yet'}")
-        return folder
+    shipped = find_shipped(name)
+    if shipped is not None:
+        return shipped
     path = Path(name)
     if path.is_file():
         raise UserError(f"{name} is a file of weights: name the model it belongs to, and give the file by --weights")

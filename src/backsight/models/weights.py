@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 from torch import Tensor
@@ -96,12 +95,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors, and code from a file is never run: give a .safetensors file"
-        ) from error
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        if type(error).__name__ == "UnpicklingError":
+            reason = "it holds more than tensors, and code from a file is never run"
+        else:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise UserError(
             f"{path} cannot be read as weights ({reason}): give a .safetensors file or a state_dict"
         ) from error

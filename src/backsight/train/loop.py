@@ -20,6 +20,8 @@ from backsight.train.run_folder import RunFolder
 
 LOG_EVERY = 10
 """Batches between two readings of the losses: reading one waits for the device."""
+LOG_AFTER = 5.0
+"""Seconds after which they are read all the same."""
 CLIP = 1.0
 """The largest norm of a network's gradient."""
 
@@ -92,7 +94,7 @@ class Loop:
         }
         self._unread: list[tuple[int, dict[str, Tensor]]] = []
         self._losses: dict[str, float] = {}
-        self._saved = 0.0
+        self._saved, self._read = 0.0, 0.0
 
     def run(self) -> State:
         """Train to the end of the budget.
@@ -151,7 +153,7 @@ class Loop:
         """Between two batches: read losses, validate, write checkpoints, stop if asked to."""
         state = self.state
         share = self.budget.share(state.step, state.seconds)
-        if state.step % LOG_EVERY == 0 or share >= 1 or state.step == 1:
+        if state.step % LOG_EVERY == 0 or share >= 1 or time.monotonic() - self._read > LOG_AFTER:
             self._read_losses()
         for watch in self.watchers:
             watch(state, self._losses, share)
@@ -171,6 +173,7 @@ class Loop:
     def _read_losses(self) -> None:
         """Bring the losses of the last batches to the host, all at once; stop at the first that is not finite."""
         unread, self._unread = self._unread, []
+        self._read = time.monotonic()
         if not unread:
             return
         names = list(unread[0][1])

@@ -1,0 +1,28 @@
+"""What ships with the package: small trained models and their chains, by names that begin with ``zoo/``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from backsight.core import UserError
+
+ZOO = Path(__file__).parent / "zoo" / "weights"
+"""One folder for each model: ``config.json``, weights, ``card.json``, and ``chains/<seed>`` where there are any."""
+
+
+def shipped_names() -> list[str]:
+    """``zoo/detr-prior`` and the others that are here."""
+    return [f"zoo/{path.parent.name}" for path in sorted(ZOO.glob("*/config.json"))]
+
+
+def find_shipped(name: str) -> Path | None:
+    """The folder of ``zoo/...``; None for any other name.
+
+    Raises:
+        UserError: the zoo has no such model.
+    """
+    if not name.startswith("zoo/"):
+        return None
+    if name not in shipped_names():
+        raise UserError(f"no model '{name}' in the zoo: it has {', '.join(shipped_names()) or 'nothing yet'}")
+    return ZOO / name.removeprefix("zoo/")

@@ -1,0 +1,205 @@
+"""Weights of forward models: files, pickles, seeds, and names and folders that hold none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from backsight.core import UserError
+from backsight.models import MODELS, load_model
+from backsight.staging import RANDOM
+from small import same_answers, save_timm, save_transformers
+
+SIZE = (64, 96)
+
+
+# ---- files and seeds
+
+
+@pytest.fixture
+def tiny_detr(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A well-known name for a DETR that is small."""
+    small: Any = MODELS["detr"].small()
+    options = {name: value for name, value in small.config.to_dict().items() if name != "model_type"}
+    family = replace(MODELS["detr"], names={"detr-tiny": "nobody/detr-tiny"}, configure={"detr-tiny": options})
+    monkeypatch.setitem(MODELS, "detr", family)
+    return "detr-tiny"
+
+
+FILES: dict[str, Callable[[dict[str, torch.Tensor], Path], object]] = {
+    "weights.safetensors": save_file,
+    "weights.pth": torch.save,
+    "checkpoint.pth": lambda state, path: torch.save({"model": state, "epoch": 3}, path),
+    "other.pt": lambda state, path: torch.save({"state_dict": state}, path),
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("name", ["detr-tiny", "test_vit"])
+def test_a_file_of_weights_is_loaded(name: str, file: str, tiny_detr: str, tmp_path: Path) -> None:
+    original = load_model(name, random_weights=True, seed=3, size=SIZE if name == tiny_detr else None)
+    FILES[file](original.module.state_dict(), tmp_path / file)
+    loaded = load_model(name, weights=tmp_path / file, size=SIZE if name == tiny_detr else None)
+    assert loaded.weights == str(tmp_path / file)
+    assert same_answers(loaded, original)
+
+
+@pytest.mark.parametrize("name", ["detr-tiny", "test_vit"])
+def test_random_weights_are_drawn_from_the_seed(name: str, tiny_detr: str) -> None:
+    state = torch.random.get_rng_state()
+    models = [load_model(name, random_weights=True, seed=seed) for seed in (5, 5, 6)]
+    assert models[0].digest() == models[1].digest() != models[2].digest()
+    assert {model.weights for model in models} == {RANDOM} == {"random"}
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+class Trap:
+    """Pickled, it is a call to make a file: what unpickling it would do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("where", ["file", "timm", "transformers"])
+def test_a_pickle_is_never_run(where: str, tmp_path: Path) -> None:
+    trap = {"weight": torch.zeros(1), "trap": Trap(tmp_path / "sprung")}
+    if where == "file":
+        torch.save(trap, tmp_path / "weights.pth")
+        load = lambda: load_model("test_vit", weights=tmp_path / "weights.pth")  # noqa: E731
+    else:
+        save_timm("vit", tmp_path) if where == "timm" else save_transformers("detr", tmp_path)
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(trap, tmp_path / "pytorch_model.bin")
+        load = lambda: load_model(str(tmp_path))  # noqa: E731
+    with pytest.raises(UserError, match=r"holds more than tensors, .* give a \.safetensors file"):
+        load()
+    assert not (tmp_path / "sprung").exists()
+
+
+# ---- the user's mistakes
+
+
+def expect_mistake(message: str, *args: Any, **options: Any) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(*args, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "offered"),
+    [
+        ("detr-resnet-5O", "detr-resnet-50"),
+        ("vit_base_patch16_244", "vit_base_patch16_224"),
+        ("swin_base_patch4_window_224", "swin_base_patch4_window7_224"),
+    ],
+)
+def test_an_unknown_name_offers_the_nearest(name: str, offered: str) -> None:
+    expect_mistake(f"no model '{name}': the nearest names are .*{offered}", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("qqqqqqqqqqqq", "no model 'qqqqqqqqqqqq': see `backsight models`"),
+        ("test_resnet", r"models of type 'ResNet' \(timm\) are not staged yet: the types that are: .*detr"),
+        ("zoo/nose", "no model 'zoo/nose' in the zoo"),
+    ],
+)
+def test_a_name_that_means_nothing(name: str, message: str) -> None:
+    expect_mistake(message, name, random_weights=True)
+
+
+def test_offline_says_what_to_put_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for name, hub_name in (
+        ("detr-resnet-50", "facebook/detr-resnet-50"),
+        ("facebook/detr-resnet-50", "facebook/detr-resnet-50"),
+        ("vit_base_patch16_224", "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k"),
+        ("someone/some-model", "someone/some-model"),
+    ):
+        expect_mistake(
+            rf"{hub_name} is not in the local cache and HF_HUB_OFFLINE is set: .*config\.json and model\.safetensors",
+            name,
+        )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, r"no config\.json"),
+        ("{", "is not JSON"),
+        ("[]", "is not a model's configuration"),
+        ("{}", "models of type 'nothing'"),
+        ('{"model_type": "bert"}', r"models of type 'bert' \(transformers\) are not staged yet"),
+        ('{"architecture": "nose_vit"}', "holds a 'nose_vit', which timm .* does not know"),
+        ('{"architecture": "test_vit"}', r"has no weights: it should hold model\.safetensors beside config\.json"),
+        ('{"model_type": "detr"}', r"has no weights: it should hold model\.safetensors beside config\.json"),
+    ],
+)
+def test_a_folder_that_is_no_model(config: str | None, message: str, tmp_path: Path) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    expect_mistake(message, str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["broken", "other", "shapes"])
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_a_folder_with_weights_that_do_not_fit(library: str, content: str, tmp_path: Path) -> None:
+    save_timm("vit", tmp_path) if library == "timm" else save_transformers("detr", tmp_path)
+    path = tmp_path / "model.safetensors"
+    state = load_file(path)
+    if content == "broken":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        (head,) = (name for name in state if name in ("head.weight", "class_labels_classifier.weight"))
+        save_file({"nose": state[head]} if content == "other" else {**state, head: state[head][:2].clone()}, path)
+    expect_mistake("cannot be read as weights" if content == "broken" else "are of another model", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["detr-tiny", "test_vit"])
+def test_a_file_with_weights_of_another_model(name: str, tiny_detr: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"nose.weight": torch.zeros(2)}, path)
+    expect_mistake(
+        r"\d+ tensors are missing \(first: .*\), 1 tensors are not of this model \(first: nose", name, weights=path
+    )
+    state = load_model(name, random_weights=True).module.state_dict()
+    save_file({key: value[:1].clone() if value.dim() else value for key, value in state.items()}, path)
+    expect_mistake("are of another model: shapes differ", name, weights=path)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("none.pth", None, "no file of weights at"),
+        ("empty.pth", b"", "cannot be read as weights"),
+        ("text.pth", b"hello", "cannot be read as weights"),
+        ("text.safetensors", b"hello", "cannot be read as weights"),
+    ],
+)
+def test_a_file_that_holds_no_weights(file: str, content: bytes | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    expect_mistake(message, "test_vit", weights=tmp_path / file)
+
+
+def test_a_list_is_no_state_dict(tmp_path: Path) -> None:
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    expect_mistake("holds no state_dict", "test_vit", weights=tmp_path / "list.pth")
+
+
+def test_a_file_in_place_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").touch()
+    expect_mistake("is a file of weights: name the model it belongs to", str(tmp_path / "weights.pth"))
