@@ -12,9 +12,12 @@ HERE := $(subst /,-,$(subst $(empty) ,_,$(CURDIR)))
 BASE := $(VENV)/backsight$(HERE)
 DEV := $(BASE).dev
 DOCS := $(BASE).docs
+# Without its interpreter, which may have been upgraded away, a .venv is worth nothing.
+$(shell test -x $(VENV)/bin/python || rm -f $(BASE)*)
 
-# Two workers of one thread each: threads of torch and workers of pytest would fight over the same cores.
-PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(RUN) pytest -n 2 --dist worksteal
+# Workers of one thread each: threads of torch and workers of pytest would fight over the same cores. WORKERS=0: none.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(RUN) pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help setup demo test test-all lint format docs clean distclean
 .DELETE_ON_ERROR:
@@ -55,7 +58,7 @@ docs: $(DOCS)
 
 clean:
 	rm -rf demo build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	find src tests docs -name __pycache__ -prune -exec rm -rf {} +
+	find . -path './$(VENV)' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf $(VENV) src/*.egg-info
@@ -67,7 +70,7 @@ distclean: clean
 install = { command -v uv >/dev/null && uv pip install --python $(VENV)/bin/python -e '$(1)'; } \
 	|| $(RUN) pip install --no-compile -e '$(1)'
 
-$(BASE): pyproject.toml | $(VENV)/bin/python
+$(BASE): pyproject.toml $(VENV)/bin/python
 	@echo 'installing into $(VENV): the first time this takes some minutes, torch is large'
 	$(call install,.)
 	@touch '$@'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -295,16 +294,3 @@ def test_export_is_read_by_pycocotools(tmp_path, capsys):
             assert annotation["area"] == int(mask.sum())
     names = [category["name"] for category in json.loads(path.read_text())["categories"]]
     assert names == list(SHAPES)
-
-
-@pytest.mark.slow
-def test_drawing_is_fast():
-    world, threads = World(), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        world.batch(range(64))
-        started = time.process_time()
-        world.batch(range(1024))
-        assert 1024 / (time.process_time() - started) > 400  # 1,000 on a core of its own, as the benchmark says
-    finally:
-        torch.set_num_threads(threads)

@@ -42,12 +42,12 @@ def command(function: Callable[..., None], group: tyro.extras.SubcommandApp = ap
 
 
 @command
-def demo(out: Path = Path("demo"), minutes: float = 1.5, seeds: int = 2, seed: int = 0) -> None:
+def demo(out: Path = Path("demo"), minutes: float = 3.5, seeds: int = 2, seed: int = 0) -> None:
     """The main job on the shipped models: trains inverses, reconstructs, measures, writes a report.
 
     Args:
         out: The folder for report.html, results.json and the runs; an earlier demo there is replaced.
-        minutes: Training time for each of the two models.
+        minutes: Training time in all.
         seeds: How many instances of every inverse to train.
         seed: The first of them.
     """

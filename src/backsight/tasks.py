@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from backsight.chain import InverseChain, Plan, build_chain
 from backsight.core import IMAGE, Pixels, UserError, split_entry
 from backsight.staging import StagedModel
+
+_BETWEEN_OPTIONS = re.compile(r",(?![^\[]*\])")
+"""A comma, but not one inside a list: ``widths=[64,16]``."""
 
 
 class Modular:
@@ -95,14 +99,24 @@ def _parse_plan(value: str, before: Plan | None) -> Plan:
     """``name:key=value,key=value`` -> a plan; options of the same inverse that are not named are kept."""
     name, _, text = value.partition(":")
     kept: Mapping[str, Any] = before.options if before is not None and before.inverse == name else {}
-    options = dict(kept)
-    for part in filter(None, text.split(",")):
-        key, equals, raw = part.partition("=")
-        if not equals:
-            raise UserError(f"'{part}' is no option of an inverse: write key=value, as expansion=2")
-        options[key.strip()] = yaml.safe_load(raw)
+    parts = filter(None, _BETWEEN_OPTIONS.split(text))
+    options = {**kept, **dict(map(_parse_option, parts))}
     rate = options.pop("learning_rate", None)
-    return Plan(name, options, None if rate is None else float(rate))
+    try:
+        return Plan(name, options, None if rate is None else float(rate))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"'{rate}' is no learning rate: write a number, as learning_rate=1e-3") from error
+
+
+def _parse_option(text: str) -> tuple[str, Any]:
+    key, _, raw = text.partition("=")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        value = None
+    if value is None:
+        raise UserError(f"'{text}' is no option of an inverse: write key=value, as expansion=2")
+    return key.strip(), value
 
 
 def build_chains(model: StagedModel, plans: Mapping[str, Plan], seeds: Sequence[int]) -> list[InverseChain]:

@@ -1,0 +1,168 @@
+"""Tasks: which inverses are trained, and equation 1, each loss for its own network alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from backsight.chain import Plan, build_chain
+from backsight.core import IMAGE, Pixels, UserError
+from backsight.inverses import INVERSES
+from backsight.staging import StagedModel
+from backsight.tasks import Modular, build_chains, component_loss, learning_rate, make_plans
+from small import random_images
+
+
+@pytest.fixture(scope="module")
+def detr(small_model: Callable[[str], StagedModel]) -> StagedModel:
+    return small_model("detr")
+
+
+# ---- plans
+
+
+def test_a_family_names_an_inverse_for_every_stage(model: StagedModel) -> None:
+    plans = make_plans(model)
+    assert [entry for entry in plans if "@" not in entry] == model.stages
+    for entry, plan in plans.items():
+        stage, _, variant = entry.partition("@")
+        assert (plan.inverse, plan.options) == model.spec.stage(stage).inverses[variant]
+        assert plan.learning_rate is None
+
+
+DECODER = {"depth": 2, "heads": 2, "feedforward": 48}
+ENCODER = {"depth": 2, "heads": 2, "feedforward": 48}
+
+
+@pytest.mark.parametrize(
+    ("change", "entry", "expected"),
+    [
+        ("backbone=local", "backbone", Plan("local")),
+        ("backbone=deconvolution:expansion=2", "backbone", Plan("deconvolution", {"expansion": 2})),
+        ("backbone=deconvolution:batch_norm=false", "backbone", Plan("deconvolution", {"batch_norm": False})),
+        ("backbone=deconvolution:learning_rate=1e-3", "backbone", Plan("deconvolution", {}, 1e-3)),
+        ("backbone=patch:widths=[8,8],whole=no", "backbone", Plan("patch", {"widths": [8, 8], "whole": False})),
+        ("encoder=encoder:depth=1", "encoder", Plan("encoder", {**ENCODER, "depth": 1})),  # the others stay
+        ("encoder=blocks:depth=1", "encoder", Plan("blocks", {"depth": 1})),  # those of another inverse do not
+        ("backbone@local=local:depth=0,learning_rate=0.01", "backbone@local", Plan("local", {"depth": 0}, 0.01)),
+        ("decoder@deep=decoder:depth=4", "decoder@deep", Plan("decoder", {**DECODER, "depth": 4})),
+        ("prediction@onehot=none", "prediction@onehot", None),
+    ],
+)
+def test_a_change_makes_a_plan(detr: StagedModel, change: str, entry: str, expected: Plan | None) -> None:
+    before, after = make_plans(detr), make_plans(detr, [change])
+    assert after.get(entry) == expected
+    assert {name: plan for name, plan in after.items() if name != entry} == {
+        name: plan for name, plan in before.items() if name != entry
+    }
+
+
+def test_plans_are_in_the_order_of_the_stages(detr: StagedModel) -> None:
+    changes = ["encoder@b=encoder", "prediction@a=prediction", "encoder@a=encoder", "decoder=none"]
+    assert list(make_plans(detr, changes)) == [
+        *("backbone", "encoder", "encoder@a", "encoder@b"),
+        *("prediction", "prediction@a", "prediction@onehot"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("backbone", "'backbone' changes no inverse: write stage=inverse, as backbone=local"),
+        ("backbone=", "'backbone=' changes no inverse"),
+        ("=local", "'=local' changes no inverse"),
+        ("nose=local", "no stage 'nose' in detr: it has backbone, encoder, decoder, prediction"),
+        ("backbone=local:depth", "'depth' is no option of an inverse: write key=value, as expansion=2"),
+        ("backbone=patch:widths=[8", r"'widths=\[8' is no option of an inverse"),
+        ("backbone=local:learning_rate=fast", "'fast' is no learning rate: write a number, as learning_rate=1e-3"),
+        ("prediction=none", "'prediction@onehot' needs an inverse of its stage to stand beside: leave prediction in"),
+    ],
+)
+def test_a_wrong_change_is_told_in_one_line(detr: StagedModel, change: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        make_plans(detr, [change])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["backbone=nose", "backbone=local:nose=1", "encoder=prediction"])
+def test_a_plan_that_does_not_fit_is_told_when_it_is_built(detr: StagedModel, change: str) -> None:
+    with pytest.raises(UserError, match=r"no inverse 'nose'|does not fit here"):
+        build_chain(detr, make_plans(detr, [change]), seed=0)
+
+
+def test_a_learning_rate_is_the_plan_s_or_the_inverse_s(detr: StagedModel) -> None:
+    plans = make_plans(detr, ["encoder=encoder:learning_rate=0.5"])
+    task = Modular(detr, build_chains(detr, plans, [4, 5]))
+    expected = {entry: INVERSES[plan.inverse].learning_rate for entry, plan in plans.items()} | {"encoder": 0.5}
+    assert task.learning_rates == {f"{seed}/{entry}": rate for seed in (4, 5) for entry, rate in expected.items()}
+    assert learning_rate(Plan("local", {}, 0.25), torch.nn.Linear(1, 1)) == 0.25
+
+
+# ---- equation 1
+
+
+def by_hand(model: StagedModel, network: torch.nn.Module, stage: str, images: Tensor) -> Tensor:
+    """The mean of the squared differences between an inverse's output and the true features before it."""
+    trace = model.run(images)
+    output = network(trace[stage])
+    target = trace[([IMAGE, *model.stages])[model.stages.index(stage)]]
+    difference = output - target
+    if stage == model.stages[0]:
+        difference = difference / torch.tensor(model.pixels.std)[:, None, None]
+    return (difference**2).mean()
+
+
+def test_the_losses_are_equation_1(model: StagedModel) -> None:
+    task = Modular(model, build_chains(model, make_plans(model), [0, 1]))
+    images = random_images(model)
+    losses = dict(task.losses(images))
+    assert list(losses) == list(task.networks)
+    assert len(losses) == 2 * len(make_plans(model))
+    for name, loss in losses.items():
+        stage = name.partition("/")[2].partition("@")[0]
+        torch.testing.assert_close(loss, by_hand(model, task.networks[name], stage, images))
+
+
+def test_a_loss_teaches_its_own_network_alone(model: StagedModel) -> None:
+    task = Modular(model, build_chains(model, make_plans(model), [0, 1]))
+    images = random_images(model).requires_grad_()
+    for name, loss in task.losses(images.detach()):
+        loss.backward()
+        taught = {
+            each
+            for each, network in task.networks.items()
+            if any(parameter.grad is not None for parameter in network.parameters())
+        }
+        assert taught == {name}
+        task.networks[name].zero_grad()
+    assert images.grad is None
+    assert all(parameter.grad is None for parameter in model.module.parameters())
+
+
+def test_one_inverse_s_errors_reach_no_other(detr: StagedModel) -> None:
+    chains = build_chains(detr, make_plans(detr), [0])
+    images = random_images(detr)
+    before = {name: loss.item() for name, loss in Modular(detr, chains).losses(images)}
+    with torch.no_grad():
+        for parameter in chains[0].inverses["encoder"].parameters():
+            parameter.mul_(2)
+    after = {name: loss.item() for name, loss in Modular(detr, chains).losses(images)}
+    assert {name for name in before if before[name] != after[name]} == {"0/encoder"}
+
+
+def test_an_inverse_that_is_computed_is_not_trained(small_model: Callable[[str], StagedModel]) -> None:
+    model = small_model("vit")
+    plans = make_plans(model, ["backbone@analytic=analytic"])
+    task = Modular(model, build_chains(model, plans, [0]))
+    assert set(plans) - {name.partition("/")[2] for name in task.networks} == {"backbone@analytic"}
+
+
+def test_the_loss_of_images_is_in_the_model_s_own_space() -> None:
+    pixels = Pixels((2, 2), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
+    black, grey = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.5)
+    expected = (1.0**2 + 2.0**2 + 4.0**2) / 3
+    assert component_loss(grey, black, IMAGE, pixels).item() == pytest.approx(expected)
+    assert component_loss(grey, black, "encoder", pixels).item() == pytest.approx(0.25)
