@@ -177,6 +177,15 @@ def test_a_convolution_sees_its_neighbours() -> None:
     assert changed[:16, 16:32].any()
 
 
+def test_a_split_token_lands_in_its_own_four_places() -> None:
+    inverse = build("swin", *CASES["map to finer map"], {"depth": 0})
+    features = torch.randn(1, 12, WIDTH)
+    edited = features.clone()
+    edited[:, 1 * 4 + 2] *= -1
+    changed = (inverse(edited) != inverse(features)).any(-1)[0].unflatten(0, (6, 8))
+    assert changed.nonzero().tolist() == [[2, 4], [2, 5], [3, 4], [3, 5]]
+
+
 def test_the_position_is_subtracted() -> None:
     source, target = on_grid(3, 5, prefix=1), Layout.of_image((48, 80))
     plain, subtracting = (build("patch", source, target, {"subtract_position": each}).eval() for each in (False, True))

@@ -159,6 +159,26 @@ def test_gradients_pass_changes_in_place(in_place: StagedModel) -> None:
     torch.testing.assert_close(slope, expected.flatten(2).mT)
 
 
+class Skip(nn.Module):
+    """What its first module answers is changed in place, and then read by the last one too, past the site."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.middle, self.end = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.patches(images)
+        patches *= 3
+        return self.end(patches + self.middle(patches))
+
+
+def test_what_a_replay_answers_is_as_it_was_said() -> None:
+    model = stage_toy(Skip(), {"middle": Site("middle", pattern=MAP)})
+    trace = model.run(random_images(model))
+    for _ in range(3):
+        assert torch.equal(model.resume("middle", trace["middle"], trace).output, trace.output)
+
+
 # ---- modules that run twice, sites that are not there
 
 

@@ -54,7 +54,7 @@ class TrainOptions:
     workers: int = 2
     """Processes that read images; 0 reads them in the training process."""
     evaluate_every: int | None = None
-    """Batches between two looks at the validation images; default: ten looks a run, every 25 batches at the most."""
+    """Batches between two looks at the validation images; default: ten looks a run, at least 25 batches apart."""
     checkpoint_every: float = 5.0
     """Minutes between two checkpoints; one is always written at a look at the validation images."""
     max_validation: int = 512
