@@ -33,12 +33,12 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject("zoo/detr-prior", "world:prior", ("backbone=deconvolution:expansion=1",), 0.75, "."),
-    Subject("zoo/vit-prior", "world:prior:single", ("encoder=blocks:learning_rate=1e-3",), 0.25, "vit"),
+    Subject("zoo/detr-prior", "world:prior", ("backbone=deconvolution:expansion=1",), 0.8, "."),
+    Subject("zoo/vit-prior", "world:prior:single", ("encoder=blocks:learning_rate=1e-3",), 0.2, "vit"),
 )
 
 
-def demo(out: str | Path = "demo", *, minutes: float = 3.5, seeds: int = 2, seed: int = 0) -> list[Path]:
+def demo(out: str | Path = "demo", *, minutes: float = 4.5, seeds: int = 2, seed: int = 0) -> list[Path]:
     """Train inverses of the shipped models from nothing, reconstruct images never seen, measure, and write the pages.
 
     Args:
