@@ -14,11 +14,9 @@ from transformers import DeformableDetrForObjectDetection, DetrForObjectDetectio
 
 from backsight.data.base import Batch
 from backsight.data.world import World
+from backsight.shipped import ZOO
 from backsight.zoo import classifier, detector
 from backsight.zoo.recipes import SIZE, Recipe, find_recipe
-
-WEIGHTS = Path(__file__).parent / "weights"
-"""Where the shipped models are, a folder for each."""
 
 
 def load_forward(folder: str | Path, recipe: Recipe) -> nn.Module:
@@ -36,7 +34,7 @@ def evaluate_forward(name: str, folder: str | Path | None = None, num: int = 2_0
         UserError: there is no such name.
     """
     recipe = find_recipe(name)
-    model = load_forward(folder or WEIGHTS / name.removeprefix("zoo/"), recipe)
+    model = load_forward(folder or ZOO / name.removeprefix("zoo/"), recipe)
     world = World(recipe.law, SIZE, 3 * seed + 2, num, single=recipe.architecture == "vit")
     return measure(model, world)
 
