@@ -70,7 +70,9 @@ def train(
     """
     from backsight.train import train_run
 
-    train_run(model, options, model_options)
+    ensemble = train_run(model, options, model_options)
+    if ensemble.model["weights"] == "random":
+        print("random weights: this run shows that the method works, not what a trained model knows")
     print(f"{options.out / 'card.md'}\n{options.out / 'chains'}")
 
 

@@ -86,7 +86,7 @@ def results_of(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, bat
     ]
     measured = _measured(run, model, ensemble, batch)
     card = measured["card"]
-    _print_figure(rows, Path(out))
+    _print_figure(rows, Path(out), "random weights" if model.weights == RANDOM else "")
     return Results(
         title=f"Through the eyes of {model.name}",
         command=command(),
@@ -183,10 +183,11 @@ def _stage(entry: str, found: Mapping[str, Any]) -> StageErrors:
     return StageErrors(entry, metrics, intervals, found["layer_error"])
 
 
-def _print_figure(rows: Sequence[PictureRow], out: Path) -> None:
+def _print_figure(rows: Sequence[PictureRow], out: Path, warning: str) -> None:
     """``figure.png``: the first pictures beside their reconstructions by the first seed, for print."""
     shown = rows[:6]
     columns = list(shown[0].images)
     pictures = [[read_image(out / row.images[column][0]).float() / 255 for column in columns] for row in shown]
-    figure = grid(pictures, columns, [Path(row.id).name for row in shown])
+    titles = [column if column == INPUT or not warning else f"{column}, {warning}" for column in columns]
+    figure = grid(pictures, titles, [Path(row.id).name for row in shown])
     write_bytes(out / "figure.png", to_png(figure))
