@@ -42,7 +42,7 @@ def command(function: Callable[..., None], group: tyro.extras.SubcommandApp = ap
 
 
 @command
-def demo(out: Path = Path("demo"), minutes: float = 4.5, seeds: int = 2, seed: int = 0) -> None:
+def demo(out: Path = Path("demo"), minutes: float = 4.5, seeds: int = 1, seed: int = 0) -> None:
     """The main job on the shipped models: trains inverses, reconstructs, measures, writes a report.
 
     Args:

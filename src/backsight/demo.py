@@ -38,7 +38,7 @@ SUBJECTS = (
 )
 
 
-def demo(out: str | Path = "demo", *, minutes: float = 4.5, seeds: int = 2, seed: int = 0) -> list[Path]:
+def demo(out: str | Path = "demo", *, minutes: float = 4.5, seeds: int = 1, seed: int = 0) -> list[Path]:
     """Train inverses of the shipped models from nothing, reconstruct images never seen, measure, and write the pages.
 
     Args:
