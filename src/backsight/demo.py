@@ -9,8 +9,7 @@ from pathlib import Path
 from backsight.core import UserError
 from backsight.data import collate, open_data
 from backsight.models import load_model
-from backsight.report import Results, write_report
-from backsight.report.reconstruct import results_of
+from backsight.report.reconstruct import write_results
 from backsight.train import train
 
 logger = logging.getLogger(__name__)
@@ -66,6 +65,5 @@ def _show(subject: Subject, out: Path, minutes: float, seeds: int, seed: int) ->
     ensemble = train(model, data=subject.data, out=run, overwrite=True, max_test=500, tracker="none", **settings)
     test = open_data(subject.data, model.pixels).test
     shown = collate([test[index] for index in range(SHOWN)])
-    results: Results = results_of(run, model, ensemble, shown, page)
-    results.save(page)
-    return write_report(results, page / "report.html")
+    write_results(run, model, ensemble, shown, page)
+    return page / "report.html"

@@ -30,7 +30,7 @@ class Modular:
             f"{chain.seed}/{entry}": inverse
             for chain in self.chains
             for entry, inverse in chain.items()
-            if any(parameter.requires_grad for parameter in inverse.parameters())
+            if inverse.trainable
         }
         self.learning_rates: dict[str, float] = {
             name: learning_rate(self.chains[0].plans[name.partition("/")[2]], network)

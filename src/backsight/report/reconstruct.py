@@ -57,10 +57,7 @@ def reconstruct(
     ensemble = ChainEnsemble.from_pretrained(run)
     model = open_forward_model(ensemble, choose_device(device))
     batch = load_images(images, model.pixels, strict=strict)
-    results = results_of(run, model, ensemble, batch, out)
-    results.save(out)
-    write_report(results, out / "report.html")
-    return results
+    return write_results(run, model, ensemble, batch, out)
 
 
 def open_forward_model(ensemble: ChainEnsemble, device: torch.device) -> StagedModel:
@@ -73,20 +70,25 @@ def open_forward_model(ensemble: ChainEnsemble, device: torch.device) -> StagedM
     return model
 
 
-def results_of(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batch: Batch, out: str | Path) -> Results:
-    """Everything the page shows: the pictures of ``batch``, and the run's errors on its test images.
+def write_results(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batch: Batch, out: Path) -> Results:
+    """The pictures of ``batch`` and the run's errors on its test images, as files in ``out``.
 
-    A chain that comes without its run is measured on ``batch`` itself. The pictures are written below ``out``, with
-    ``figure.png``, the same for print.
+    These are the pictures, ``figure.png`` (the same for print), ``results.json`` and ``report.html``. A chain that
+    comes without its run is measured on ``batch`` itself.
     """
-    if (Path(out) / "results.json").is_file():
-        shutil.rmtree(Path(out) / "pictures", ignore_errors=True)
-    rows = [
-        row for start in range(0, len(batch.ids), AT_ONCE) for row in _rows(model, ensemble, batch, start, Path(out))
-    ]
-    measured = _measured(run, model, ensemble, batch)
+    if (out / "results.json").is_file():
+        shutil.rmtree(out / "pictures", ignore_errors=True)
+    starts = range(0, len(batch.ids), AT_ONCE)
+    rows = [row for start in starts for row in _rows(model, ensemble, batch, start, out)]
+    _print_figure(rows, out, "random weights" if model.weights == RANDOM else "")
+    results = _results(run, model, _measured(run, model, ensemble, batch), rows)
+    results.save(out)
+    write_report(results, out / "report.html")
+    return results
+
+
+def _results(run: str | Path, model: StagedModel, measured: Mapping[str, Any], rows: list[PictureRow]) -> Results:
     card = measured["card"]
-    _print_figure(rows, Path(out), "random weights" if model.weights == RANDOM else "")
     return Results(
         title=f"Through the eyes of {model.name}",
         command=command(),

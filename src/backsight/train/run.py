@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from backsight.chain import ChainEnsemble, InverseChain, build_chain, describe
+from backsight.chain import ChainEnsemble, InverseChain, describe
 from backsight.core import UserError
 from backsight.data import Batch, ImageData, Splits, loader, open_data
 from backsight.devices import autocast, choose_device, choose_precision, peak_memory
@@ -21,7 +22,7 @@ from backsight.files import write_bytes, write_json, write_text
 from backsight.models import load_model
 from backsight.options import ModelOptions, TrainOptions, parse_size
 from backsight.staging import StagedModel
-from backsight.tasks import Modular, make_plans
+from backsight.tasks import Modular, build_chains, make_plans
 from backsight.train.budget import Budget
 from backsight.train.card import versions, write_card
 from backsight.train.loop import Loop, State
@@ -99,10 +100,11 @@ class Run:
     def of(cls, model: StagedModel, options: TrainOptions, folder: RunFolder) -> Run:
         """Open the data, build the inverses, and settle what was left open. Writes nothing."""
         splits = open_data(options.data, model.pixels, seed=options.seed, strict=options.strict)
-        budget = Budget.of(options.steps, options.epochs, options.minutes, -(-len(splits.train) // options.batch_size))
+        an_epoch = count_batches(splits.train, options.batch_size)
+        budget = Budget.of(options.steps, options.epochs, options.minutes, an_epoch)
         plans = make_plans(model, options.inverse)
         seeds = range(options.seed, options.seed + options.seeds)
-        chains = [build_chain(model, plans, seed).to(model.device).train() for seed in seeds]
+        chains = [chain.to(model.device).train() for chain in build_chains(model, plans, seeds)]
         precision = choose_precision(options.precision, model.device)
         return cls(model, chains, Modular(model, chains), splits, budget, precision, options, folder)
 
@@ -114,7 +116,7 @@ class Run:
     @property
     def batches_an_epoch(self) -> int:
         """How many batches the training images make."""
-        return -(-len(self.splits.train) // self.options.batch_size)
+        return count_batches(self.splits.train, self.options.batch_size)
 
     def config(self) -> dict[str, Any]:
         """All that is needed to run it again, in YAML's own types."""
@@ -251,6 +253,11 @@ class Run:
             "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
             "command": command(),
         }
+
+
+def count_batches(data: ImageData, batch_size: int) -> int:
+    """How many batches an epoch has, the last and smaller one included."""
+    return math.ceil(len(data) / batch_size)
 
 
 def command() -> str:
