@@ -19,7 +19,7 @@ from backsight.devices import choose_device
 from backsight.evaluate import evaluate
 from backsight.figures import draw_detections, grid, to_png
 from backsight.files import write_bytes
-from backsight.models import load_model
+from backsight.reopen import open_forward_model
 from backsight.report.page import write_report
 from backsight.report.results import INPUT, DataCard, ModelCard, PictureRow, Results, StageErrors, save_pictures
 from backsight.staging import RANDOM, Prediction, StagedModel, Trace
@@ -58,16 +58,6 @@ def reconstruct(
     model = open_forward_model(ensemble, choose_device(device))
     batch = load_images(images, model.pixels, strict=strict)
     return write_results(run, model, ensemble, batch, out)
-
-
-def open_forward_model(ensemble: ChainEnsemble, device: torch.device) -> StagedModel:
-    """The forward model that chains were trained on, checked to be the same."""
-    known = ensemble.model
-    file = known["weights"] if Path(known["weights"]).is_file() else None
-    random = known["weights"] == RANDOM
-    model = load_model(known["name"], size=tuple(known["size"]), weights=file, random_weights=random, device=device)
-    ensemble.to(device).check(model)
-    return model
 
 
 def write_results(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batch: Batch, out: Path) -> Results:
