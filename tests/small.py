@@ -24,6 +24,9 @@ SMALL_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """An architecture that timm has registered, and what makes it small."""
 
+SQUARE = ("rf_detr",)
+"""Families that take square images alone."""
+
 
 def build_small(name: str, seed: int = SEED, size: tuple[int, int] | None = None) -> StagedModel:
     """A small model of the family ``name``; weights and statistics are scrambled, so that no zero hides anything."""
@@ -40,6 +43,8 @@ def small_pixels(family: Family, module: nn.Module, size: tuple[int, int] | None
     if family.library == "timm":
         return from_timm.pixels(module, size)
     config: Any = module.config
+    if family.name in SQUARE:
+        return Pixels(size or (84, 84))
     own = getattr(config, "image_size", None) or (64, 96)
     height, width = (own, own) if isinstance(own, int) else own
     return Pixels(size or (height, width))

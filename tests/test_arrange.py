@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from backsight.arrange import clone, from_features, infer_grids, pick_argument, read_field, to_features, write_field
+from backsight.core import Site
 
 MAPS = ("b h w d", "b d h w")
+SIZE = (64, 96)
 Pair = namedtuple("Pair", ["one", "other"])
 
 
@@ -31,9 +33,10 @@ def maps(draw: st.DrawFn, pattern: str, levels: int) -> list[Tensor]:
 @given(st.data(), st.sampled_from(MAPS), st.integers(1, 4), st.sampled_from([list, tuple]))
 def test_a_pyramid_comes_back_as_it_was(data: st.DataObject, pattern: str, levels: int, container: type) -> None:
     pyramid = container(data.draw(maps(pattern, levels)))
-    features = to_features([pyramid], [pattern])
+    sites = [Site("", pattern=pattern)]
+    features = to_features([pyramid], sites, SIZE)
     assert features.shape[1] == sum(level.numel() for level in pyramid) // features.shape[0] // features.shape[2]
-    (back,) = from_features(features, [pyramid], [pattern])
+    (back,) = from_features(features, [pyramid], sites, SIZE)
     assert type(back) is container
     assert all(map(torch.equal, back, pyramid))
 
@@ -42,9 +45,10 @@ def test_a_pyramid_comes_back_as_it_was(data: st.DataObject, pattern: str, level
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2), (1, 0, 2, 3)])
 def test_a_map_comes_back_in_its_own_order_of_memory(pattern: str, order: tuple[int, ...]) -> None:
     value = torch.randn(2, 3, 4, 5).permute(order)
-    features = to_features([value], [pattern])
+    sites = [Site("", pattern=pattern)]
+    features = to_features([value], sites, SIZE)
     for each in (features, features.contiguous()):
-        (back,) = from_features(each, [value], [pattern])
+        (back,) = from_features(each, [value], sites, SIZE)
         assert torch.equal(back, value)
         assert back.stride() == value.stride()
 
@@ -53,18 +57,50 @@ def test_a_map_comes_back_in_its_own_order_of_memory(pattern: str, order: tuple[
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 7))
 def test_several_sites_are_joined_along_the_width(widths: list[int], tokens: int) -> None:
     values = [torch.randn(2, tokens, width) for width in widths]
-    patterns = ["b n d"] * len(widths)
-    features = to_features(values, patterns)
+    sites = [Site("")] * len(widths)
+    features = to_features(values, sites, SIZE)
     torch.testing.assert_close(features, torch.cat(values, -1), rtol=0, atol=0)
-    assert all(map(torch.equal, from_features(features, values, patterns), values))
+    assert all(map(torch.equal, from_features(features, values, sites, SIZE), values))
 
 
 @pytest.mark.parametrize("pattern", MAPS)
 def test_the_grid_goes_row_by_row(pattern: str) -> None:
     value = torch.randn(2, 3, 4, 5) if pattern == "b h w d" else torch.randn(2, 5, 3, 4)
-    features = to_features([value], [pattern])
+    features = to_features([value], [Site("", pattern=pattern)], SIZE)
     at = value[:, 2, 1] if pattern == "b h w d" else value[:, :, 2, 1]
     assert torch.equal(features[:, 2 * 4 + 1], at)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2))
+def test_windows_are_joined_row_by_row_and_cut_again(count: int, h: int, w: int, extra: int) -> None:
+    whole = torch.randn(2, h * count, w * count, 3)
+    cut = [
+        whole[image, row * h : (row + 1) * h, column * w : (column + 1) * w].flatten(0, 1)
+        for image in range(2)
+        for row in range(count)
+        for column in range(count)
+    ]
+    native = torch.cat([torch.randn(len(cut), extra, 3), torch.stack(cut)], 1)
+    site = Site("", tokens=((extra, None),), windows=count)
+    size = (16 * h * count, 16 * w * count)
+    features = to_features([native], [site], size)
+    assert torch.equal(features, whole.flatten(1, 2))
+    (back,) = from_features(2 * features, [native], [site], size)
+    assert torch.equal(back[:, :extra], native[:, :extra]), "tokens that the site leaves out stay"
+    assert torch.equal(back[:, extra:], 2 * native[:, extra:])
+
+
+def test_parts_of_a_row_come_in_the_order_of_the_site_and_go_back() -> None:
+    row = torch.arange(10.0).view(1, 10, 1)
+    all_of_it, last = Site("", tokens=((-3, None), (None, -3))), Site("", tokens=((-3, None),))
+    features = to_features([row], [all_of_it], SIZE)
+    assert features.flatten().tolist() == [7, 8, 9, 0, 1, 2, 3, 4, 5, 6]
+    assert torch.equal(from_features(features, [row], [all_of_it], SIZE)[0], row)
+    assert to_features([row], [last], SIZE).flatten().tolist() == [7, 8, 9]
+    (back,) = from_features(torch.zeros(1, 3, 1), [row], [last], SIZE)
+    assert back.flatten().tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 0, 0]
+    assert row.flatten().tolist() == list(range(10)), "what the library made stays as it was"
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_help_loads_nothing_heavy() -> None:
         (("train", "x", "--colour", "red"), "--colour"),
         (("train", "x", "--steps", "many"), "--steps"),
         (("verify", "vit_bse_patch16_224"), "vit_base_patch16_224"),
-        (("verify", "resnet18"), "VisionTransformer"),
+        (("verify", "vgg11"), "VisionTransformer"),
         (("stages", "zoo/nothing"), "zoo"),
         (("stages", "vit_tiny_patch16_224", "--random-weights", "--size", "big"), "384x512"),
         (("stages", "vit_tiny_patch16_224", "--random-weights", "--device", "tpu9"), "cuda:0"),

@@ -31,6 +31,11 @@ def on_grid(*grid: int, prefix: int = 0, width: int = WIDTH) -> Layout:
     return Layout(prefix + grid[0] * grid[1], width, ((grid[0], grid[1]),), prefix)
 
 
+def on_grids(*grids: tuple[int, int]) -> Layout:
+    """Tokens on the grids of several levels, the finest first."""
+    return Layout(sum(h * w for h, w in grids), WIDTH, grids)
+
+
 def queries(count: int, classes: int = 0) -> Layout:
     """Tokens without a place."""
     return Layout(count, classes + 4 if classes else WIDTH, classes=classes)
@@ -50,12 +55,15 @@ CASES: dict[str, tuple[Layout, Layout]] = {
     "predictions to queries": (queries(11, classes=6), queries(11)),
     "fewer to more queries": (queries(7), queries(11)),
     "predictions to fewer queries": (queries(11, classes=6), queries(7)),
+    "pyramid to image": (on_grids((6, 8), (3, 4), (2, 2)), Layout.of_image((48, 64))),
+    "pyramid to pyramid": (on_grids((6, 8), (3, 4)), on_grids((6, 8), (3, 4))),
+    "queries to a pyramid": (queries(11), on_grids((6, 8), (3, 4))),
 }
 
 
 def constants_for(source: Layout, target: Layout) -> dict[str, Tensor]:
     """What a forward model with such a stage would have of static tensors."""
-    side = Local(source, target, depth=0).stride() if target.width == 3 else 1
+    side = Local(source, target, depth=0).stride() if target.width == 3 and len(source.grids) == 1 else 1
     places = source.tokens - source.prefix
     shapes = {
         "projection": (source.width, 3, side, side),

@@ -17,15 +17,18 @@ from backsight.options import ModelOptions, TrainOptions
 from backsight.staging import RANDOM, StagedModel
 from backsight.train import Budget, Interrupted, Run, RunFolder, train, train_run
 from backsight.train.loop import Loop
+from small import small_pixels
 
-SIZES = {"vit": (48, 48), "swin": (64, 64), "detr": (64, 96)}
+SIZES = {"vit": (48, 48), "swin": (64, 64)}
+"""(H, W) of the images of small modules; those of :func:`small_pixels` for all others."""
 
 
 def forward_model(family: str = "vit") -> StagedModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = MODELS[family].small()
-    return stage_module(module, MODELS[family], Pixels(SIZES[family]), name=f"small-{family}", weights=RANDOM)
+    size = SIZES.get(family) or small_pixels(MODELS[family], module).size
+    return stage_module(module, MODELS[family], Pixels(size), name=f"small-{family}", weights=RANDOM)
 
 
 def options(out: Path, **changes: object) -> TrainOptions:

@@ -110,7 +110,7 @@ def test_an_unknown_name_offers_the_nearest(name: str, offered: str) -> None:
     ("name", "message"),
     [
         ("qqqqqqqqqqqq", "no model 'qqqqqqqqqqqq': see `backsight models`"),
-        ("test_resnet", r"models of type 'ResNet' \(timm\) are not staged yet: the types that are: .*detr"),
+        ("test_efficientnet", r"models of type 'EfficientNet' \(timm\) are not staged yet: the types that are: .*detr"),
         ("zoo/nose", "no model 'zoo/nose' in the zoo"),
     ],
 )

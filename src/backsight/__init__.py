@@ -5,7 +5,9 @@ Names are imported when they are first used, so that ``import backsight`` is qui
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from backsight.demo import demo
     from backsight.evaluate import evaluate
     from backsight.inverses import INVERSES
-    from backsight.models import MODELS, load_model
+    from backsight.models import MODELS, load_model, stage
     from backsight.report import write_report
     from backsight.report.reconstruct import reconstruct
     from backsight.staging import StagedModel, Trace
@@ -29,7 +31,7 @@ _HOMES = {
     "backsight.demo": ("demo",),
     "backsight.evaluate": ("evaluate",),
     "backsight.inverses": ("INVERSES",),
-    "backsight.models": ("MODELS", "load_model"),
+    "backsight.models": ("MODELS", "load_model", "stage"),
     "backsight.report": ("write_report",),
     "backsight.report.reconstruct": ("reconstruct",),
     "backsight.staging": ("StagedModel", "Trace"),
@@ -59,6 +61,7 @@ __all__ = [
     "load_model",
     "open_data",
     "reconstruct",
+    "stage",
     "train",
     "verify",
     "write_report",
@@ -73,3 +76,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Package(ModuleType):
+    """Keeps ``backsight.train`` the function: a submodule of the same name, once imported, would take its place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

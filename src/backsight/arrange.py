@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,40 +12,77 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from backsight.core import Site
 
-def to_features(values: Sequence[Any], patterns: Sequence[str]) -> Tensor:
-    """The values of a stage's sites -> ``B N D``: pyramids joined along N, several sites along D."""
+Size = tuple[int, int]
+"""(H, W) of the images, in pixels."""
+
+
+def to_features(values: Sequence[Any], sites: Sequence[Site], size: Size) -> Tensor:
+    """The values at a stage's ``sites`` -> ``B N D``: pyramids joined along N, several sites along D."""
     joined = []
-    for value, pattern in zip(values, patterns, strict=True):
-        levels = [_flatten(each, pattern) for each in _maps(value)]
+    for value, site in zip(values, sites, strict=True):
+        levels = [_flatten(each, site, size) for each in _maps(value)]
         joined.append(torch.cat(levels, 1) if len(levels) > 1 else levels[0])
     return torch.cat(joined, -1) if len(joined) > 1 else joined[0]
 
 
-def from_features(features: Tensor, like: Sequence[Any], patterns: Sequence[str]) -> list[Any]:
-    """The inverse of :func:`to_features`, in the arrangement of ``like``."""
-    widths = [_flatten(_maps(value)[0], pattern).shape[-1] for value, pattern in zip(like, patterns, strict=True)]
+def from_features(features: Tensor, like: Sequence[Any], sites: Sequence[Site], size: Size) -> list[Any]:
+    """The inverse of :func:`to_features`, in the arrangement of ``like``, whose other tokens stay as they are."""
+    widths = [_flatten(_maps(value)[0], site, size).shape[-1] for value, site in zip(like, sites, strict=True)]
     parts = features.split(widths, -1)
-    return [_unflatten(part, value, pattern) for part, value, pattern in zip(parts, like, patterns, strict=True)]
+    return [_unflatten(part, value, site, size) for part, value, site in zip(parts, like, sites, strict=True)]
 
 
 def _maps(value: Any) -> list[Tensor]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _flatten(value: Tensor, pattern: str) -> Tensor:
-    return value if pattern == "b n d" else rearrange(value, f"{pattern} -> b (h w) d")
+def _flatten(value: Tensor, site: Site, size: Size) -> Tensor:
+    if site.pattern != "b n d":
+        return rearrange(value, f"{site.pattern} -> b (h w) d")
+    if site.tokens:
+        value = torch.cat([value[:, start:stop] for start, stop in site.tokens], 1)
+    return _join(value, site.windows, size) if site.windows > 1 else value
 
 
-def _unflatten(features: Tensor, like: Any, pattern: str) -> Any:
-    if pattern == "b n d":
-        return _in_memory_as(like, features)
+def _unflatten(features: Tensor, like: Any, site: Site, size: Size) -> Any:
+    if site.pattern == "b n d":
+        native = _cut(features, site.windows, size) if site.windows > 1 else features
+        return _in_memory_as(like, _among(like, native, site.tokens) if site.tokens else native)
     maps = _maps(like)
-    sizes = [_grid(each, pattern) for each in maps]
+    sizes = [_grid(each, site.pattern) for each in maps]
     parts = features.split([h * w for h, w in sizes], 1)
-    native = [rearrange(part, f"b (h w) d -> {pattern}", h=h, w=w) for part, (h, w) in zip(parts, sizes, strict=True)]
+    pattern = f"b (h w) d -> {site.pattern}"
+    native = [rearrange(part, pattern, h=h, w=w) for part, (h, w) in zip(parts, sizes, strict=True)]
     native = list(map(_in_memory_as, maps, native))
     return type(like)(native) if isinstance(like, list | tuple) else native[0]
+
+
+def _join(windows: Tensor, count: int, size: Size) -> Tensor:
+    """Windows, a row of the batch each, -> ``B N D``, the whole grid row by row."""
+    h, w = _in_proportion(windows.shape[1], size)
+    return rearrange(windows, "(b p q) (h w) d -> b (p h q w) d", p=count, q=count, h=h, w=w)
+
+
+def _cut(features: Tensor, count: int, size: Size) -> Tensor:
+    """The inverse of :func:`_join`."""
+    h, w = _in_proportion(features.shape[1] // count**2, size)
+    return rearrange(features, "b (p h q w) d -> (b p q) (h w) d", p=count, q=count, h=h, w=w)
+
+
+def _in_proportion(tokens: int, size: Size) -> tuple[int, int]:
+    """The grid (h, w) of ``tokens`` that has the proportions of the image."""
+    h = round(math.sqrt(tokens * size[0] / size[1]))
+    return h, tokens // h
+
+
+def _among(like: Tensor, features: Tensor, parts: Sequence[tuple[int | None, int | None]]) -> Tensor:
+    """A copy of ``like``, ``B N' D``, with the ``parts`` of its tokens replaced by ``features``, ``B N D``."""
+    native = like.to(features.dtype, copy=True)
+    places = torch.cat([torch.arange(like.shape[1])[start:stop] for start, stop in parts])
+    native[:, places.to(like.device)] = features
+    return native
 
 
 def _in_memory_as(like: Tensor, value: Tensor) -> Tensor:
@@ -62,11 +100,12 @@ def infer_grids(raw: Any, pattern: str, tokens: int, size: tuple[int, int], leve
     """The (h, w) of every level of a representation: read off a map, else found from the number of tokens.
 
     A library's grid is the image divided by a stride, rounded up (convolutions with padding) or down (patches), and
-    every further level of a pyramid halves it. Empty when no stride gives ``tokens``.
+    every further level of a pyramid halves it; the first stride of a pyramid is most likely a power of two. Empty when
+    no stride gives ``tokens``.
     """
     if pattern != "b n d":
         return tuple(_grid(each, pattern) for each in _maps(raw))
-    for stride in range(1, max(size) + 1):
+    for stride in sorted(range(1, max(size) + 1), key=lambda stride: levels > 1 and stride.bit_count() > 1):
         for divide in (lambda side, by: -(-side // by), lambda side, by: side // by):
             grids = [(divide(size[0], stride * 2**i), divide(size[1], stride * 2**i)) for i in range(levels)]
             if sum(h * w for h, w in grids) == tokens:
@@ -76,16 +115,22 @@ def infer_grids(raw: Any, pattern: str, tokens: int, size: tuple[int, int], leve
 
 def clone(value: Any) -> Any:
     """A copy that later in-place edits of a library cannot reach: tensors cloned, containers rebuilt."""
+    return each_tensor(value, Tensor.clone)
+
+
+def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """``value`` with every tensor in it changed, its containers rebuilt."""
     if isinstance(value, Tensor):
-        return value.clone()
+        return change(value)
     if isinstance(value, dict):
         copied = copy.copy(value)
         for key, item in value.items():
-            copied[key] = clone(item)
+            copied[key] = each_tensor(item, change)
         return copied
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(clone, value))
-    return type(value)(map(clone, value)) if isinstance(value, list | tuple) else value
+    if not isinstance(value, list | tuple):
+        return value
+    items = [each_tensor(item, change) for item in value]
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
 def read_field(output: Any, name: int | str | None) -> Any:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from backsight.core import IMAGE, Layout, UserError, split_entry
 from backsight.files import write_bytes, write_json
+from backsight.hub import locate, publish
 from backsight.inverses import Inverse, build_inverse
-from backsight.shipped import find_shipped
 from backsight.staging import StagedModel, Trace
 
 FORMAT = 1
@@ -130,12 +130,15 @@ class InverseChain(nn.Module):
                     f"{model.weights}) has other {differs}: use the model that the chain was trained on"
                 )
 
-    def save(self, folder: str | Path) -> Path:
-        """Write ``chain.json`` and one ``<entry>.safetensors`` for each inverse, each file whole, the index last."""
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+        """Write ``chain.json`` and one ``<entry>.safetensors`` for each inverse, each file whole, the index last.
+
+        ``dtype`` is that of the weights in the files, their own by default; loading gives single precision.
+        """
         folder = Path(folder)
         inverses = {}
         for entry, inverse in self.items():
-            state = {name: value.contiguous() for name, value in inverse.state_dict().items()}
+            state = {name: _as(value, dtype).contiguous() for name, value in inverse.state_dict().items()}
             content = save(state)
             write_bytes(folder / f"{entry}.safetensors", content)
             inverses[entry] = {
@@ -148,14 +151,18 @@ class InverseChain(nn.Module):
         write_json(folder / "chain.json", index)
         return folder
 
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Give this chain to the hub as ``owner/name``; options and answer are :func:`~backsight.hub.publish`'s."""
+        return publish([self], repository, **options)
+
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> InverseChain:
-        """Load a chain from its folder, or the first of ``zoo/...``; every file is checked against its digest.
+    def from_pretrained(cls, folder: str | Path, revision: str | None = None) -> InverseChain:
+        """Load a chain from its folder, or the first of ``zoo/...`` or of ``owner/name`` on the hub, at ``revision``.
 
         Raises:
-            UserError: no chain there, a newer format, or a file that is missing or damaged.
+            UserError: no chain there, a newer format, or a file that is missing or damaged (each has its digest).
         """
-        folder = _locate(folder, seed="0")
+        folder = locate(folder, revision, one=True)
         index = _read_index(folder)
         inverses, plans = {}, {}
         for entry, saved in index["inverses"].items():
@@ -171,8 +178,8 @@ class InverseChain(nn.Module):
 class ChainEnsemble:
     """The chains of several seeds of one forward model, so that no finding hangs on one initialisation."""
 
-    def __init__(self, chains: Iterable[InverseChain]) -> None:
-        self.chains = list(chains)
+    def __init__(self, chains: Iterable[InverseChain], folder: Path | None = None) -> None:
+        self.chains, self.folder = list(chains), folder
         if not self.chains:
             raise UserError("an ensemble needs at least one chain")
 
@@ -200,10 +207,18 @@ class ChainEnsemble:
         """Refuse a forward model that these chains were not trained on (:meth:`InverseChain.check`)."""
         self.chains[0].check(model)
 
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Give every chain to the hub as ``owner/name``; options and answer are :func:`~backsight.hub.publish`'s.
+
+        The errors and pictures of the run that they were loaded from go with them.
+        """
+        return publish(self.chains, repository, **{"run": self.folder, **options})
+
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> ChainEnsemble:
-        """Load a run (``RUN``, with ``RUN/chains/<seed>``), a folder of chains, one chain, or those of ``zoo/...``."""
-        folder = _locate(folder)
+    def from_pretrained(cls, folder: str | Path, revision: str | None = None) -> ChainEnsemble:
+        """Load a run (``RUN``, with ``RUN/chains/<seed>``), a folder of chains, one chain, or those of ``zoo/...`` or
+        of ``owner/name`` on the hub, at ``revision``."""
+        folder = locate(folder, revision)
         if (folder / "chain.json").is_file():
             return cls([InverseChain.from_pretrained(folder)])
         parent = folder / "chains" if (folder / "chains").is_dir() else folder
@@ -217,7 +232,7 @@ class ChainEnsemble:
             raise UserError(
                 f"no chains in {folder}{unfinished or ': name the folder of a run, with chains/0/chain.json in it'}"
             )
-        return cls(InverseChain.from_pretrained(path.parent) for path in found)
+        return cls((InverseChain.from_pretrained(path.parent) for path in found), folder)
 
 
 def describe(model: StagedModel) -> dict[str, Any]:
@@ -230,6 +245,7 @@ def describe(model: StagedModel) -> dict[str, Any]:
         "size": list(model.pixels.size),
         "pixels": asdict(model.pixels),
         "digest": model.digest(),
+        **({"reopen": model.reopen} if model.reopen else {}),
     }
 
 
@@ -250,13 +266,12 @@ def build_chain(model: StagedModel, plans: Mapping[str, Plan], seed: int) -> Inv
     return InverseChain(inverses, plans, model.stages, describe(model), seed)
 
 
+def _as(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+
+
 def _layout(saved: dict[str, Any]) -> Layout:
     return Layout(**{**saved, "grids": tuple(tuple(grid) for grid in saved["grids"])})
-
-
-def _locate(name: str | Path, seed: str = "") -> Path:
-    shipped = find_shipped(str(name))
-    return Path(name) if shipped is None else shipped / "chains" / seed
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,9 @@ Shapes in every docstring of the package use these letters:
 Images are RGB, float, in [0, 1], ``B 3 H W``, everywhere outside ``models/``.
 Features are ``B N D``, whatever a library's own arrangement is; a :class:`Site` says
 how to get from one to the other.
+
+Where pictures are padded to one size, ``valid`` (``B H W``, bool) is True on the picture, which is the upper left of
+the image, and False on the padding; None says that every pixel is valid.
 """
 
 from __future__ import annotations
@@ -25,9 +28,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 IMAGE = "image"
 """The name of the stage that every chain of inverses ends at: the picture itself."""
+
+
+Fit = Literal["stretch", "crop", "pad"]
+"""How a picture of any size becomes one of the model's, see :class:`Pixels`."""
 
 
 class UserError(Exception):
@@ -39,15 +47,16 @@ class Pixels:
     """What a forward model expects of an image: its size, how to resize, its statistics.
 
     ``size`` is (H, W) in pixels. ``fit`` is ``"stretch"`` (both sides to ``size``, as DETR is used in
-    the paper) or ``"crop"`` (the shorter side to ``size / crop_fraction``, then the centre, as timm
-    evaluates classifiers). ``mean`` and ``std`` are per channel, for values in [0, 1].
+    the paper), ``"crop"`` (the shorter side to ``size / crop_fraction``, then the centre, as timm
+    evaluates classifiers) or ``"pad"`` (the whole picture within ``size``, its aspect kept, the rest padded, as
+    detectors are evaluated in batches). ``mean`` and ``std`` are per channel, for values in [0, 1].
     """
 
     size: tuple[int, int]
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
-    fit: Literal["stretch", "crop"] = "stretch"
+    fit: Fit = "stretch"
     crop_fraction: float = 1.0
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -96,6 +105,17 @@ class Layout:
         """The layout of an RGB image of ``size`` (H, W)."""
         return cls(tokens=size[0] * size[1], width=3, grids=((size[0], size[1]),))
 
+    def under(self, valid: Tensor | None) -> Tensor | None:
+        """Which tokens lie under ``valid`` pixels (``B H W``): ``B N`` bool, None where all do or none has a place.
+
+        A token is valid if the pixel at its upper left is, which is how the models themselves take a mask down to
+        their grids: with the picture at the upper left, a token that is partly on it counts. Prefix tokens do too.
+        """
+        if valid is None or not self.grids:
+            return None
+        levels = [functional.interpolate(valid[:, None].float(), grid).flatten(1) > 0 for grid in self.grids]
+        return torch.cat([valid.new_ones(len(valid), self.prefix), *levels], 1)
+
 
 @dataclass(frozen=True)
 class Site:
@@ -105,12 +125,18 @@ class Site:
     ``field`` which argument (by position or name) or which output field, None for the only one.
     ``pattern`` is the arrangement of the tensor there, in einops' words: ``b n d`` (tokens),
     ``b h w d`` (a map, channels last) or ``b d h w`` (a map, channels first). A list of maps at the site is a pyramid.
+
+    Two more for ``b n d``. ``tokens`` are the parts (start, stop) of the library's row of tokens that are meant, in our
+    order; all as they stand where there are none. ``windows`` is for libraries that cut the grid into ``windows`` x
+    ``windows`` parts, each in a row of the batch of its own: then ``tokens`` must leave the grid alone.
     """
 
     path: str
     side: Literal["input", "output"] = "output"
     field: int | str | None = None
     pattern: Literal["b n d", "b h w d", "b d h w"] = "b n d"
+    tokens: tuple[tuple[int | None, int | None], ...] = ()
+    windows: int = 1
 
 
 @dataclass(frozen=True)
@@ -184,6 +210,17 @@ class Detections:
         """Only the detections with a score of at least ``threshold``."""
         keep = self.scores >= threshold
         return Detections(self.boxes[keep], self.scores[keep], self.classes[keep], self.labels)
+
+    def scaled(self, down: float, across: float) -> Detections:
+        """The same with boxes ``down`` times as high and as far down, ``across`` times as wide and as far right."""
+        factors = self.boxes.new_tensor([across, down, across, down])
+        return Detections(self.boxes * factors, self.scores, self.classes, self.labels)
+
+
+def valid_sizes(valid: Tensor) -> list[tuple[int, int]]:
+    """(rows, columns) of the valid part of each image, its upper left: ``B H W`` bool -> B pairs."""
+    rows, columns = valid.any(2).sum(1).tolist(), valid.any(1).sum(1).tolist()
+    return list(zip(rows, columns, strict=True))
 
 
 def split_entry(entry: str) -> tuple[str, str]:

@@ -24,6 +24,11 @@ class ModelOptions:
     """Build the true-size model with random weights, to try things out; every output says so."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps."""
+    spec: Path | None = None
+    """Where the stages of a model of your own (FILE.py:FUNCTION) are: a YAML file."""
+    fit: Literal["stretch", "crop", "pad"] | None = None
+    """How pictures come to the model's size, if not as its library has it: stretch, crop (the centre), or pad (the
+    whole picture, its aspect kept; for detectors that take a mask)."""
 
 
 @dataclass(frozen=True)

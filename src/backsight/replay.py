@@ -34,8 +34,8 @@ class Trace:
     """One forward pass.
 
     ``images`` ``B 3 H W`` in [0, 1]; ``features`` ``B N D`` by stage and layer name; the model's own ``output``, None
-    when the pass was left early; and what re-entry needs: the values at the sites as the library has them
-    (``raw``), the calls of the kept submodules by path.
+    when the pass was left early; what re-entry needs: the values at the sites as the library has them
+    (``raw``), the calls of the kept submodules by path; and which pixels are ``valid``, ``B H W`` (None: all).
     """
 
     images: Tensor
@@ -43,6 +43,7 @@ class Trace:
     raw: dict[str, Call] = field(default_factory=dict)
     calls: dict[str, list[Call]] = field(default_factory=dict)
     output: Any = None
+    valid: Tensor | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         """The features at a stage (``encoder``) or a layer (``encoder.3``), ``B N D``; ``image`` is the images.
@@ -60,7 +61,7 @@ class Trace:
         """Only what had happened before ``order``."""
         raw = {name: call for name, call in self.raw.items() if call.order < order}
         calls = {path: [call for call in calls if call.order < order] for path, calls in self.calls.items()}
-        return Trace(self.images, {name: self.features[name] for name in raw}, raw, calls)
+        return Trace(self.images, {name: self.features[name] for name in raw}, raw, calls, valid=self.valid)
 
     def end(self) -> int:
         """The first place in the order that nothing has taken."""
@@ -209,14 +210,14 @@ class Recorder:
                 f"the site of '{name}' ('{self.sites[name][0].path}') runs more than once in a forward pass"
             )
         self.seen.add(name)
-        patterns = [site.pattern for site in self.sites[name]]
-        if self.edit is not None and self.sites[name] == self.sites[self.edit[0]]:
+        sites, size = self.sites[name], (self.trace.images.shape[-2], self.trace.images.shape[-1])
+        if self.edit is not None and sites == self.sites[self.edit[0]]:
             # A copy: what the library does to it in place must reach neither the caller's features nor their trace.
-            values = clone(from_features(self.edit[1], values, patterns))
+            values = clone(from_features(self.edit[1], values, sites, size))
         if name not in self.trace.raw:
             kept = [clone(value) for value in values]
             self.trace.raw[name] = Call(self._place(name, shares_order), kept)
-            self.trace.features[name] = to_features(kept, patterns)
+            self.trace.features[name] = to_features(kept, sites, size)
         if self.wanted is not None and self.wanted <= self.trace.features.keys():
             raise Reached
         return values

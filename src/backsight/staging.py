@@ -8,15 +8,30 @@ forward code is ever copied, and a family of models costs only the names of its 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from backsight.arrange import infer_grids
-from backsight.core import IMAGE, Classes, Detections, Layout, Pixels, Site, Spec, Stage, UserError
+from backsight.core import (
+    IMAGE,
+    Classes,
+    Detections,
+    Fit,
+    Layout,
+    Pixels,
+    Site,
+    Spec,
+    Stage,
+    UserError,
+    valid_sizes,
+)
 from backsight.replay import Call, Reached, Recorder, Trace, kept_modules, named_sites, stubbed
 
 Prediction = Classes | list[Detections]
@@ -24,6 +39,9 @@ Prediction = Classes | list[Detections]
 
 RANDOM = "random"
 """What ``StagedModel.weights`` says of a model that was never trained; every output repeats it."""
+
+MASK = "pixel_mask"
+"""The argument by which models of transformers are told which pixels are valid: 1 there, 0 on padding."""
 
 
 class StagedModel:
@@ -37,6 +55,8 @@ class StagedModel:
         read: the model's own output and the image size (H, W) -> its :data:`Prediction`.
         weights: where the weights come from, in words; :data:`RANDOM` for none.
         constants: static tensors that some inverses use (a patch projection, a position embedding).
+        arguments: keyword arguments of every call of ``module``.
+        reopen: what :func:`~backsight.models.load_model` needs, beside the name, to open the model again.
 
     A pass patches submodules while it lasts, so the passes of one model are serialised by a lock. Gradients
     follow torch's usual rules: nothing carries one unless the images or the edited features do.
@@ -52,10 +72,12 @@ class StagedModel:
         read: Callable[[Any, tuple[int, int]], Prediction] | None = None,
         weights: str = "given",
         constants: Mapping[str, Tensor] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        reopen: Mapping[str, Any] | None = None,
     ) -> None:
         self.module = module.eval().requires_grad_(False)
         self.spec, self.pixels, self.name, self.weights = spec, pixels, name, weights
-        self.constants = dict(constants or {})
+        self.constants, self.arguments, self.reopen = dict(constants or {}), dict(arguments or {}), dict(reopen or {})
         self._read = read
         self._lock = threading.RLock()
         self._layouts: dict[str, Layout] = {}
@@ -89,16 +111,20 @@ class StagedModel:
 
     # ---- passes
 
-    def run(self, images: Tensor, until: str | None = None) -> Trace:
-        """One forward pass over ``images`` (``B 3 H W`` in [0, 1]), left after stage or layer ``until`` if given."""
-        trace = Trace(images)
+    def run(self, images: Tensor, until: str | None = None, valid: Tensor | None = None) -> Trace:
+        """One forward pass over ``images`` (``B 3 H W`` in [0, 1]), left after stage or layer ``until`` if given.
+
+        Of padded images ``valid`` (``B H W``, bool) says where the pictures are: the model gets its mask, and 0 in its
+        normalised space elsewhere, whatever is painted there.
+        """
+        trace = Trace(images, valid=valid)
         self._pass(trace, Recorder(self._sites, self._modules, trace, self._wanted(until)))
         return trace
 
-    def features(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    def features(self, images: Tensor, names: Sequence[str], valid: Tensor | None = None) -> dict[str, Tensor]:
         """Only the features at ``names`` (``B N D`` each), leaving the pass at the last: what training needs."""
         wanted = {name for name in names if name != IMAGE}
-        trace = Trace(images)
+        trace = Trace(images, valid=valid)
         if wanted:
             sites = {name: self._sites[self._known(name)] for name in wanted}
             self._pass(trace, Recorder(sites, self._modules, trace, wanted, keep_calls=False))
@@ -143,7 +169,13 @@ class StagedModel:
             raise UserError(f"{self.name} predicts nothing: it is staged for its features only")
         if trace.output is None:
             raise UserError("this pass was left before its prediction: run it without 'until'")
-        return self._read(trace.output, (trace.images.shape[-2], trace.images.shape[-1]))
+        height, width = trace.images.shape[-2:]
+        found = self._read(trace.output, (height, width))
+        if trace.valid is None or isinstance(found, Classes):
+            return found
+        # A masked detector gives its boxes as shares of the valid part, its positions being counted there alone.
+        parts = zip(found, valid_sizes(trace.valid), strict=True)
+        return [each.scaled(rows / height, columns / width) for each, (rows, columns) in parts]
 
     def _pass(self, trace: Trace, recorder: Recorder) -> None:
         shape, size = tuple(trace.images.shape), self.pixels.size
@@ -152,11 +184,55 @@ class StagedModel:
                 f"images of shape {shape}: {self.name} takes B 3 {size[0]} {size[1]}; resize them, or load the model "
                 "with another size"
             )
+        if trace.valid is not None:
+            self._require_mask()
+        self._forward(trace, recorder)
+
+    def _forward(self, trace: Trace, recorder: Recorder) -> None:
+        pixels, arguments = self.pixels.normalise(trace.images), self.arguments
+        if trace.valid is not None:
+            pixels = pixels.masked_fill(~trace.valid[:, None], 0)
+            arguments = {**arguments, MASK: trace.valid.long()}
         with self._lock, recorder.hooked():
             try:
-                trace.output = self.module(self.pixels.normalise(trace.images))
+                trace.output = self.module(pixels, **arguments)
             except Reached:
                 trace.output = None
+
+    # ---- padding
+
+    def fitting(self, fit: Fit | None) -> StagedModel:
+        """Take pictures to the model's size in another way than its own (None: leave that); returns the model itself.
+
+        Raises:
+            UserError: pictures would be padded, and the model takes no mask.
+        """
+        if fit == "pad":
+            self._require_mask()
+        self.pixels = replace(self.pixels, fit=fit or self.pixels.fit)
+        return self
+
+    @cached_property
+    @torch.no_grad()
+    def takes_mask(self) -> bool:
+        """Whether the model takes a mask of valid pixels, and heeds it: some take one and never look at it."""
+        if MASK not in inspect.signature(type(self.module).forward).parameters:
+            return False
+        (height, width), last = self.pixels.size, self.stages[-1]
+        picture = torch.zeros(1, 3, height, width, device=self.device)
+        valid = torch.ones(1, height, width, dtype=torch.bool, device=self.device)
+        valid[:, height // 2 :] = False
+        picture[:, :, : height // 2] = 1
+        traces = [Trace(self.pixels.restore(picture), valid=each) for each in (valid, torch.ones_like(valid))]
+        for trace in traces:
+            self._forward(trace, Recorder(self._sites, self._modules, trace, {last}, keep_calls=False))
+        return not torch.equal(traces[0][last], traces[1][last])
+
+    def _require_mask(self) -> None:
+        if not self.takes_mask:
+            raise UserError(
+                f"{self.name} takes no mask of padded pixels, or ignores it: use it with fit crop or stretch instead"
+            )
 
     # ---- static facts
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from backsight.core import Pixels, UserError
-from backsight.data.base import Batch, ImageData, Sample, Splits, Target, collate
+from backsight.data.base import Batch, ImageData, Sample, Splits, Target, collate, mean_of, sum_images
 from backsight.data.coco import open_coco
 from backsight.data.decode import UnreadableImage, read_image
 from backsight.data.fit import fit, fit_target
@@ -32,8 +32,10 @@ __all__ = [
     "fit_target",
     "load_images",
     "loader",
+    "mean_of",
     "open_data",
     "read_image",
+    "sum_images",
 ]
 
 

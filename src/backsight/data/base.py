@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -29,20 +29,39 @@ class Target:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: ``image`` ``3 H W`` uint8 RGB at the model's size, its ``id`` (unique in its source), its target."""
+    """One image: ``image`` ``3 H W`` uint8 RGB at the model's size, its ``id`` (unique in its source), its target.
+
+    ``valid`` ``H W`` (bool) says where the picture is in a padded image; None: everywhere.
+    """
 
     image: Tensor
     id: str
     target: Target
+    valid: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """``images`` ``B 3 H W`` float in [0, 1], with ids and targets in the same order."""
+    """``images`` ``B 3 H W`` float in [0, 1], with ids and targets in the same order.
+
+    ``valid`` ``B H W`` (bool) says where the pictures are in padded images; None: everywhere, in all of them.
+    """
 
     images: Tensor
     ids: tuple[str, ...]
     targets: tuple[Target, ...]
+    valid: Tensor | None = None
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Images ``start`` to ``stop`` - 1."""
+        here = slice(start, stop)
+        valid = None if self.valid is None else self.valid[here]
+        return Batch(self.images[here], self.ids[here], self.targets[here], valid)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same with what passes the networks on ``device``."""
+        valid = None if self.valid is None else self.valid.to(device)
+        return replace(self, images=self.images.to(device), valid=valid)
 
 
 @runtime_checkable
@@ -85,4 +104,32 @@ def collate(samples: Sequence[Sample | None]) -> Batch:
     images = (
         torch.stack([sample.image for sample in readable]).float().div_(255) if readable else torch.zeros(0, 3, 0, 0)
     )
-    return Batch(images, tuple(s.id for s in readable), tuple(s.target for s in readable))
+    ids, targets = tuple(s.id for s in readable), tuple(s.target for s in readable)
+    return Batch(images, ids, targets, join_valid(readable))
+
+
+def join_valid(samples: Sequence[Sample]) -> Tensor | None:
+    """Where the pictures of ``samples`` are in their images, ``B H W`` bool; None if none is padded."""
+    if all(sample.valid is None for sample in samples):
+        return None
+    everywhere = torch.ones(samples[0].image.shape[-2:], dtype=torch.bool)
+    return torch.stack([everywhere if sample.valid is None else sample.valid for sample in samples])
+
+
+def sum_images(batch: Batch) -> tuple[Tensor, Tensor | int]:
+    """The sum of a batch's images, ``3 H W`` float64, and over how many of them it goes at each pixel: ``H W``, or one
+    number where none is padded."""
+    if batch.valid is None:
+        return batch.images.double().sum(0), len(batch.ids)
+    return (batch.images.double() * batch.valid[:, None]).sum(0), batch.valid.sum(0)
+
+
+def mean_of(images: Tensor, counts: Tensor | int) -> Tensor:
+    """The mean image, of what :func:`sum_images` gives.
+
+    Where nothing was summed (padding, in all of them) it has the mean colour.
+    """
+    if isinstance(counts, int):
+        return images / counts
+    colour = images.sum((1, 2), keepdim=True) / counts.sum()
+    return torch.where(counts > 0, images / counts.clamp(min=1), colour)

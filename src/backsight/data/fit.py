@@ -23,8 +23,8 @@ INTERPOLATION = {
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a picture comes to lie: scaled to ``scaled`` (rows, columns), then the window of ``size`` (H, W) whose
-    upper left corner is at ``top``, ``left``."""
+    """Where a picture comes to lie: scaled to ``scaled`` (rows, columns), then the window of ``size`` whose upper left
+    corner is at ``top``, ``left``. The window is the image, or, if that is padded, the upper left part of it."""
 
     scaled: tuple[int, int]
     size: tuple[int, int]
@@ -48,9 +48,13 @@ def place(original: tuple[int, int], pixels: Pixels) -> Placement:
     """Where a picture of ``original`` (rows, columns) comes to lie.
 
     The rounding is timm's (``transforms_imagenet_eval``: crop modes "squash" for "stretch" and "center" for
-    "crop"), which for a whole "stretch" is the DETR processor's too.
+    "crop"), which for a whole "stretch" is the DETR processor's too; that of "pad" is the DETR processor's.
     """
     height, width = original
+    if pixels.fit == "pad":
+        ratio = min(pixels.size[0] / height, pixels.size[1] / width)
+        whole = (max(1, int(height * ratio)), max(1, int(width * ratio)))
+        return Placement(whole, whole)
     goal = tuple(math.floor(side / pixels.crop_fraction) for side in pixels.size)
     if pixels.fit == "stretch":
         scaled = goal
@@ -65,7 +69,10 @@ def place(original: tuple[int, int], pixels: Pixels) -> Placement:
 
 
 def fit(image: Tensor, pixels: Pixels) -> Tensor:
-    """A picture ``3 rows columns`` uint8 -> ``3 H W`` uint8 at the model's size, with antialiasing."""
+    """A picture ``3 rows columns`` uint8 -> ``3 H W`` uint8 at the model's size, with antialiasing.
+
+    Padding has the mean colour of the model's pixels, which is nearest to 0 in its normalised space.
+    """
     placement = place((image.shape[-2], image.shape[-1]), pixels)
     mode = INTERPOLATION[pixels.interpolation]
     if mode is InterpolationMode.LANCZOS:  # for tensors only the newest torchvision has it
@@ -73,7 +80,25 @@ def fit(image: Tensor, pixels: Pixels) -> Tensor:
         scaled = functional.pil_to_tensor(picture)
     else:
         scaled = functional.resize(image, list(placement.scaled), mode, antialias=True)
-    return placement.window(scaled).contiguous()
+    window = placement.window(scaled)
+    return _padded(window, pixels) if pixels.fit == "pad" else window.contiguous()
+
+
+def _padded(picture: Tensor, pixels: Pixels) -> Tensor:
+    colour = (255 * torch.tensor(pixels.mean)).round().clamp(0, 255).to(torch.uint8)
+    image = colour[:, None, None].repeat(1, *pixels.size)
+    image[:, : picture.shape[-2], : picture.shape[-1]] = picture
+    return image
+
+
+def valid_pixels(original: tuple[int, int], pixels: Pixels) -> Tensor | None:
+    """Where a fitted picture of ``original`` (rows, columns) is, ``H W`` bool; None if it fills the image."""
+    rows, columns = place(original, pixels).size
+    if (rows, columns) == pixels.size:
+        return None
+    valid = torch.zeros(pixels.size, dtype=torch.bool)
+    valid[:rows, :columns] = True
+    return valid
 
 
 def fit_target(target: Target, original: tuple[int, int], pixels: Pixels) -> Target:
@@ -84,22 +109,24 @@ def fit_target(target: Target, original: tuple[int, int], pixels: Pixels) -> Tar
     placement = place(original, pixels)
     scale = torch.tensor([placement.scaled[1] / original[1], placement.scaled[0] / original[0]]).repeat(2)
     corner = torch.tensor([placement.left, placement.top]).repeat(2)
-    border = torch.tensor([pixels.size[1], pixels.size[0]]).repeat(2)
+    border = torch.tensor([placement.size[1], placement.size[0]]).repeat(2)
     boxes = (target.boxes * scale - corner).clamp(min=0).minimum(border)
     keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return replace(
         target,
         boxes=boxes[keep],
         labels=target.labels[keep],
-        masks=None if target.masks is None else _fit_masks(target.masks[keep], placement),
+        masks=None if target.masks is None else _fit_masks(target.masks[keep], placement, pixels.size),
         crowd=target.crowd[keep],
         attributes={name: values[keep] for name, values in target.attributes.items()},
     )
 
 
-def _fit_masks(masks: Tensor, placement: Placement) -> Tensor:
+def _fit_masks(masks: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
     """Masks ``n rows columns`` bool -> ``n H W`` bool."""
     if not len(masks):
-        return torch.zeros(0, *placement.size, dtype=torch.bool)
+        return torch.zeros(0, *size, dtype=torch.bool)
     scaled = functional.resize(masks.to(torch.uint8), list(placement.scaled), InterpolationMode.NEAREST_EXACT)
-    return placement.window(scaled).bool()
+    window = placement.window(scaled).bool()
+    below, right = size[0] - window.shape[-2], size[1] - window.shape[-1]
+    return functional.pad(window, [0, 0, right, below]) if below or right else window

@@ -59,7 +59,9 @@ def loader(
         for identity, reason in parcel.unreadable.items():
             if isinstance(data, Skipping):
                 data.record(identity, reason)
-        yield Batch(_to_unit(parcel.images.to(device, non_blocking=True)), tuple(parcel.ids), unpack(parcel.targets))
+        images = _to_unit(parcel.images.to(device, non_blocking=True))
+        valid = None if parcel.valid is None else parcel.valid.to(device, non_blocking=True)
+        yield Batch(images, tuple(parcel.ids), unpack(parcel.targets), valid)
 
 
 def batches(

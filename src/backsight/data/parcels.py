@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from backsight.core import UserError
-from backsight.data.base import Batch, ImageData, Sample, Target
+from backsight.data.base import Batch, ImageData, Sample, Target, join_valid
 
 
 @runtime_checkable
@@ -59,6 +59,7 @@ class Parcel(NamedTuple):
     ids: Sequence[str]
     targets: PackedTargets
     unreadable: Mapping[str, str]
+    valid: Tensor | None = None
 
 
 class Parcels(Dataset):
@@ -74,14 +75,15 @@ class Parcels(Dataset):
         try:
             if isinstance(self.data, MadeInBatches):
                 batch = self.data.batch(indices)
-                return Parcel(batch.images, batch.ids, pack(batch.targets), {})
+                return Parcel(batch.images, batch.ids, pack(batch.targets), {}, batch.valid)
             samples = [self.data[index] for index in indices]
         except UserError as error:
             return error
         readable = [sample for sample in samples if sample is not None]
         images = torch.stack([s.image for s in readable]) if readable else torch.zeros(0, 3, 0, 0, dtype=torch.uint8)
         missing = self._missing(indices, samples)
-        return Parcel(images, [s.id for s in readable], pack([s.target for s in readable]), missing)
+        targets = pack([s.target for s in readable])
+        return Parcel(images, [s.id for s in readable], targets, missing, join_valid(readable))
 
     def _missing(self, indices: Sequence[int], samples: Sequence[Sample | None]) -> dict[str, str]:
         """Id -> reason of the samples that could not be read."""

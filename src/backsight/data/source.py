@@ -15,7 +15,7 @@ from torch.utils.data import get_worker_info
 from backsight.core import Pixels
 from backsight.data.base import Sample, Target
 from backsight.data.decode import UnreadableImage, read_image
-from backsight.data.fit import fit, fit_target
+from backsight.data.fit import fit, fit_target, valid_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,9 @@ class Source(ABC):
             self.record(identity, str(error))
             return None
         original = (image.shape[-2], image.shape[-1])
-        target = fit_target(self.target(index, original), original, self.reading.pixels)
-        return Sample(fit(image, self.reading.pixels), identity, target)
+        pixels = self.reading.pixels
+        target = fit_target(self.target(index, original), original, pixels)
+        return Sample(fit(image, pixels), identity, target, valid_pixels(original, pixels))
 
     def record(self, identity: str, reason: str) -> None:
         """Remember that a picture cannot be read, and say so once."""

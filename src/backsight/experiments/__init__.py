@@ -4,11 +4,40 @@ Each has ``measure(subjects, ...) -> Result``, which draws nothing, and ``draw(r
 nothing; a figure can be drawn again from ``result.json`` alone.
 """
 
+from backsight.experiments.abstraction import ABSTRACTION
+from backsight.experiments.attention_ablation import ATTENTION_ABLATION
+from backsight.experiments.color_perturbation import COLOR_PERTURBATION
+from backsight.experiments.detection_errors import DETECTION_ERRORS
+from backsight.experiments.intermediate_layers import INTERMEDIATE_LAYERS
+from backsight.experiments.layer_similarity import LAYER_SIMILARITY
+from backsight.experiments.prototypes import PROTOTYPES
+from backsight.experiments.reconstruct import RECONSTRUCT
 from backsight.experiments.registry import Experiment, draw, run_experiment
 from backsight.experiments.result import Measurement, Picture, Result
 from backsight.experiments.stage_error import STAGE_ERROR
 from backsight.experiments.subject import Subject
+from backsight.experiments.token_noise import TOKEN_NOISE
+from backsight.experiments.trade_off import TRADE_OFF
+from backsight.experiments.trust import TRUST
+from backsight.experiments.truth import TRUTH
 
-EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (STAGE_ERROR,)}
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        RECONSTRUCT,
+        STAGE_ERROR,
+        INTERMEDIATE_LAYERS,
+        LAYER_SIMILARITY,
+        TRUST,
+        TRUTH,
+        TRADE_OFF,
+        COLOR_PERTURBATION,
+        TOKEN_NOISE,
+        ATTENTION_ABLATION,
+        PROTOTYPES,
+        ABSTRACTION,
+        DETECTION_ERRORS,
+    )
+}
 
 __all__ = ["EXPERIMENTS", "Experiment", "Measurement", "Picture", "Result", "Subject", "draw", "run_experiment"]

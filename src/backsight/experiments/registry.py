@@ -28,6 +28,7 @@ class Experiment:
         draw: a result -> a figure; computes nothing, so that it can be drawn again from ``result.json`` alone.
         needs: what the data must have: ``masks``, ``boxes``, ``labels``.
         tasks: the kinds of forward model that it can be done with.
+        padded: whether it knows of padding; one that compares whole images, or all their tokens, does not.
     """
 
     name: str
@@ -36,11 +37,14 @@ class Experiment:
     draw: Callable[[Result], Figure]
     needs: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ("detect", "classify", "features")
+    padded: bool = True
 
     def fits(self, subject: Subject) -> str:
         """Why the experiment cannot be done with ``subject``, in one line; empty where it can."""
         if subject.model.spec.task not in self.tasks:
             return f"{self.name} is for models that {' or '.join(self.tasks)}, {subject.name} does not"
+        if subject.padded and not self.padded:
+            return f"{self.name} compares whole images, and these are padded: take a chain trained without --fit pad"
         try:
             subject.require(*self.needs)
         except UserError as error:
@@ -64,8 +68,8 @@ def run_experiment(
         if reason := experiment.fits(subject):
             raise UserError(reason)
     result = replace(experiment.measure(subjects, **(settings or {})), command=command)
-    result.save(out)
-    draw(experiment, result, out)
+    # Drawn from the file, so that whoever draws it again from there gets the same figure.
+    draw(experiment, Result.load(result.save(out)), out)
     return result
 
 

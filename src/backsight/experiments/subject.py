@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from backsight.chain import ChainEnsemble
 from backsight.core import IMAGE, UserError, split_entry
-from backsight.data import Batch, ImageData, collate
+from backsight.data import Batch, ImageData, collate, mean_of, sum_images
 from backsight.staging import RANDOM, StagedModel, Trace
 
 CACHE = 2 << 30
@@ -80,7 +79,15 @@ class Subject:
         """``3 H W``: what an inverse paints that knows nothing."""
         if self._given_mean is not None:
             return self._given_mean.to(self.model.device)
-        return torch.cat([batch.images for batch in self.batches]).mean(0)
+        if not self.padded:
+            return torch.cat([batch.images for batch in self.batches]).mean(0)
+        sums, counts = zip(*map(sum_images, self.batches), strict=True)
+        return mean_of(torch.stack(sums).sum(0), sum(counts)).float()
+
+    @property
+    def padded(self) -> bool:
+        """Whether any image is padded: then ``batch.valid`` says where the pictures are, and only that counts."""
+        return any(batch.valid is not None for batch in self.batches)
 
     def card(self) -> dict[str, Any]:
         """What every output says of the subject."""
@@ -102,7 +109,7 @@ class Subject:
     @torch.no_grad()
     def trace(self, batch: Batch) -> Trace:
         """The forward pass over one of :attr:`batches`, kept."""
-        return self._kept.get(("trace", batch.ids), lambda: self.model.run(batch.images))
+        return self._kept.get(("trace", batch.ids), lambda: self.model.run(batch.images, valid=batch.valid))
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch, at: str, to: str = IMAGE, **options: Any) -> Tensor:
@@ -163,7 +170,7 @@ def _read(data: ImageData, num_images: int | None, batch_size: int, device: torc
     for start in wanted[::batch_size]:
         batch = collate([data[index] for index in wanted[start : start + batch_size]])
         if batch.ids:
-            yield replace(batch, images=batch.images.to(device))
+            yield batch.to(device)
 
 
 class _Kept:

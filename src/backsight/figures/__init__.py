@@ -4,20 +4,32 @@ A figure is 7 inches wide, has no letters under 7 points, and colours that colou
 Matplotlib is imported where it is used, so that importing the package stays quick, and pyplot is left alone.
 """
 
+from backsight.figures.error_panels import Panel, panel_part
+from backsight.figures.heat_maps import heat_map_part
 from backsight.figures.house_style import DARK_PALETTE, PALETTE, style, to_pdf, to_png, to_svg
 from backsight.figures.lines import ErrorPoint, curves, error_bars
+from backsight.figures.page import Part, page, picture_part
 from backsight.figures.pictures import draw_detections, image_png
+from backsight.figures.scatter import ScatterPoint, scatter_part
 from backsight.figures.side_by_side import grid
 
 __all__ = [
     "DARK_PALETTE",
     "PALETTE",
     "ErrorPoint",
+    "Panel",
+    "Part",
+    "ScatterPoint",
     "curves",
     "draw_detections",
     "error_bars",
     "grid",
+    "heat_map_part",
     "image_png",
+    "page",
+    "panel_part",
+    "picture_part",
+    "scatter_part",
     "style",
     "to_pdf",
     "to_png",

@@ -7,7 +7,6 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from backsight.figures.house_style import LETTER_WIDTH, PALETTE, WIDTH, ink, nth_colour, style, wrapped
@@ -37,7 +36,7 @@ class ErrorPoint:
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
     """A line as the legend needs it; ``end`` is the height at which it ends."""
 
     end: float
@@ -61,22 +60,55 @@ def error_bars(
         size: (width, height) in inches.
         dark: For a dark page.
     """
-    stages = list(dict.fromkeys(point.stage for points in table.values() for point in points))
+    stages = stages_of(table)
     with style(dark):
         figure, axes = _panel(size, xlim=(-0.5, max(1, len(stages)) - 0.5), ylabel=label)
-        shifts = [0.5 * (index - (len(table) - 1) / 2) / len(table) for index in range(len(table))]
-        lines: list[_Line] = []
-        for shift, (name, points) in zip(shifts, table.items(), strict=True):
-            lines.append(_add_points(axes, len(lines), name, points, [stages.index(p.stage) + shift for p in points]))
-        for dashes, (name, value) in zip(cycle(_BASELINES), (baselines or {}).items(), strict=False):
-            line = axes.axhline(value, linestyle=dashes, color=ink(), linewidth=1.1)
-            lines.append(_Line(value, line, name))
-        errors = [error for points in table.values() for point in points for error in (*point.seeds, *point.bounds)]
-        axes.set_ylim(bottom=1.05 * min([0.0, *errors]))
-        _name_stages(axes, stages, size[0] / max(1, len(stages)))
-        one_seed = axes.scatter([], [], s=9, facecolors="none", edgecolors=ink(), linewidths=0.8)
-        _add_legend(figure, lines, [_Line(-math.inf, one_seed, "one seed")])
+        lines = add_errors(axes, table, baselines)
+        name_stages(axes, stages, size[0] / max(1, len(stages)))
+        add_legend(figure, lines, [one_seed(axes)])
     return figure
+
+
+def stages_of(table: Mapping[str, Sequence[ErrorPoint]]) -> list[str]:
+    """Every stage of :func:`error_bars`' table, in order of appearance."""
+    return list(dict.fromkeys(point.stage for points in table.values() for point in points))
+
+
+def add_errors(
+    axes: Any,
+    table: Mapping[str, Sequence[ErrorPoint]],
+    baselines: Mapping[str, float] | None = None,
+    from_zero: bool = True,
+    names: Sequence[str] = (),
+    baseline_names: Sequence[str] = (),
+) -> list[Line]:
+    """Draw the lines and baselines of :func:`error_bars` into ``axes``, the stages at 0, 1, ...; gives its legend.
+
+    ``names`` and ``baseline_names`` are all lines and baselines under one legend, where several axes share it:
+    what has one name looks the same in all.
+    """
+    stages = stages_of(table)
+    looks = list(dict.fromkeys([*names, *table]))
+    dashes = list(dict.fromkeys([*baseline_names, *(baselines or {})]))
+    shifts = [0.5 * (index - (len(table) - 1) / 2) / len(table) for index in range(len(table))]
+    lines: list[Line] = []
+    for shift, (name, points) in zip(shifts, table.items(), strict=True):
+        places = [stages.index(point.stage) + shift for point in points]
+        lines.append(_add_points(axes, looks.index(name), name, points, places))
+    for name, value in (baselines or {}).items():
+        dash = _BASELINES[dashes.index(name) % len(_BASELINES)]
+        line = axes.axhline(value, linestyle=dash, color=ink(), linewidth=1.1)
+        lines.append(Line(value, line, name))
+    errors = [error for points in table.values() for point in points for error in (*point.seeds, *point.bounds)]
+    if from_zero:
+        axes.set_ylim(bottom=1.05 * min([0.0, *errors]))
+    return lines
+
+
+def one_seed(axes: Any) -> Line:
+    """What the legend says of the small circles."""
+    handle = axes.scatter([], [], s=9, facecolors="none", edgecolors=ink(), linewidths=0.8)
+    return Line(-math.inf, handle, "one seed")
 
 
 def _panel(size: tuple[float, float], **settings: Any) -> tuple[Figure, Any]:
@@ -89,7 +121,7 @@ def _panel(size: tuple[float, float], **settings: Any) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _add_points(axes: Any, index: int, name: str, points: Sequence[ErrorPoint], places: Sequence[float]) -> _Line:
+def _add_points(axes: Any, index: int, name: str, points: Sequence[ErrorPoint], places: Sequence[float]) -> Line:
     """One line of errors; every seed's own point stands a little to its right."""
     from matplotlib.transforms import ScaledTranslation
 
@@ -99,12 +131,14 @@ def _add_points(axes: Any, index: int, name: str, points: Sequence[ErrorPoint], 
     yerr = list(zip(*lengths, strict=True))
     handle = axes.errorbar(places, means, yerr=yerr, color=colour, marker=marker, markersize=4, capsize=2.5)
     beside = axes.transData + ScaledTranslation(_BESIDE, 0, axes.figure.dpi_scale_trans)
-    dots = [(place, error) for place, point in zip(places, points, strict=True) for error in point.seeds]
-    axes.scatter(*zip(*dots, strict=True), s=9, facecolors="none", edgecolors=colour, linewidths=0.8, transform=beside)
-    return _Line(means[-1], handle, name)
+    several = [(place, point.seeds) for place, point in zip(places, points, strict=True) if len(point.seeds) > 1]
+    dots = [(place, error) for place, errors in several for error in errors]
+    look: dict[str, Any] = {"s": 9, "facecolors": "none", "edgecolors": colour, "linewidths": 0.8}
+    axes.scatter([place for place, _ in dots], [error for _, error in dots], transform=beside, **look)
+    return Line(means[-1], handle, name)
 
 
-def _name_stages(axes: Any, stages: Sequence[str], room: float) -> None:
+def name_stages(axes: Any, stages: Sequence[str], room: float) -> None:
     """Write the stages under the axis, each in ``room`` inches; slanted where a word does not fit."""
     fits = all(len(word) * LETTER_WIDTH < 0.8 * room for stage in stages for word in stage.split())
     if fits:
@@ -113,7 +147,7 @@ def _name_stages(axes: Any, stages: Sequence[str], room: float) -> None:
         axes.set_xticks(range(len(stages)), stages, rotation=40, ha="right", rotation_mode="anchor")
 
 
-def _add_legend(figure: Figure, lines: Sequence[_Line], after: Sequence[_Line] = ()) -> None:
+def add_legend(figure: Figure, lines: Sequence[Line], after: Sequence[Line] = ()) -> None:
     """In the order in which the lines end, from the top: beside a wide figure, over a narrow one."""
     named = [line for line in [*sorted(lines, key=lambda line: -line.end), *after] if line.name]
     handles, names = [line.handle for line in named], [line.name for line in named]
@@ -143,12 +177,12 @@ def curves(
             losses[record["entry"]][record["seed"]].append((record["step"], record["loss"]))
     with style(dark):
         figure, axes = _panel(size, yscale="log", xlabel="step", ylabel="training loss")
-        lines: list[_Line] = []
+        lines: list[Line] = []
         for index, (entry, seeds) in enumerate(losses.items()):
             dashes = _LINE_STYLES[index // len(PALETTE) % len(_LINE_STYLES)]
             look = {"color": nth_colour(index), "linestyle": dashes, "linewidth": 0.9}
             drawn = [axes.plot(*zip(*sorted(line), strict=True), **look)[0] for line in seeds.values()]
             end = math.fsum(max(line)[1] for line in seeds.values()) / len(seeds)
-            lines.append(_Line(end, drawn[0], entry))
-        _add_legend(figure, lines)
+            lines.append(Line(end, drawn[0], entry))
+        add_legend(figure, lines)
     return figure

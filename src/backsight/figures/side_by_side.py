@@ -60,7 +60,7 @@ def grid(
             for place, (picture, text) in enumerate(zip(row, texts, strict=True)):
                 corner = (left + place * (side + _GAP), down)
                 _add_picture(figure, picture, corner, (side, height), titles[place] if index == 0 else "", text)
-            label = _shortened(row_labels[index], height)
+            label = shortened(row_labels[index], height)
             _add_text(figure, label, (LINE_HEIGHT / 2, down + height / 2), rotation=90)
             down += height + below + _GAP
     return figure
@@ -106,7 +106,7 @@ def _add_text(figure: Figure, text: str, centre: tuple[float, float], rotation: 
     figure.text(*position, text, rotation=rotation, ha="center", va="center", fontsize=LETTERS)
 
 
-def _shortened(text: str, width: float) -> str:
+def shortened(text: str, width: float) -> str:
     """At most ``width`` inches of text; what is too much goes from the middle: names often end in a number."""
     letters = max(3, int(width / LETTER_WIDTH))
     half = (letters - 1) // 2

@@ -10,8 +10,11 @@ from torch import Tensor
 from backsight.core import Layout, UserError
 from backsight.inverses.analytic import Analytic
 from backsight.inverses.base import Inverse
+from backsight.inverses.convnet import ResidualStage
 from backsight.inverses.convolutional import Deconvolution, Local, Patch
+from backsight.inverses.deformable import DeformableDecoder, DeformableEncoder
 from backsight.inverses.prediction import PredictionMLP
+from backsight.inverses.pyramid import Pyramid
 from backsight.inverses.swin import SwinStage
 from backsight.inverses.transformer import Blocks, Decoder, Encoder, sine_positions
 
@@ -25,6 +28,10 @@ INVERSES: dict[str, type[Inverse]] = {
     "blocks": Blocks,
     "prediction": PredictionMLP,
     "swin": SwinStage,
+    "residual": ResidualStage,
+    "pyramid": Pyramid,
+    "deformable_encoder": DeformableEncoder,
+    "deformable_decoder": DeformableDecoder,
 }
 
 
@@ -50,11 +57,15 @@ __all__ = [
     "Blocks",
     "Decoder",
     "Deconvolution",
+    "DeformableDecoder",
+    "DeformableEncoder",
     "Encoder",
     "Inverse",
     "Local",
     "Patch",
     "PredictionMLP",
+    "Pyramid",
+    "ResidualStage",
     "SwinStage",
     "build_inverse",
     "sine_positions",

@@ -57,13 +57,13 @@ class Inverse(nn.Module, ABC):
             if own != other:
                 raise ValueError(f"it keeps the {name}, but its source has {own} and its target {other}")
 
-    def expect_no_prefix(self) -> None:
+    def expect_no_prefix(self, *, in_target: bool = False) -> None:
         """Refuse layouts with prefix tokens, for inverses that place every token on the grid.
 
         Raises:
-            ValueError: there are some.
+            ValueError: there are some, other than in a target that may have them (``in_target``).
         """
-        if self.source.prefix or self.target.prefix:
+        if self.source.prefix or (self.target.prefix and not in_target):
             raise ValueError("it has no place for tokens before the grid, such as a class token")
 
     @abstractmethod
@@ -88,8 +88,13 @@ class Inverse(nn.Module, ABC):
         """
         if self.target.width != 3:
             raise ValueError(f"{type(self).__name__} reconstructs images, not {self.target}")
-        (height, width), (h, w) = self.target.grid, self.source.grid
-        if height * w == width * h and height % h == 0:
-            return height // h
-        # The grid was rounded up: by strides of two, the only ones that libraries round up.
-        return 1 << (max(-(-height // h), -(-width // w)) - 1).bit_length()
+        return times_finer(self.target.grid, self.source.grid)
+
+
+def times_finer(fine: tuple[int, int], coarse: tuple[int, int]) -> int:
+    """How many steps of the grid ``fine`` (h, w) are one step of the grid ``coarse``."""
+    (height, width), (h, w) = fine, coarse
+    if height * w == width * h and height % h == 0:
+        return height // h
+    # The grid was rounded up: by strides of two, the only ones that libraries round up.
+    return 1 << (max(-(-height // h), -(-width // w)) - 1).bit_length()

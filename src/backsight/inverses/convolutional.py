@@ -98,7 +98,7 @@ class Patch(Inverse):
         subtract_position: bool = False,
     ) -> None:
         super().__init__(source, target, constants)
-        factors = [self.stride()] if whole else _prime_factors(self.stride())
+        factors = [self.stride()] if whole else prime_factors(self.stride())
         between = widths or [max(16, round(source.width / 3 / 4**step)) for step in range(len(factors) - 1)]
         if len(between) != len(factors) - 1:
             raise ValueError(f"a patch of {self.stride()} pixels takes {len(factors) - 1} widths, got {len(between)}")
@@ -118,7 +118,8 @@ class Patch(Inverse):
         return self.crop(self.layers(self.as_map(features)))
 
 
-def _prime_factors(number: int) -> list[int]:
+def prime_factors(number: int) -> list[int]:
+    """The prime factors of ``number``, the smallest first."""
     factors, divisor = [], 2
     while number > 1:
         while number % divisor == 0:

@@ -15,8 +15,9 @@ class PredictionMLP(Inverse):
     """DETR's prediction inverse: a small network on (class distribution, box), for each query by itself.
 
     With ``onehot`` (the paper's OH) the distribution is replaced by the one-hot vector of its likeliest class, so the
-    uncertainty between classes is thrown away; without, it is the full distribution (FD). Boxes stay in both.
-    For the paper's sizes: 96 -> 512 -> 256 -> 256.
+    uncertainty between classes is thrown away; without, it is the full distribution (FD). Boxes stay in both. Where
+    every class has a score of its own (sigmoid), there is no class "no object" to win: the vector is zero where no
+    class is likelier than not. For the paper's sizes: 96 -> 512 -> 256 -> 256.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class PredictionMLP(Inverse):
 
     def classes(self, logits: Tensor) -> Tensor:
         """Logits ``B Q C`` -> the class distribution that the inverse reads."""
-        if self.onehot:
-            return nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
-        return logits.sigmoid() if self.source.scores == "sigmoid" else logits.softmax(-1)
+        if not self.onehot:
+            return logits.sigmoid() if self.source.scores == "sigmoid" else logits.softmax(-1)
+        likeliest = nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+        return likeliest * (logits > 0) if self.source.scores == "sigmoid" else likeliest

@@ -16,6 +16,9 @@ class SwinStage(Inverse):
     """The stage's own Swin blocks on its map, then, where the target is finer, a split of every token into 2 x 2.
 
     Splitting mirrors merging: LayerNorm, a linear layer to four times the target's width, an unfold.
+
+    Args:
+        shift_first: shift the windows of the first block and every second one after it, not those of the others.
     """
 
     learning_rate: ClassVar[float] = 1e-4
@@ -29,6 +32,7 @@ class SwinStage(Inverse):
         depth: int = 2,
         heads: int = 4,
         window: int | tuple[int, int] = 7,
+        shift_first: bool = False,
     ) -> None:
         super().__init__(source, target, constants)
         self.expect_no_prefix()
@@ -43,7 +47,7 @@ class SwinStage(Inverse):
         shift = tuple(0 if own >= whole else own // 2 for own, whole in zip(fitting, grid, strict=True))
         self.blocks = nn.Sequential(
             *(
-                block(width, grid, heads, window_size=fitting, shift_size=(0, 0) if index % 2 == 0 else shift)
+                block(width, grid, heads, window_size=fitting, shift_size=shift if index % 2 != shift_first else (0, 0))
                 for index in range(depth)
             )
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,11 +14,14 @@ from backsight.core import Layout
 from backsight.inverses.base import Inverse
 
 
-def sine_positions(grid: tuple[int, int], width: int, temperature: float = 10_000.0) -> Tensor:
-    """DETR's position encoding of a grid ``h w``: sines and cosines of the row, then of the column, ``h*w D``."""
+def sine_positions(grid: tuple[int, int], width: int, temperature: float = 10_000.0, end: float = 1.0) -> Tensor:
+    """DETR's position encoding of a grid ``h w``: sines and cosines of the row, then of the column, ``h*w D``.
+
+    A token stands at the ``end`` of its place, as in DETR, or in its middle (0.5), as in Deformable DETR.
+    """
     h, w = grid
-    rows = torch.arange(1, h + 1, dtype=torch.float32) / (h + 1e-6) * 2 * math.pi
-    columns = torch.arange(1, w + 1, dtype=torch.float32) / (w + 1e-6) * 2 * math.pi
+    rows = (torch.arange(h, dtype=torch.float32) + end) / (h + 1e-6) * 2 * math.pi
+    columns = (torch.arange(w, dtype=torch.float32) + end) / (w + 1e-6) * 2 * math.pi
     half = width // 2
     frequencies = temperature ** (2 * (torch.arange(half) // 2) / half)
 
@@ -101,7 +105,12 @@ class Encoder(Inverse):
 
 class Decoder(Inverse):
     """DETR's decoder inverse: blank tokens, one for every place of the encoder's grid, that attend to each other and
-    to the object queries' features. The queries' own position is learned here, since it has no place in the image."""
+    to the object queries' features. The queries' own position is learned here, since it has no place in the image; so
+    is that of the target's prefix tokens.
+
+    Args:
+        norm: a LayerNorm after the last layer, as the forward decoder has.
+    """
 
     def __init__(
         self,
@@ -113,28 +122,39 @@ class Decoder(Inverse):
         heads: int = 8,
         feedforward: int = 2048,
         dropout: float = 0.0,
+        norm: bool = True,
     ) -> None:
         super().__init__(source, target, constants)
         self.expect_same("width")
-        self.expect_no_prefix()
+        self.expect_no_prefix(in_target=True)
         width = target.width
         layers = (DecoderLayer(width, heads, feedforward, dropout) for _ in range(depth))
-        self.layers, self.norm = nn.ModuleList(layers), nn.LayerNorm(width)
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
         self.position: Tensor
         self.register_buffer("position", sine_positions(target.grid, width), persistent=False)
         _initialise(self.layers)
         self.query_position = nn.Parameter(torch.randn(source.tokens, width))
+        self.prefix_position = nn.Parameter(torch.randn(target.prefix, width)) if target.prefix else None
 
     def forward(self, features: Tensor) -> Tensor:
         """``B Q D`` -> ``B N D``."""
-        tokens = torch.zeros_like(self.position).expand(len(features), -1, -1)
+        position = self.position
+        if self.prefix_position is not None:
+            position = torch.cat([self.prefix_position, position])
+        tokens = torch.zeros_like(position).expand(len(features), -1, -1)
         for layer in self.layers:
-            tokens = layer(tokens, self.position, features, self.query_position)
+            tokens = layer(tokens, position, features, self.query_position)
         return self.norm(tokens)
 
 
 class Blocks(Inverse):
-    """ViT's encoder inverse: pre-norm blocks like the encoder's own, over all tokens, prefix included."""
+    """ViT's encoder inverse: pre-norm blocks like the encoder's own, over all tokens, prefix included. They have the
+    target's width; where the source has another, a linear layer comes before them.
+
+    Args:
+        epsilon: added to the variance in every LayerNorm; timm's own by default.
+    """
 
     learning_rate: ClassVar[float] = 1e-4
 
@@ -147,17 +167,22 @@ class Blocks(Inverse):
         depth: int = 12,
         heads: int = 12,
         mlp_ratio: float = 4.0,
+        epsilon: float = 1e-6,
     ) -> None:
         super().__init__(source, target, constants)
-        self.expect_same("tokens", "width")
+        self.expect_same("tokens")
         from timm.models.vision_transformer import Block
 
         block: Any = Block
-        self.blocks = nn.Sequential(*(block(source.width, heads, mlp_ratio, qkv_bias=True) for _ in range(depth)))
+        norm = partial(nn.LayerNorm, eps=epsilon)
+        options = {"mlp_ratio": mlp_ratio, "qkv_bias": True, "norm_layer": norm}
+        same, width = source.width == target.width, target.width
+        self.enter = nn.Identity() if same else nn.Linear(source.width, width)
+        self.blocks = nn.Sequential(*(block(width, heads, **options) for _ in range(depth)))
 
     def forward(self, features: Tensor) -> Tensor:
-        """``B N D`` -> ``B N D``."""
-        return self.blocks(features)
+        """``B N D`` -> ``B N D'``."""
+        return self.blocks(self.enter(features))
 
 
 def _initialise(layers: nn.Module) -> None:

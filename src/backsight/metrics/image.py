@@ -7,6 +7,7 @@ measures, not losses: no gradient flows back.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -14,7 +15,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from backsight.core import UserError
+from backsight.core import UserError, valid_sizes
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+"""(``images``, ``others``) -> ``B``, as below."""
 
 HIGHEST_PSNR = 120.0
 """PSNR is cut off here, in dB: of identical images it is infinite, and then so would be every average."""
@@ -130,6 +134,37 @@ def lpips(images: Tensor, others: Tensor) -> Tensor:
     network = _perceptual_network().to(images.device)
     with torch.no_grad():
         return network(images.float(), others.float(), normalize=True).flatten()
+
+
+LEAST_SIDE: dict[Metric, int] = {ssim: 2 * SSIM_RADIUS + 1, lpips: 64}
+"""The least height and width of an image, in pixels, of metrics that ask for more than 1."""
+
+
+def on_valid(metric: Metric, valid: Tensor | None) -> Metric:
+    """``metric`` of padded images: of the valid part of each alone, which is cut out.
+
+    Args:
+        metric: (``B 3 H W``, ``B 3 H W``) -> ``B``.
+        valid: ``B H W``, bool: the pictures, at the upper left; None: everywhere, and the metric is returned as it is.
+
+    Returns:
+        The same metric for images that are padded so; NaN of a picture too small for it.
+    """
+    if valid is None:
+        return metric
+    least, sizes = LEAST_SIDE.get(metric, 1), valid_sizes(valid)
+
+    def measure(images: Tensor, others: Tensor) -> Tensor:
+        return torch.cat(
+            [
+                metric(one[None, :, :rows, :columns], other[None, :, :rows, :columns])
+                if min(rows, columns) >= least
+                else torch.full((1,), torch.nan, dtype=torch.float64, device=images.device)
+                for one, other, (rows, columns) in zip(images, others, sizes, strict=True)
+            ]
+        )
+
+    return measure
 
 
 def _require_perceptual_weights() -> None:

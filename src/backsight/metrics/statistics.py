@@ -45,13 +45,40 @@ def bootstrap(values: Tensor, num: int = 2000, seed: int = 0) -> Interval:
     # Measured from one of them: numbers far from zero lose no digits, constant ones give exactly no width.
     origin = table[0, 0]
     table = table - origin
+    low, high = _bounds(_draws(table, num, seed))
+    return Interval(*(float(origin + bound) for bound in (table.mean(), low, high)))
+
+
+def bootstrap_difference(one: Tensor, other: Tensor, num: int = 2000, seed: int = 0) -> Interval:
+    """The mean of ``one`` minus that of ``other``, of values that are not paired: of other images, other seeds.
+
+    Each is resampled on its own as in :func:`bootstrap`; the arguments are those of it. Where the values are paired
+    after all, their differences give a narrower interval.
+
+    Raises:
+        ValueError: as :func:`bootstrap`.
+    """
+    tables = [_checked(values) for values in (one, other)]
+    origins = [table[0, 0] for table in tables]
+    centred = [table - origin for table, origin in zip(tables, origins, strict=True)]
+    draws = [_draws(table, num, seed + which) for which, table in enumerate(centred)]  # not the same draws for both
+    origin, mean = (float(pair[0] - pair[1]) for pair in (origins, [table.mean() for table in centred]))
+    low, high = _bounds(draws[0] - draws[1])
+    return Interval(origin + mean, origin + low, origin + high)
+
+
+def _draws(table: Tensor, num: int, seed: int) -> Tensor:
+    """The means of ``num`` resampled tables ``seeds images``."""
     generator = torch.Generator().manual_seed(seed)
     chunk = max(1, _DRAWS_AT_ONCE // table.shape[1])
     sizes = [min(chunk, num - start) for start in range(0, num, chunk)]
-    draws = torch.cat([_draw_means(table, size, generator) for size in sizes])
+    return torch.cat([_draw_means(table, size, generator) for size in sizes])
+
+
+def _bounds(draws: Tensor) -> tuple[float, float]:
     tail = (1 - CONFIDENCE) / 2
-    low, high = torch.quantile(draws, torch.tensor([tail, 1 - tail], dtype=draws.dtype))
-    return Interval(*(float(origin + bound) for bound in (table.mean(), low, high)))
+    low, high = torch.quantile(draws, torch.tensor([tail, 1 - tail], dtype=draws.dtype)).tolist()
+    return low, high
 
 
 def _checked(values: Tensor) -> Tensor:

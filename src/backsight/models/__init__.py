@@ -1,12 +1,29 @@
-"""Every family of forward models, and :func:`load_model`, which finds one by name, folder or file."""
+"""Every family of forward models; `load_model` finds one by name, folder or file, `stage` stages your own."""
 
 from __future__ import annotations
 
 from backsight.models.detr import DETR
 from backsight.models.family import Family
-from backsight.models.load import load_model, stage_module
+from backsight.models.load import blueprint, load_model, stage_module
+from backsight.models.own import place, stage
+from backsight.models.propose import propose
 from backsight.models.registry import MODELS
 from backsight.models.swin import SWIN
+from backsight.models.user_code import build_own, is_own
 from backsight.models.vit import VIT
 
-__all__ = ["DETR", "MODELS", "SWIN", "VIT", "Family", "load_model", "stage_module"]
+__all__ = [
+    "DETR",
+    "MODELS",
+    "SWIN",
+    "VIT",
+    "Family",
+    "blueprint",
+    "build_own",
+    "is_own",
+    "load_model",
+    "place",
+    "propose",
+    "stage",
+    "stage_module",
+]

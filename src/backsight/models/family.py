@@ -14,6 +14,10 @@ Read = Callable[[Any, tuple[int, int]], Classes | list[Detections]]
 """A model's own output and the image size (H, W) -> classes, or detections for each image."""
 
 
+def any_size(module: nn.Module, size: tuple[int, int]) -> None:
+    """For families that take images of any size, or whose library says itself which it takes."""
+
+
 def no_constants(module: nn.Module) -> dict[str, Tensor]:  # noqa: ARG001
     """For families whose inverses need nothing of the forward model."""
     return {}
@@ -34,7 +38,11 @@ class Family:
         configure: keyword arguments of the library's configuration for a true-size model of a short name
             with random weights (transformers only; timm knows its own).
         size: the image size (H, W) where the model itself does not name one.
+        preprocess: what ``preprocessor_config.json`` of a short name says on the hub, for models built without it
+            (transformers only).
+        arguments: keyword arguments of every forward pass.
         constants: static tensors of the model that some inverses use.
+        check_size: refuses, by a :class:`~backsight.core.UserError`, images (H, W) that a loaded module cannot take.
     """
 
     name: str
@@ -46,4 +54,7 @@ class Family:
     small: Callable[[], nn.Module]
     configure: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     size: tuple[int, int] = (224, 224)
+    preprocess: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     constants: Callable[[nn.Module], Mapping[str, Tensor]] = no_constants
+    check_size: Callable[[nn.Module, tuple[int, int]], None] = any_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from backsight.core import Pixels, UserError
@@ -21,7 +22,7 @@ def build(
     """
     import timm
 
-    options: dict[str, Any] = {} if size is None else {"img_size": size}
+    options: dict[str, Any] = {} if size is None or _takes_any_size(architecture) else {"img_size": size}
     if folder is not None:
         if not timm.is_model(architecture.partition(".")[0]):
             raise UserError(
@@ -44,6 +45,14 @@ def build(
         reason = str(error).splitlines()[0]
         raise UserError(f"{architecture} cannot take images of {size[0]}x{size[1]} pixels: {reason}") from error
     return _checked(module, architecture, size)
+
+
+def _takes_any_size(architecture: str) -> bool:
+    """Whether nothing in the model is made for one image size, as in convolutional networks."""
+    import timm
+
+    with torch.device("meta"):
+        return not hasattr(timm.create_model(architecture), "set_input_size")
 
 
 def _checked(module: nn.Module, architecture: str, size: tuple[int, int] | None) -> nn.Module:

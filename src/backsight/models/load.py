@@ -12,7 +12,9 @@ from torch import nn
 from backsight.core import Pixels, UserError
 from backsight.models import from_timm, from_transformers
 from backsight.models.family import Family
+from backsight.models.own import SpecLike, load_own
 from backsight.models.registry import MODELS
+from backsight.models.user_code import is_own
 from backsight.models.weights import download, read_config
 from backsight.shipped import find_shipped
 from backsight.staging import RANDOM, StagedModel
@@ -28,21 +30,29 @@ def load_model(
     random_weights: bool = False,
     device: str | torch.device = "cpu",
     seed: int = 0,
+    spec: SpecLike | None = None,
 ) -> StagedModel:
     """Load a pretrained model and stage it.
 
     Args:
         name: a well-known name (``detr-resnet-50``), a name on the hub (``facebook/detr-resnet-50``,
-            ``timm/vit_base_patch16_224``), a folder with ``config.json`` and weights, or ``zoo/...``.
+            ``timm/vit_base_patch16_224``), a folder with ``config.json`` and weights, ``zoo/...``, or a function in a
+            file of your own (``my_module.py:build``), which is run because you name it.
         size: image size (H, W) other than the model's own.
         weights: a file of weights for the model ``name``: ``.safetensors``, or ``.pth``/``.bin`` (never unpickled).
         random_weights: build the true-size model with random weights, drawn from ``seed``: for trying things out.
         device: where to put it.
         seed: of the random weights.
+        spec: where the stages of a model of your own are, see :func:`stage`.
 
     Raises:
         UserError: no such model (the nearest names are offered), no weights at hand, or weights of another model.
     """
+    if is_own(name):
+        file = None if weights is None else Path(weights)
+        return load_own(name, spec, size=size, weights=file, random_weights=random_weights, seed=seed).to(device)
+    if spec is not None:
+        raise UserError(f"--spec stages a model of your own, FILE.py:FUNCTION; where the stages of {name} are is known")
     folder = _folder(name) or _of_the_hub(name)
     if folder is not None:
         module, family, pixels = _from_folder(folder, size)
@@ -60,22 +70,42 @@ def load_model(
             pixels = from_timm.pixels(module, size)
         else:
             module = from_transformers.build(family.kind, family.configure[short], file)
-            pixels = from_transformers.pixels(None, size, family.size)
+            pixels = from_transformers.pixels(module, family.preprocess.get(short, {}), size, family.size)
     return stage_module(module, family, pixels, name=name, weights=RANDOM if file is None else str(file)).to(device)
+
+
+def blueprint(family: Family, short: str) -> nn.Module | None:
+    """The true-size model of a well-known name without memory for its weights; None where its library has no way."""
+    import timm
+
+    try:
+        with torch.device("meta"):
+            if family.library == "timm":
+                return timm.create_model(short)
+            return from_transformers.build(family.kind, family.configure[short])
+    except (KeyError, RuntimeError, NotImplementedError):
+        return None
 
 
 def stage_module(
     module: nn.Module, family: Family, pixels: Pixels, *, name: str, weights: str = "given"
 ) -> StagedModel:
-    """Stage a loaded module of a known family."""
+    """Stage a loaded module of a known family.
+
+    Raises:
+        UserError: it cannot take images of the size of ``pixels``.
+    """
+    family.check_size(module, pixels.size)
+    spec = family.stage(module)
     return StagedModel(
         module,
-        family.stage(module),
+        spec,
         pixels,
         name=name,
-        read=family.read(module),
+        read=None if spec.task == "features" else family.read(module),
         weights=weights,
         constants=family.constants(module),
+        arguments=family.arguments,
     )
 
 
@@ -104,7 +134,9 @@ def _from_folder(folder: Path, size: tuple[int, int] | None) -> tuple[nn.Module,
         module = from_timm.build(config["architecture"], folder=folder, size=size)
         return module, _family("timm", type(module).__name__), from_timm.pixels(module, size)
     family = _family("transformers", config.get("model_type", "nothing"))
-    return from_transformers.load(folder), family, from_transformers.pixels(folder, size, family.size)
+    module = from_transformers.load(folder)
+    default = from_transformers.own_size(module) or family.size
+    return module, family, from_transformers.pixels(module, from_transformers.preprocessor(folder), size, default)
 
 
 def _family(library: str, kind: str) -> Family:

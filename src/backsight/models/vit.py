@@ -40,7 +40,10 @@ def constants(module: Any) -> dict[str, Tensor]:
     """What the analytic inverse needs of the patch embedding.
 
     ``projection`` ``D 3 p p``, its ``bias`` ``D``, the ``position`` embedding of the patches ``h*w D`` (or zeros).
+    Nothing where a norm stands between these and the first block, as in CLIP: features are not linear in the image.
     """
+    if not isinstance(module.norm_pre, nn.Identity):
+        return {}
     projection, patches = module.patch_embed.proj, module.patch_embed.num_patches
     zeros = projection.weight.new_zeros
     bias = zeros(projection.out_channels) if projection.bias is None else projection.bias

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from backsight.core import UserError
 
@@ -86,6 +87,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, is no file of weights, or holds more than tensors.
     """
+    state = read_content(path)
+    for wrapper in ("model", "state_dict"):
+        state = state.get(wrapper, state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} holds no state_dict: give a .safetensors file or a file of named tensors")
+    return state
+
+
+def read_content(path: Path) -> Any:
+    """All that a file of weights holds: tensors in dictionaries and lists, whatever their order. Runs no code of it.
+
+    Raises:
+        UserError: the file is missing, is no file of weights, or holds more than tensors.
+    """
     import torch
     from safetensors.torch import load_file
 
@@ -94,7 +109,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         if type(error).__name__ == "UnpicklingError":
             reason = "it holds more than tensors, and code from a file is never run"
@@ -103,11 +118,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} cannot be read as weights ({reason}): give a .safetensors file or a state_dict"
         ) from error
-    for wrapper in ("model", "state_dict"):
-        state = state.get(wrapper, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no state_dict: give a .safetensors file or a file of named tensors")
-    return state
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Put the tensors of ``state``, which came from ``what``, into ``module``.
+
+    Raises:
+        UserError: they are of another model.
+    """
+    own = module.state_dict()
+    if any(name in own and own[name].shape != value.shape for name, value in state.items()):
+        raise mismatch(what, [], [])
+    differing = module.load_state_dict(state, strict=False)
+    if differing.missing_keys or differing.unexpected_keys:
+        raise mismatch(what, differing.missing_keys, differing.unexpected_keys)
 
 
 def mismatch(what: str, missing: list[str], unexpected: list[str]) -> UserError:

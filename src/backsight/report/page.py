@@ -82,7 +82,7 @@ def write_report(results: Results, path: str | Path, folder: str | Path | None =
     measures = [measure for measure in MEASURES if any(measure.key in stage.metrics for stage in results.stages)]
     measures += [LAYER] if any(stage.layer_error for stage in results.stages) else []
     page = (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             results=results,
@@ -97,7 +97,8 @@ def write_report(results: Results, path: str | Path, folder: str | Path | None =
     return write_text(path, page)
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Jinja with the templates of this folder and the filters that they share."""
     environment = Environment(
         loader=PackageLoader("backsight", "report"),
         autoescape=True,

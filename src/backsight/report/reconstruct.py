@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble
-from backsight.core import Classes, Detections, UserError
-from backsight.data import Batch, load_images, read_image
+from backsight.core import Classes, Detections, UserError, valid_sizes
+from backsight.data import Batch, load_images, mean_of, read_image, sum_images
 from backsight.devices import choose_device
 from backsight.evaluate import evaluate
 from backsight.figures import draw_detections, grid, to_png
@@ -36,6 +36,7 @@ def reconstruct(
     images: Sequence[str | Path],
     out: str | Path,
     *,
+    model: StagedModel | str | None = None,
     device: str = "auto",
     strict: bool = False,
 ) -> Results:
@@ -45,6 +46,7 @@ def reconstruct(
         run: the folder of a run, or of one chain.
         images: picture files; a folder stands for the pictures in it.
         out: the folder to write to; what an earlier call wrote there is replaced.
+        model: the forward model, or its name, where that which the run keeps leads to it no more.
         device: where to compute.
         strict: fail at a picture that cannot be read, instead of leaving it out.
 
@@ -55,9 +57,9 @@ def reconstruct(
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: --out names a folder")
     ensemble = ChainEnsemble.from_pretrained(run)
-    model = open_forward_model(ensemble, choose_device(device))
+    model = open_forward_model(ensemble, choose_device(device), model)
     batch = load_images(images, model.pixels, strict=strict)
-    return write_results(run, model, ensemble, batch, out)
+    return write_results(ensemble.folder or run, model, ensemble, batch, out)
 
 
 def write_results(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batch: Batch, out: Path) -> Results:
@@ -68,8 +70,8 @@ def write_results(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, 
     """
     if (out / "results.json").is_file():
         shutil.rmtree(out / "pictures", ignore_errors=True)
-    starts = range(0, len(batch.ids), AT_ONCE)
-    rows = [row for start in starts for row in _rows(model, ensemble, batch, start, out)]
+    parts = [batch.part(start, start + AT_ONCE) for start in range(0, len(batch.ids), AT_ONCE)]
+    rows = [row for part in parts for row in _rows(model, ensemble, part.to(model.device), out)]
     _print_figure(rows, out, "random weights" if model.weights == RANDOM else "")
     results = _results(run, model, _measured(run, model, ensemble, batch), rows)
     results.save(out)
@@ -101,21 +103,24 @@ def _results(run: str | Path, model: StagedModel, measured: Mapping[str, Any], r
 
 
 @torch.no_grad()
-def reconstruct_all(model: StagedModel, ensemble: ChainEnsemble, images: Tensor) -> tuple[Trace, dict[str, Tensor]]:
+def reconstruct_all(
+    model: StagedModel, ensemble: ChainEnsemble, images: Tensor, valid: Tensor | None = None
+) -> tuple[Trace, dict[str, Tensor]]:
     """One forward pass of ``B 3 H W``, and its reconstructions by entry, ``S B 3 H W`` in [0, 1]."""
-    trace = model.run(images)
+    trace = model.run(images, valid=valid)
     return trace, {entry: ensemble.reconstruct(trace, entry).clamp(0, 1) for entry in ensemble.entries}
 
 
-def _rows(model: StagedModel, ensemble: ChainEnsemble, batch: Batch, start: int, out: Path) -> list[PictureRow]:
-    images = batch.images[start : start + AT_ONCE].to(model.device)
-    trace, found = reconstruct_all(model, ensemble, images)
+def _rows(model: StagedModel, ensemble: ChainEnsemble, batch: Batch, out: Path) -> list[PictureRow]:
+    """The images of ``batch``, all that is shown of them cut to their valid part."""
+    trace, found = reconstruct_all(model, ensemble, batch.images, batch.valid)
     answers = _answers(model, trace)
+    whole = [model.pixels.size] * len(batch.ids)
     rows = []
-    for index, image in enumerate(images):
-        drawn, caption = _told(image, answers[index])
-        pictures = {INPUT: [drawn], **{entry: list(seeds[:, index]) for entry, seeds in found.items()}}
-        rows.append(save_pictures(out, batch.ids[start + index], caption, pictures))
+    for index, (high, wide) in enumerate(whole if batch.valid is None else valid_sizes(batch.valid)):
+        drawn, caption = _told(batch.images[index, :, :high, :wide], answers[index])
+        pictures = {INPUT: [drawn], **{entry: list(seeds[:, index, :, :high, :wide]) for entry, seeds in found.items()}}
+        rows.append(save_pictures(out, batch.ids[index], caption, pictures))
     return rows
 
 
@@ -148,9 +153,8 @@ def _measured(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batc
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     mean = Path(run) / "mean_image.safetensors"
-    image = load_file(mean)["mean_image"] if mean.is_file() else batch.images.mean(0)
-    moved = Batch(batch.images.to(model.device), batch.ids, batch.targets)
-    found = evaluate(model, ensemble, [moved], image.to(model.device)).as_json()
+    image = load_file(mean)["mean_image"] if mean.is_file() else mean_of(*sum_images(batch)).float()
+    found = evaluate(model, ensemble, [batch.to(model.device)], image.to(model.device)).as_json()
     card = {"data": "the pictures below", "data_fingerprint": "", "unreadable_images_skipped": 0}
     return {**found, "card": card}
 

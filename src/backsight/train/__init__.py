@@ -2,7 +2,7 @@
 
 from backsight.train.budget import Budget
 from backsight.train.loop import Interrupted, Loop, State, Task
-from backsight.train.run import Run, command, open_model, train, train_run
+from backsight.train.run import Run, command, open_model, read_size, train, train_run
 from backsight.train.run_folder import RunFolder
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Task",
     "command",
     "open_model",
+    "read_size",
     "train",
     "train_run",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from backsight.core import UserError
-from backsight.data import Batch
+from backsight.data import Batch, sum_images
 from backsight.devices import autocast
 from backsight.train.budget import Budget
 from backsight.train.run_folder import RunFolder
@@ -32,8 +32,8 @@ class Task(Protocol):
     networks: dict[str, nn.Module]
     learning_rates: dict[str, float]
 
-    def losses(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Images ``B 3 H W`` in [0, 1] -> (network, its loss), one after the other."""
+    def losses(self, images: Tensor, valid: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Images ``B 3 H W`` in [0, 1], pictures where they are ``valid`` -> (network, its loss), one by one."""
         ...
 
 
@@ -45,6 +45,7 @@ class State:
     seconds: float = 0.0
     images: int = 0
     image_sum: Tensor | None = None
+    pixel_counts: Tensor | int = 0
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -121,11 +122,12 @@ class Loop:
         state, losses = self.state, {}
         factor = self.budget.learning_rate(state.step, self.budget.share(state.step, state.seconds))
         if batch.ids:
-            for name, loss in self._in_precision(self.task.losses(batch.images)):
+            for name, loss in self._in_precision(self.task.losses(batch.images, batch.valid)):
                 losses[name] = loss.detach()
                 self._update(name, loss, factor)
-            total = batch.images.double().sum(0)
+            total, counts = sum_images(batch)
             state.image_sum = total if state.image_sum is None else state.image_sum + total
+            state.pixel_counts = state.pixel_counts + counts
         state.step += 1
         state.images += len(batch.ids)
         if losses:
@@ -225,9 +227,12 @@ class Loop:
 
     def load(self, checkpoint: Mapping[str, Any]) -> None:
         """Go back to where ``checkpoint`` was written."""
-        self.state = State(**checkpoint["state"])
-        if self.state.image_sum is not None:
-            self.state.image_sum = self.state.image_sum.to(self.device)
+        state = checkpoint["state"]
+        self.state = State(**{"pixel_counts": state["images"], **state})  # which older checkpoints do not have
+        for name in ("image_sum", "pixel_counts"):
+            value = getattr(self.state, name)
+            if isinstance(value, Tensor):
+                setattr(self.state, name, value.to(self.device))
         for name, network in self.task.networks.items():
             network.load_state_dict(checkpoint["networks"][name])
             self.optimisers[name].load_state_dict(checkpoint["optimisers"][name])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from backsight.chain import ChainEnsemble, InverseChain, describe
 from backsight.core import UserError
-from backsight.data import Batch, ImageData, Splits, loader, open_data
+from backsight.data import Batch, ImageData, Splits, loader, mean_of, open_data
 from backsight.devices import autocast, choose_device, choose_precision, peak_memory
 from backsight.evaluate import evaluate
 from backsight.files import write_bytes, write_json, write_text
@@ -75,12 +75,21 @@ def train_run(model: StagedModel | str, options: TrainOptions, model_options: Mo
 
 def open_model(name: str, options: ModelOptions) -> StagedModel:
     """The model that a user names, with the options of a command."""
+    size, device = read_size(options.size), choose_device(options.device)
+    given = {"weights": options.weights, "random_weights": options.random_weights, "spec": options.spec}
+    return load_model(name, size=size, device=device, **given).fitting(options.fit)
+
+
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """The (H, W) of an option such as ``384x512``.
+
+    Raises:
+        UserError: it is none.
+    """
     try:
-        size = parse_size(options.size)
+        return parse_size(text)
     except ValueError as error:
         raise UserError(str(error)) from error
-    device = choose_device(options.device)
-    return load_model(name, size=size, weights=options.weights, random_weights=options.random_weights, device=device)
 
 
 @dataclass
@@ -182,7 +191,7 @@ class Run:
         for batch in loader(data, self.options.batch_size, device=self.device):
             keep = min(len(batch.ids), at_most - count)
             if keep:
-                yield Batch(batch.images[:keep], batch.ids[:keep], batch.targets[:keep])
+                yield batch.part(0, keep)
             count += keep
             if count == at_most:
                 break
@@ -200,7 +209,7 @@ class Run:
         for batch in self.held_out(self.splits.validation, self.options.max_validation):
             count += len(batch.ids)
             with autocast(self.precision, self.device):
-                for name, loss in self.task.losses(batch.images):
+                for name, loss in self.task.losses(batch.images, batch.valid):
                     totals[name] = totals[name] + loss.double() * len(batch.ids)
         for network in networks:
             network.train()
@@ -219,7 +228,7 @@ class Run:
             chain.eval().requires_grad_(False)
             chain.save(self.folder.path / "chains" / str(chain.seed))
         ensemble = ChainEnsemble(self.chains)
-        mean = (state.image_sum / state.images).float()
+        mean = mean_of(state.image_sum, state.pixel_counts).float()
         write_bytes(self.folder.path / "mean_image.safetensors", save({"mean_image": mean.cpu()}))
         with autocast(self.precision, self.device):
             errors = evaluate(

@@ -8,7 +8,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from backsight.core import Pixels
@@ -31,12 +31,25 @@ class ClassifierLearner:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.model = timm.create_model(_ARCHITECTURE, num_classes=NUM_CLASSES, **_ARGUMENTS).train()
+        model: Any = timm.create_model(_ARCHITECTURE, num_classes=NUM_CLASSES, **_ARGUMENTS)
+        self.model = model.train()
+        # Trained beside the model where the recipe asks for it, and not shipped: the class of every patch, or none.
+        self.patch_head = nn.Linear(model.embed_dim, NUM_CLASSES + 1)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is to be trained."""
+        return [*self.model.parameters(), *(self.patch_head.parameters() if self.recipe.dense else [])]
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross entropy against the class of the one object."""
+        """Cross entropy against the class of the one object, and, weighted by ``dense``, that of every patch."""
         labels = torch.tensor([target.label for target in batch.targets])
-        return functional.cross_entropy(self.model(PIXELS.normalise(batch.images)), labels)
+        tokens = self.model.forward_features(PIXELS.normalise(batch.images))
+        loss = functional.cross_entropy(self.model.forward_head(tokens), labels)
+        if not self.recipe.dense:
+            return loss
+        patches = self.patch_head(tokens[:, self.model.num_prefix_tokens :])
+        classes = _classes_of_patches(batch, self.model.patch_embed.grid_size)
+        return loss + self.recipe.dense * functional.cross_entropy(patches.flatten(0, 1), classes.flatten(0, 1))
 
     def save(self, folder: Path) -> None:
         """Write ``config.json`` in the format of timm's hub, and ``model.safetensors`` (half precision)."""
@@ -63,3 +76,12 @@ class ClassifierLearner:
             "pretrained_cfg": pretrained,
         }
         write_json(folder / "config.json", config)
+
+
+def _classes_of_patches(batch: Batch, grid: tuple[int, int]) -> Tensor:
+    """How much of every patch each class covers, and in the last column nothing: ``B h*w C+1``, rows sum to 1."""
+    covered = torch.zeros(len(batch.targets), NUM_CLASSES, *grid)
+    for image, target in enumerate(batch.targets):
+        if target.masks is not None and len(target.masks):
+            covered[image, target.labels] = functional.adaptive_avg_pool2d(target.masks.float(), grid)
+    return torch.cat([covered, 1 - covered.sum(1, keepdim=True)], 1).flatten(2).mT

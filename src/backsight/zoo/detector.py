@@ -73,6 +73,10 @@ class DetectorLearner:
         self.recipe = recipe
         self.model = build_detector(recipe)
 
+    def parameters(self) -> list[nn.Parameter]:
+        """What is to be trained: all of it."""
+        return list(self.model.parameters())
+
     def loss(self, batch: Batch) -> Tensor:
         """The library's own detection loss, after every layer of the decoder."""
         images = PIXELS.normalise(batch.images).contiguous(memory_format=torch.channels_last)

@@ -9,11 +9,12 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from torchmetrics.detection import MeanAveragePrecision
 from transformers import DeformableDetrForObjectDetection, DetrForObjectDetection
 
-from backsight.data.base import Batch
+from backsight.core import Detections
+from backsight.data.base import Batch, Target
 from backsight.data.world import World
+from backsight.metrics import average_precision
 from backsight.shipped import ZOO
 from backsight.zoo import classifier, detector
 from backsight.zoo.recipes import SIZE, Recipe, find_recipe
@@ -52,12 +53,13 @@ def measure(model: nn.Module, world: World) -> dict[str, float]:
 
 def measure_detector(model: nn.Module, world: World) -> dict[str, float]:
     """``AP`` and ``AP50`` (COCO's average precision, boxes, 0..1) on all scenes of ``world``."""
-    metric = MeanAveragePrecision(box_format="xyxy", iou_type="bbox", backend="faster_coco_eval")
+    found: list[Detections] = []
+    truths: list[Target] = []
     for batch in _batches(world):
-        found = detect(model, batch.images)
-        metric.update(found, [{"boxes": t.boxes, "labels": t.labels} for t in batch.targets])
-    figures = metric.compute()
-    return {"AP": float(figures["map"]), "AP50": float(figures["map_50"]), "images": len(world)}
+        found += [Detections(each["boxes"], each["scores"], each["labels"]) for each in detect(model, batch.images)]
+        truths += batch.targets
+    figures = average_precision(found, truths)
+    return {"AP": figures["AP"], "AP50": figures["AP50"], "images": len(world)}
 
 
 def measure_classifier(model: nn.Module, world: World) -> dict[str, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backsight.data.base import Batch
 from backsight.data.world import World
@@ -29,6 +29,10 @@ class Learner(Protocol):
     """A model, what it minimises, and how it is written to a folder that its library can load."""
 
     model: Any
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is to be trained."""
+        ...
 
     def loss(self, batch: Batch) -> Tensor:
         """What is to be minimised on ``batch``, a scalar."""
@@ -79,18 +83,18 @@ def train_forward(
 
 def _fit(learner: Learner, recipe: Recipe, out: Path, minutes: float | None, log: Callable[[str], None]) -> int:
     """Train until the steps or the minutes are used up; gives the number of steps taken."""
-    optimiser = torch.optim.AdamW(
-        learner.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )
+    optimisers = _optimisers(learner, recipe)
     watched, started, step, mean = _world(recipe, split=1, length=_LOOK), time.monotonic(), 0, math.nan
     for step, progress in _progress(recipe.steps, minutes):
-        optimiser.param_groups[0]["lr"] = recipe.learning_rate * rate(recipe, step, progress)
+        for optimiser, highest in optimisers:
+            optimiser.param_groups[0]["lr"] = highest * rate(recipe, step, progress)
+            optimiser.zero_grad()
         first = step * recipe.batch_size
         loss = learner.loss(_world(recipe, split=0).batch(range(first, first + recipe.batch_size)))
-        optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(learner.model.parameters(), recipe.clip)
-        optimiser.step()
+        torch.nn.utils.clip_grad_norm_(learner.parameters(), recipe.clip)
+        for optimiser, _ in optimisers:
+            optimiser.step()
         mean = loss.item() if math.isnan(mean) else 0.98 * mean + 0.02 * loss.item()
         if step % 50 == 0:
             log(f"step {step} loss {mean:.3f} ({time.monotonic() - started:.0f} s)")
@@ -98,6 +102,21 @@ def _fit(learner: Learner, recipe: Recipe, out: Path, minutes: float | None, log
             log(f"step {step} {measure(learner.model, watched)}")
             learner.save(out)
     return step + 1
+
+
+def _optimisers(learner: Learner, recipe: Recipe) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Who changes the weights, each with its highest learning rate."""
+    hidden = [weights for name, weights in learner.model.named_parameters() if "blocks" in name and weights.ndim == 2]
+    hidden = hidden if recipe.muon else []
+    others = [weights for weights in learner.parameters() if all(weights is not each for each in hidden)]
+    decay = recipe.weight_decay
+    optimisers: list[tuple[torch.optim.Optimizer, float]] = [
+        (torch.optim.AdamW(others, lr=recipe.learning_rate, weight_decay=decay, fused=True), recipe.learning_rate)
+    ]
+    if hidden:
+        muon = torch.optim.Muon(hidden, lr=recipe.muon, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        optimisers.append((muon, recipe.muon))
+    return optimisers
 
 
 def _progress(steps: int, minutes: float | None) -> Iterator[tuple[int, float]]:

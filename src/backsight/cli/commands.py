@@ -1,0 +1,40 @@
+"""All commands, in the order in which the help shows them."""
+
+from __future__ import annotations
+
+from backsight.cli.app import Group, add
+from backsight.cli.experiments import experiment, reproduce
+from backsight.cli.looking import models, stages, verify
+from backsight.cli.running import demo, reconstruct, report, train
+from backsight.cli.sharing import import_authors, push
+from backsight.cli.zoo import zoo_list, zoo_train
+
+COMMANDS = {
+    "demo": demo,
+    "train": train,
+    "reconstruct": reconstruct,
+    "experiment": experiment,
+    "reproduce": reproduce,
+    "report": report,
+    "models": models,
+    "stages": stages,
+    "verify": verify,
+    "push": push,
+}
+GROUPS = {
+    "zoo": ("The small trained models that ship with the package.", {"list": zoo_list, "train": zoo_train}),
+    "import": ("What others have published, as runs.", {"authors": import_authors}),
+}
+
+
+def build() -> Group:
+    """The whole command line."""
+    app = Group()
+    for name, function in COMMANDS.items():
+        add(app, name, function)
+    for name, (text, functions) in GROUPS.items():
+        group = Group()
+        for each, function in functions.items():
+            add(group, each, function)
+        app.command(group, name=name, help=text)
+    return app

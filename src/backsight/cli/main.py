@@ -1,0 +1,68 @@
+"""From what a user typed to a command, its mistakes told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import sys
+from collections.abc import Callable
+
+import tyro
+
+from backsight.cli.commands import build
+
+QUIET = ("httpx", "httpx2", "huggingface_hub", "timm", "transformers", "matplotlib", "fontTools")
+"""Libraries whose messages are not for our users."""
+
+DESCRIPTION = "See what a vision model still knows about an image, stage by stage."
+
+PARSING = (tyro.conf.FlagCreatePairsOff,)
+"""A flag is `--resume`; there is no `--no-resume` beside it."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command. Exit status 0; 2 for a mistake that the user can mend, on one line; 130 for Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for library in QUIET:
+        logging.getLogger(library).setLevel(logging.ERROR)
+    try:
+        _parse(sys.argv[1:] if arguments is None else arguments)()
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        _fail(f"{error.filename or 'a file'}: {error.strerror}; choose another place, or mend this one", 2)
+    except Exception as error:
+        # By name, since their modules are heavy: whoever raised one has loaded it.
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if "Interrupted" in names:
+            _fail(str(error), 130)
+        if "UserError" not in names:
+            raise
+        _fail(str(error), 2)
+
+
+def _parse(arguments: list[str]) -> Callable[[], None]:
+    """The call that the arguments mean; a mistake in them is told in one line instead of a box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return build().cli(prog="backsight", description=DESCRIPTION, args=arguments, config=PARSING)
+    except SystemExit as stop:
+        if stop.code == 2:
+            _fail(_in_one_line(said.getvalue()), 2)
+        raise
+
+
+def _in_one_line(box: str) -> str:
+    """The words in tyro's box of several lines."""
+    words = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", box)
+    return " ".join(words.replace("Parsing error", "").replace("Unrecognized options", "unknown options").split())
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"backsight: {message}", file=sys.stderr)
+    sys.exit(status)

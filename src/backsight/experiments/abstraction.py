@@ -1,0 +1,175 @@
+"""What fades on the way: objects that are detected, objects that are not, and the background (paper, Fig. 12).
+
+If a detector keeps what its answer needs, what it does not detect should fade with depth, as the background does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from backsight.core import Classes, Detections
+from backsight.data import Batch
+from backsight.experiments.gather import gather
+from backsight.experiments.model_lines import title_of
+from backsight.experiments.objects import object_masks
+from backsight.experiments.registry import Experiment
+from backsight.experiments.result import Measurement, Picture, Result
+from backsight.experiments.shown import points
+from backsight.experiments.subject import Subject
+from backsight.figures import PALETTE, ErrorPoint, Panel, Part, page, panel_part, picture_part
+from backsight.figures.outlines import outline
+from backsight.metrics import contrast_kept, found, mse
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DETECTED, UNDETECTED, OBJECT, BACKGROUND = "detected", "undetected", "object", "background"
+"""The regions: pixels of objects that are detected, of the others, of all objects, and of none."""
+
+MEAN_IMAGE = "mean image"
+"""The stage of what is measured against the training data's mean image."""
+
+TITLES = {
+    "relative mse": "Error, 1 = the mean image's in the same region",
+    "contrast kept": "Contrast kept, 1 = as in the input",
+    "pattern kept": "Contrast kept where it was, 1 = as in the input",
+}
+"""Of the panels, in their order."""
+
+_COLOURS = {DETECTED: PALETTE[2], UNDETECTED: PALETTE[1], OBJECT: PALETTE[2]}
+
+
+def measure(subjects: Sequence[Subject], *, threshold: float = 0.5, num_shown: int = 3) -> Result:
+    """The error and the contrast kept in each region, by stage.
+
+    Labels: ``model``, ``stage`` (or ``mean image``), ``region``: ``detected`` and ``undetected`` (of detectors),
+    ``object`` (all of them), ``background``; ``metric``: ``mse``, ``relative mse`` (in units of the mean image's
+    mean error in the same region), ``contrast kept`` and ``pattern kept`` (standard deviation and covariance
+    within the region in units of the input's, see :func:`~backsight.metrics.contrast_kept`). Crowds are in no region.
+
+    Args:
+        threshold: the least score with which an object counts as detected.
+        num_shown: pictures of each subject: the first images with every region.
+    """
+    measurements = [each for subject in subjects for each in _measure(subject, threshold)]
+    pictures = [each for subject in subjects for each in _pictures(subject, threshold, num_shown)]
+    settings = {"threshold": threshold, "num_shown": num_shown}
+    return Result("abstraction", [subject.card() for subject in subjects], measurements, pictures, settings)
+
+
+def _measure(subject: Subject, threshold: float) -> Iterator[Measurement]:
+    mean = subject.mean_image
+
+    def values(batch: Batch) -> dict[tuple[str, str, str], Tensor]:
+        known: dict[tuple[str, str, str], Tensor] = {}
+        for region, mask in divide(subject, batch, threshold).items():
+            known["mse", region, MEAN_IMAGE] = mse(mean.expand_as(batch.images), batch.images, mask)
+            for stage in subject.stages:
+                images = subject.reconstruct(batch, stage)
+                known["mse", region, stage] = torch.stack([mse(each, batch.images, mask) for each in images])
+                kept = [contrast_kept(batch.images, each, mask) for each in images]
+                for name, parts in zip(("contrast kept", "pattern kept"), zip(*kept, strict=True), strict=True):
+                    known[name, region, stage] = torch.stack(parts)
+        return known
+
+    found_values = gather(subject, values)
+    for (metric, region, stage), each in found_values.items():
+        labels = {"model": subject.name, "region": region, "stage": stage}
+        yield Measurement({**labels, "metric": metric}, each)
+        if metric == "mse":
+            unit = found_values["mse", region, MEAN_IMAGE].nanmean().clamp(min=1e-12)
+            yield Measurement({**labels, "metric": "relative mse"}, each / unit)
+
+
+def divide(subject: Subject, batch: Batch, threshold: float) -> dict[str, Tensor]:
+    """The regions of every image of a batch, ``B H W`` bool each. A pixel of several objects is of a detected one if
+    any of them is detected; what only a crowd covers is in no region."""
+    size, targets = subject.model.pixels.size, batch.targets
+    objects = [object_masks(target, size) for target in targets]
+    anything = torch.stack([masks.any(0) for masks in objects])
+    crowds = torch.stack([object_masks(replace(target, crowd=~target.crowd), size).any(0) for target in targets])
+    regions = {OBJECT: anything, BACKGROUND: ~anything & ~crowds}
+    if subject.model.spec.task == "detect":
+        answers = _answers(subject, batch)
+        chosen = [found(each, t, threshold)[~t.crowd] for each, t in zip(answers, targets, strict=True)]
+        seen = torch.stack([masks[which].any(0) for masks, which in zip(objects, chosen, strict=True)])
+        regions = {DETECTED: seen, UNDETECTED: anything & ~seen, **regions}
+    regions = {name: mask.to(batch.images.device) for name, mask in regions.items()}
+    return regions if batch.valid is None else {name: mask & batch.valid for name, mask in regions.items()}
+
+
+def _answers(subject: Subject, batch: Batch) -> list[Detections]:
+    answers = subject.model.predict(subject.trace(batch))
+    if isinstance(answers, Classes):
+        raise TypeError(f"{subject.name} says that it detects, and gives classes")
+    return answers
+
+
+def _pictures(subject: Subject, threshold: float, num_shown: int) -> Iterator[Picture]:
+    """The first images that have every region, as the first seed paints them, the objects outlined in the input."""
+    num_left = num_shown
+    for batch in subject.batches:
+        regions = divide(subject, batch, threshold)
+        complete = torch.stack([mask.flatten(1).any(1) for mask in regions.values()]).all(0)
+        for row in complete.nonzero().flatten().tolist()[:num_left]:
+            labels = {"model": subject.name, "image": batch.ids[row]}
+            masks = {region: mask[row] for region, mask in regions.items()}
+            yield Picture({**labels, "stage": "input"}, _outlined(batch.images[row], masks))
+            for stage in subject.stages:
+                yield Picture({**labels, "stage": stage}, subject.reconstruct(batch, stage)[0, row])
+            num_left -= 1
+        if num_left <= 0:
+            return
+
+
+def _outlined(image: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
+    width = max(1, round(min(image.shape[-2:]) / 96))
+    for region in (OBJECT,) if DETECTED not in masks else (DETECTED, UNDETECTED):
+        image = outline(image, masks[region], _COLOURS[region], width)
+    return image
+
+
+def draw(result: Result) -> Figure:
+    """For each model a panel for each metric, in it a line for each region over the stages, and the pictures."""
+    parts: list[Part] = []
+    for model in result.values_of("model"):
+        panels = [Panel(title, _lines(result, str(model), metric)) for metric, title in TITLES.items()]
+        heading = title_of(result, str(model))
+        parts.append(panel_part([panel for panel in panels if panel.table], heading=heading))
+        parts += _picture_part(result, str(model))
+    return page(parts)
+
+
+def _lines(result: Result, model: str, metric: str) -> dict[str, list[ErrorPoint]]:
+    """A line for each region; all objects together only where it is not known which of them are detected."""
+    known = result.values_of("region")
+    regions = [region for region in (DETECTED, UNDETECTED, OBJECT, BACKGROUND) if region in known]
+    lines = {}
+    for region in regions:
+        chosen = result.select(model=model, metric=metric, region=region)
+        lines[region] = points([each for each in chosen if each.labels["stage"] != MEAN_IMAGE], "stage")
+    if lines.get(DETECTED) or lines.get(UNDETECTED):
+        lines.pop(OBJECT, None)
+    return {region: line for region, line in lines.items() if line}
+
+
+def _picture_part(result: Result, model: str) -> list[Part]:
+    shown = result.shown(model=model)
+    images = list(dict.fromkeys(str(each.labels["image"]) for each in shown))
+    if not images:
+        return []
+    stages = list(dict.fromkeys(str(each.labels["stage"]) for each in shown))
+    by_place = {(each.labels["image"], each.labels["stage"]): each.image for each in shown}
+    rows = [[by_place.get((image, stage)) for stage in stages] for image in images]
+    detects = any(subject["model"] == model and subject["task"] == "detect" for subject in result.subjects)
+    what = "detected objects outlined in green, undetected ones in red" if detects else "objects outlined in green"
+    return [picture_part(rows, stages, images, heading=f"Input ({what}) and reconstructions of the first seed")]
+
+
+ABSTRACTION = Experiment("abstraction", "Does what is not detected fade with depth?", measure, draw, needs=("masks",))
+"""Paper, Fig. 12."""

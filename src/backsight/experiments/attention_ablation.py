@@ -1,0 +1,219 @@
+"""What a vision transformer loses without attention between patches (paper, sec. 4.4)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from backsight.core import Classes, UserError
+from backsight.data import Batch
+from backsight.experiments.fine_tuning import FineTuning, duplicate, fine_tune, training_data
+from backsight.experiments.gather import by_seed, gather
+from backsight.experiments.model_lines import lines_of, title_of
+from backsight.experiments.registry import Experiment
+from backsight.experiments.result import Label, Measurement, Picture, Result
+from backsight.experiments.subject import Subject
+from backsight.figures.plate import Block, Panel, plate
+from backsight.metrics import mse
+from backsight.perturb import patch_attention_mask
+from backsight.staging import StagedModel, Trace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FULL, ALONE, TUNED = "all attention", "patches alone", "fine-tuned"
+"""The conditions: the model as it is; masked; masked, after it was trained on with the mask in place."""
+
+
+def measure(
+    subjects: Sequence[Subject],
+    *,
+    steps: int = 400,
+    learning_rate: float = 1e-4,
+    batch_size: int = 32,
+    train: str = "",
+    reads_prefix: bool = False,
+    seed: int = 0,
+    num_pictures: int = 3,
+) -> Result:
+    """Take attention from patch to patch away, before and after fine-tuning a copy of the model without it.
+
+    Labels: ``model``, ``condition`` (:data:`FULL`, :data:`ALONE`, :data:`TUNED`), ``metric``: ``top-1`` (0 or 1 for
+    each image) and, by ``stage``, ``mse`` of the reconstruction, RGB in [0, 1], by the chain of the unmasked model.
+
+    Args:
+        steps: of fine-tuning; with 0 it is left out.
+        learning_rate: of AdamW, falling to 0 as a cosine.
+        batch_size: of fine-tuning.
+        train: the data whose training split the copy is tuned on; the subject's own by default.
+        reads_prefix: patches keep attending to the class token, through which they still mix.
+        seed: of the order of the training images.
+        num_pictures: how many images are kept as pictures.
+
+    Raises:
+        UserError: a model whose blocks take no attention mask, or training data without classes.
+    """
+    tuning = FineTuning(steps, learning_rate, batch_size, seed)
+    measurements: list[Measurement] = []
+    pictures: list[Picture] = []
+    for subject in subjects:
+        for condition in _conditions(subject, tuning, train, reads_prefix):
+            measurements += condition.measure()
+            pictures += condition.pictures(num_pictures)
+    settings = {
+        **{"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "train": train},
+        **{"reads_prefix": reads_prefix, "seed": seed, "num_pictures": num_pictures},
+    }
+    cards = [subject.card() for subject in subjects]
+    return Result("attention_ablation", cards, measurements, pictures, settings)
+
+
+def _conditions(subject: Subject, tuning: FineTuning, train: str, reads_prefix: bool) -> Iterator[_Condition]:
+    model, layout = subject.model, subject.model.layout(subject.stages[0])
+    blocks_of(model)  # a model or data that will not do is refused before anything is computed
+    data = training_data(subject, train) if tuning.steps > 0 else None
+    mask = patch_attention_mask(layout.tokens, layout.prefix, reads_prefix=reads_prefix).to(model.device)
+    yield _Condition(FULL, subject, model, None)
+    yield _Condition(ALONE, subject, model, mask)
+    if data is not None:
+        copy = duplicate(model)
+        fine_tune(copy, data, tuning, masked_attention(copy, mask))
+        yield _Condition(TUNED, subject, copy, mask)
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """``model``, the subject's own or a copy, with the attention ``mask`` ``N N`` in place (None: without)."""
+
+    name: str
+    subject: Subject
+    model: StagedModel
+    mask: Tensor | None
+
+    @property
+    def labels(self) -> dict[str, Label]:
+        return {"model": self.subject.name, "condition": self.name}
+
+    @torch.no_grad()
+    def trace(self, batch: Batch) -> Trace:
+        if self.mask is None:
+            return self.subject.trace(batch)
+        with masked_attention(self.model, self.mask):
+            return self.model.run(batch.images)
+
+    def reconstruct(self, batch: Batch, trace: Trace, stage: str) -> Tensor:
+        return self.subject.reconstruct(batch, stage) if self.mask is None else self.subject.invert(trace, stage)
+
+    def measure(self) -> Iterator[Measurement]:
+        for stage, values in gather(self.subject, self._answers).items():
+            kind = {"stage": stage, "metric": "mse"} if stage else {"metric": "top-1"}
+            yield Measurement({**self.labels, **kind}, values)
+
+    def _answers(self, batch: Batch) -> dict[str, Tensor]:
+        """``S B`` squared errors by stage, and under "" which images are classified rightly, ``B``."""
+        trace = self.trace(batch)
+        answer = self.model.predict(trace)
+        assert isinstance(answer, Classes)
+        pairs = zip(answer.top().tolist(), batch.targets, strict=True)
+        right = [math.nan if target.label is None else float(top == target.label) for top, target in pairs]
+        painted = {stage: self.reconstruct(batch, trace, stage) for stage in self.subject.stages}
+        errors = {stage: by_seed(mse, images, batch.images) for stage, images in painted.items()}
+        return {"": torch.tensor(right), **errors}
+
+    def pictures(self, num: int) -> Iterator[Picture]:
+        """The first images, and the last stage's reconstructions by the first seed."""
+        batch, stage = self.subject.batches[0], self.subject.stages[-1]
+        painted = self.reconstruct(batch, self.trace(batch), stage)[0]
+        for image in range(min(num, len(batch.ids))):
+            if self.mask is None:
+                labels = {"model": self.subject.name, "condition": "input", "image": image}
+                yield Picture(labels, batch.images[image].cpu())
+            yield Picture({**self.labels, "stage": stage, "image": image}, painted[image].cpu())
+
+
+# ---- the mask
+
+
+def blocks_of(model: StagedModel) -> list[nn.Module]:
+    """The transformer blocks of a model, all of which take an ``attn_mask``.
+
+    Raises:
+        UserError: they do not, or it has none.
+    """
+    blocks: Any = getattr(model.module, "blocks", ())
+    if not len(blocks) or not all("attn_mask" in inspect.signature(each.forward).parameters for each in blocks):
+        raise UserError(f"{model.name} takes no attention mask: give a vision transformer of timm (ViT, DeiT, ...)")
+    return list(blocks)
+
+
+@contextmanager
+def masked_attention(model: StagedModel, mask: Tensor, layers: Sequence[int] | None = None) -> Iterator[None]:
+    """As long as the context lasts every pass of ``model`` attends by ``mask``, which its blocks get as their argument.
+
+    Args:
+        model: a vision transformer of timm.
+        mask: ``N N``, bool, True = may attend (:func:`~backsight.perturb.patch_attention_mask`).
+        layers: only these blocks; all by default.
+
+    Raises:
+        UserError: its blocks take no attention mask.
+    """
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, {**kwargs, "attn_mask": mask}
+
+    blocks = blocks_of(model)
+    with ExitStack() as stack:
+        for index in range(len(blocks)) if layers is None else layers:
+            stack.callback(blocks[index].register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield
+
+
+# ---- the figure
+
+
+def draw(result: Result) -> Figure:
+    """Accuracy and the last stage's error in each condition; under them the last stage's reconstructions."""
+    models = [str(model) for model in result.values_of("model")]
+    errors: dict[str, Any] = {}
+    for model in models:
+        last = result.select(model=model, condition=FULL, metric="mse")[-1].labels["stage"]
+        errors |= {
+            name: line
+            for name, line in lines_of(result, "condition", metric="mse", stage=last).items()
+            if name == title_of(result, model)
+        }
+    panels = [
+        Panel("Accuracy", "top-1", lines_of(result, "condition", metric="top-1"), limits=(0, 1)),
+        Panel("Reconstruction from the last stage", "mean squared error", errors),
+    ]
+    return plate(panels, [_block(result, model) for model in models])
+
+
+def _block(result: Result, model: str) -> Block:
+    """A row for every image, a column for the input and every condition."""
+    images = sorted({int(each.labels["image"]) for each in result.shown(model=model)})
+    conditions = list(dict.fromkeys(str(each.labels["condition"]) for each in result.shown(model=model)))
+    order = ["input", *(each for each in conditions if each != "input")]
+    rows = {
+        f"image {image + 1}": [result.shown(model=model, image=image, condition=each)[0].image for each in order]
+        for image in images
+    }
+    return Block(title_of(result, model), order, rows)
+
+
+ATTENTION_ABLATION = Experiment(
+    "attention_ablation",
+    "What is lost without attention between patches?",
+    measure,
+    draw,
+    needs=("labels",),
+    tasks=("classify",),
+)

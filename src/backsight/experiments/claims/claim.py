@@ -1,0 +1,127 @@
+"""What a claim is: a sentence about measurements that can turn out wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from backsight.core import UserError
+from backsight.experiments.result import Label, Measurement, Result
+
+Expectation = Literal["above", "below", "near"]
+"""Where a claim says that its effect lies, as seen from its null."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a claim speaks of: models that ``task`` (``detect``, ``classify``), looked at with data of the drawn world's
+    ``law``. What is empty may be anything."""
+
+    task: str = ""
+    law: str = ""
+
+    def fits(self, card: Mapping[str, Any]) -> bool:
+        """Whether the subject of ``card`` (as :meth:`~backsight.experiments.Subject.card` gives it) is meant."""
+        return self.task in ("", card.get("task")) and (not self.law or self.law in str(card.get("data")).split(":"))
+
+    def __str__(self) -> str:
+        kind = {"detect": "a detector", "classify": "a classifier"}.get(self.task, "a model")
+        return f"{kind} on world:{self.law}" if self.law else kind
+
+
+DETECTOR, CLASSIFIER, ANY = Role("detect"), Role("classify"), Role()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An effect in values: their mean is the effect.
+
+    ``values`` are ``S images``, with NaN where an image has no answer: differences or ratios of what was measured on
+    the same image. ``against`` are values of other images or other seeds, whose mean is subtracted. ``columns``
+    says what a column is, where it is no image.
+    """
+
+    what: str
+    values: Tensor
+    against: Tensor | None = None
+    columns: str = "images"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A result, and the models in it that play the roles of a claim, in their order."""
+
+    result: Result
+    models: tuple[str, ...]
+
+    def select(self, role: int = 0, **labels: Label) -> list[Measurement]:
+        """The measurements of the model in a role that carry ``labels``."""
+        return self.result.select(model=self.models[role], **labels)
+
+    def values(self, role: int = 0, **labels: Label) -> Tensor:
+        """The values ``S images`` of the one measurement that carries ``labels``.
+
+        Raises:
+            UserError: there is none, or more than one.
+        """
+        found = self.select(role, **labels)
+        if len(found) != 1:
+            wanted = ", ".join(f"{name} {value}" for name, value in labels.items())
+            count = len(found) or "no"
+            raise UserError(f"{self.result.experiment} has {count} measurements of {self.models[role]} with {wanted}")
+        return found[0].values
+
+    def stages(self, role: int = 0) -> list[str]:
+        """The stages of the model in a role that its chains invert, in the order of the forward pass."""
+        card = next(card for card in self.result.subjects if card["model"] == self.models[role])
+        return list(card["stages"])
+
+    def shared_stages(self) -> list[str]:
+        """The stages that the first two models both have."""
+        return [stage for stage in self.stages(0) if stage in self.stages(1)]
+
+    def deepest(self, role: int = 0) -> str:
+        """The last stage that is made of features, and not yet the answer: the decoder of DETR, the encoder of ViT."""
+        return [stage for stage in self.stages(role) if stage != "prediction"][-1]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that measurements decide on.
+
+    Attributes:
+        id: of the claim, the same in every version.
+        statement: the sentence.
+        source: where it is made: section and figure of the paper, or ``ours``.
+        experiment: whose result decides.
+        roles: the models that it is about: one, or several that are compared.
+        compare: evidence -> the effects that must *all* be as expected; raises UserError where it cannot be
+            tested.
+        unit: of the effect, in words.
+        expect: where the effect lies by the claim: ``above`` or ``below`` the ``null`` by ``least`` or more, or
+            ``near`` it, by less than ``least``.
+        null: the effect that nothing would have: 0 of a difference, 1 of a ratio.
+        least: the smallest departure from it that matters, in the effect's unit.
+    """
+
+    id: str
+    statement: str
+    source: str
+    experiment: str
+    roles: tuple[Role, ...]
+    compare: Callable[[Evidence], Iterable[Comparison]]
+    unit: str
+    expect: Expectation = "above"
+    null: float = 0.0
+    least: float = 0.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The effects between these two are what the claim says; either may be infinite."""
+        if self.expect == "near":
+            return self.null - self.least, self.null + self.least
+        return (self.null + self.least, math.inf) if self.expect == "above" else (-math.inf, self.null - self.least)

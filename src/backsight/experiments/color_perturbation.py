@@ -1,0 +1,246 @@
+"""What becomes of colours that were changed (paper, sec. 4.3, Fig. 7 and 8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from backsight.data import Batch
+from backsight.experiments.model_lines import lines_of, title_of
+from backsight.experiments.objects import category_mask, find_class
+from backsight.experiments.registry import Experiment
+from backsight.experiments.result import Measurement, Picture, Result
+from backsight.experiments.subject import Subject
+from backsight.experiments.task_answers import measure_task
+from backsight.figures.lines import ErrorPoint
+from backsight.figures.plate import Block, Panel, plate
+from backsight.perturb import FILTERS, HUES, VISIBLE, colour_vector, recolour, region_mean
+from backsight.staging import Trace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INPUT = "input"
+"""The stage of what is measured on the recoloured images themselves."""
+
+SIX = tuple(name for name in FILTERS if name != "none")
+"""The filters between which images and reconstructions are compared."""
+
+_DRAWN = (("pairwise mse", "image"), ("hue retention", "object"))
+NAMES = {"rotate120": "turned 120°", "rotate240": "turned 240°"}
+"""How a figure calls the filters whose names are not words."""
+
+
+def measure(subjects: Sequence[Subject], *, category: str = "", num_pictures: int = 2) -> Result:
+    """Recolour the objects of one category in every image, reconstruct, and compare; then recolour whole images.
+
+    Labels: ``model``, ``stage`` (or ``input``), ``metric`` and ``region`` (``image`` or ``object``, the mask):
+
+    ``pairwise mse``
+        The mean over all pairs of the six filters of the squared error between the images they lead to.
+    ``hue retention``
+        How much of the imposed hue is found inside the mask, see :func:`hue_retention`.
+
+    and ``model``, ``filter``, ``metric`` of the model's task on images recoloured as a whole: ``top-1`` of a
+    classifier; of a detector ``found`` (the share of an image's objects that are found) and ``AP`` (of all images).
+
+    Args:
+        category: name of the objects' class; by default the class of each image's largest object.
+        num_pictures: how many images are kept as pictures.
+
+    Raises:
+        UserError: the data has no such class.
+    """
+    measurements: list[Measurement] = []
+    pictures: list[Picture] = []
+    notes = []
+    for subject in subjects:
+        label = find_class(subject.data.classes, category) if category else None
+        measured, shown = _measure_objects(subject, label, num_pictures)
+        on_task = [each for name in FILTERS for each in _measure_task(subject, name)]
+        if not on_task:
+            notes.append(
+                f"{subject.data.name} has no answers to {subject.name}'s task: only reconstructions were measured"
+            )
+        measurements += [*measured, *on_task]
+        pictures += shown
+    settings = {"category": category, "num_pictures": num_pictures}
+    return Result("color_perturbation", [each.card() for each in subjects], measurements, pictures, settings, notes)
+
+
+# ---- objects recoloured, and reconstructed
+
+
+@dataclass(frozen=True)
+class _View:
+    """One image through all seven filters: what went in and what every stage gives, ``S 7 3 H W`` (input: S = 1);
+    ``mask`` ``H W`` is where it was recoloured, ``valid`` ``H W`` where the picture is (None: everywhere)."""
+
+    stages: Mapping[str, Tensor]
+    mask: Tensor
+    valid: Tensor | None
+
+    def through(self, stage: str, names: Sequence[str]) -> Tensor:
+        """Only the filters ``names``: ``S F 3 H W``."""
+        return self.stages[stage][:, [list(FILTERS).index(name) for name in names]]
+
+
+@torch.no_grad()
+def _views(subject: Subject, label: int | None) -> Iterator[_View | None]:
+    """For every image its recoloured versions; None where it has no object of the category."""
+    for batch in subject.batches:
+        for index, target in enumerate(batch.targets):
+            mask = category_mask(target, (batch.images.shape[-2], batch.images.shape[-1]), label)
+            yield None if mask is None else _view(subject, batch, index, mask.to(batch.images.device))
+
+
+def _view(subject: Subject, batch: Batch, index: int, mask: Tensor) -> _View:
+    image = batch.images[index]
+    changed = torch.stack([recolour(image, name, mask) for name in SIX])
+    valid = None if batch.valid is None else batch.valid[index]
+    masks = None if valid is None else valid.expand(len(changed), -1, -1)
+    features = subject.model.features(changed, subject.stages, masks)
+    stages = {INPUT: torch.cat([image[None], changed])[None]}
+    for stage in subject.stages:
+        clean = subject.reconstruct(batch, stage)[:, index, None]  # through no filter: what other experiments use too
+        stages[stage] = torch.cat([clean, subject.invert(features[stage], stage)], 1)
+    return _View(stages, mask, valid)
+
+
+def _measure_objects(subject: Subject, label: int | None, num_pictures: int) -> tuple[list[Measurement], list[Picture]]:
+    values = _unanswered(subject)
+    pictures: list[Picture] = []
+    shown = 0
+    for column, view in enumerate(_views(subject, label)):
+        if view is None:
+            continue
+        for stage in view.stages:
+            for (metric, region), found in _compare(view, stage).items():
+                values[stage, metric, region][:, column] = found.cpu()
+        if shown < num_pictures:
+            pictures += _pictures(subject, view, shown)
+            shown += 1
+    labels = ({"model": subject.name, "stage": stage, "metric": metric, "region": region}
+              for stage, metric, region in values)  # fmt: skip
+    return [Measurement(each, table) for each, table in zip(labels, values.values(), strict=True)], pictures
+
+
+def _unanswered(subject: Subject) -> dict[tuple[str, str, str], Tensor]:
+    """A table of NaN for each (stage, metric, region)."""
+    rows = {INPUT: 1, **dict.fromkeys(subject.stages, len(subject.seeds))}
+    kinds = (("pairwise mse", "image"), ("pairwise mse", "object"), ("hue retention", "object"))
+    return {
+        (stage, *kind): torch.full((num, subject.num_images), math.nan, dtype=torch.float64)
+        for stage, num in rows.items()
+        for kind in kinds
+    }
+
+
+def _compare(view: _View, stage: str) -> dict[tuple[str, str], Tensor]:
+    """(metric, region) -> ``S``."""
+    apart = pairwise_error(view.through(stage, SIX))
+    hues = hue_retention(view.through(INPUT, HUES)[0], view.through(stage, HUES), view.mask)
+    return {
+        ("pairwise mse", "image"): region_mean(apart, view.valid),
+        ("pairwise mse", "object"): region_mean(apart, view.mask),
+        ("hue retention", "object"): hues,
+    }
+
+
+def pairwise_error(images: Tensor) -> Tensor:
+    """The mean over all pairs of F images of their squared difference: ``... F 3 H W`` -> ``... H W``.
+
+    That is twice their variance (the unbiased one), so no pair is ever formed.
+    """
+    return 2 * images.double().var(-4, correction=1).mean(-3)
+
+
+def hue_retention(given: Tensor, found: Tensor, mask: Tensor) -> Tensor:
+    """How much of the hue that filters impose on a region is found in reconstructions: 1 all, 0 none.
+
+    For every filter of :data:`~backsight.perturb.HUES` the mean hue of the region, weighted by chroma, is taken in the
+    filtered image (``h``, with mean colour ``c``) and in what is reconstructed from it (``h'``); retention is
+
+        ``sum c cos(h' - h) / sum c``.
+
+    The filters set two triples of hues, each a third of the circle apart and of one chroma, so whatever an inverse
+    paints without looking, whichever hue that is, sums to 0. How saturated the reconstruction is does not count, except
+    that a colour too faint to be seen (:data:`~backsight.perturb.VISIBLE`) counts in proportion. Hues that
+    are painted at random give 0 on average, the opposite ones -1.
+
+    Args:
+        given: the filtered images, ``F 3 H W``.
+        found: their reconstructions, ``... F 3 H W``.
+        mask: the region, ``H W`` bool.
+
+    Returns:
+        ``...``; NaN where the region has no colour that could be changed.
+    """
+    known, painted = colour_vector(given, mask), colour_vector(found, mask)
+    seen = painted.abs().clamp(min=1e-12)
+    direction = painted / torch.maximum(seen, known.abs().clamp(max=VISIBLE))
+    kept = (direction * known.conj()).real.sum(-1) / known.abs().sum()
+    return torch.where(known.abs().mean() >= VISIBLE, kept, math.nan)
+
+
+def _pictures(subject: Subject, view: _View, image: int) -> Iterator[Picture]:
+    for stage, versions in view.stages.items():
+        for name, picture in zip(FILTERS, versions[0], strict=True):  # as the first seed paints it
+            yield Picture({"model": subject.name, "stage": stage, "filter": name, "image": image}, picture.cpu())
+
+
+# ---- whole images recoloured, and the model's task
+
+
+@torch.no_grad()
+def _measure_task(subject: Subject, name: str) -> list[Measurement]:
+    """The model's task on all images through the filter ``name``; nothing where the data has no answers."""
+
+    def trace(batch: Batch) -> Trace:
+        if name == "none":
+            return subject.trace(batch)
+        return subject.model.run(recolour(batch.images, name), valid=batch.valid)
+
+    return measure_task(subject, trace, {"model": subject.name, "filter": name})
+
+
+# ---- the figure
+
+
+def draw(result: Result) -> Figure:
+    """Pairwise error and retention over stages, the task over filters; under them the first image of each model."""
+    apart, kept = (lines_of(result, metric=metric, region=region) for metric, region in _DRAWN)
+    panels = [
+        Panel("How far six recolourings are apart", "pairwise MSE, whole image", apart),
+        Panel("Hue that is found again", "hue retention, in the object", kept, limits=(-0.15, 1.08), marks={"": 0.0}),
+    ]
+    tasks = {metric: lines_of(result, "filter", metric=metric) for metric in ("top-1", "AP")}
+    if any(tasks.values()):
+        label = " or ".join(metric for metric, lines in tasks.items() if lines)
+        lines = {name: list(map(_renamed, points)) for found in tasks.values() for name, points in found.items()}
+        panels.append(Panel("The task on recoloured images", label, lines, limits=(0, 1)))
+    return plate(panels, [_block(result, str(model)) for model in result.values_of("model")])
+
+
+def _renamed(point: ErrorPoint) -> ErrorPoint:
+    return replace(point, stage=NAMES.get(point.stage, point.stage))
+
+
+def _block(result: Result, model: str) -> Block:
+    """A row for every filter, a column for every stage."""
+    stages = list(dict.fromkeys(str(each.labels["stage"]) for each in result.shown(model=model, image=0)))
+    rows = {
+        NAMES.get(name, name): [each.image for each in result.shown(model=model, image=0, filter=name)]
+        for name in FILTERS
+    }
+    return Block(title_of(result, model), stages, rows if stages else {})
+
+
+COLOR_PERTURBATION = Experiment(
+    "color_perturbation", "Which stages keep the colours that were changed?", measure, draw, needs=("masks",)
+)

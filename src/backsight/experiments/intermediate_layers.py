@@ -1,0 +1,178 @@
+"""How far a stage's inverse reaches into the layers before it (paper, sec. 4.5, Fig. 10, 17 and 18)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+from backsight.core import UserError
+from backsight.data import Batch
+from backsight.experiments.gather import by_seed, gather
+from backsight.experiments.layers import distinct_names, is_read_as, layers_of, stage_of
+from backsight.experiments.model_lines import title_of
+from backsight.experiments.registry import Experiment
+from backsight.experiments.result import Measurement, Picture, Result
+from backsight.experiments.shown import points
+from backsight.experiments.subject import Subject
+from backsight.figures import Panel, Part, page, panel_part, picture_part
+from backsight.metrics import mse, on_valid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDEST = 8
+"""The most pictures in a row of the figure; of more layers every second (third, ...) is shown."""
+
+
+class Reading(NamedTuple):
+    """The layer (or stage) ``layer`` of the component ``stage``, whose features are given to the inverses from the
+    stage ``read_as`` on."""
+
+    stage: str
+    layer: str
+    read_as: str
+
+
+def measure(subjects: Sequence[Subject], *, num_pictures: int = 2) -> Result:
+    """The output of every layer, given to inverses that were trained on the end of its stage, or on its beginning.
+
+    The inverse of a stage is trained on its last layer alone. What it makes of the others tells how much of a code the
+    layers share: the error rises with the distance from the layer that the inverse was trained on. A layer of the
+    encoder is read as ``encoder`` (through the whole chain) and as ``backbone`` (through the inverse of the backbone
+    alone); of the decoder as ``decoder``, since queries are no feature map. In general a layer is read as its own stage
+    and as the one before, wherever the layouts are the same; layers that fit neither are left out, with a note.
+
+    Labels: ``model``, ``stage`` (that the layer belongs to), ``layer``, ``reads`` (the stage it is taken for),
+    ``metric`` (``mse``, RGB in [0, 1]). Layers are named as the model names them; the stage before counts as the
+    layer before the first, and the last layer goes by the stage's name where it is the same. Pictures carry ``model``,
+    ``stage``, ``layer``, ``reads`` and ``image``; they are the first seed's.
+
+    Args:
+        subjects: models with their chains.
+        num_pictures: how many images are shown, the first ones.
+
+    Raises:
+        UserError: there is no layer to read.
+    """
+    measurements = [each for subject in subjects for each in _errors(subject)]
+    if not measurements:
+        names = ", ".join(subject.name for subject in subjects)
+        raise UserError(
+            f"no stage of {names} has layers that an inverse reads: take a model with a transformer encoder"
+        )
+    pictures = [each for subject in subjects for each in _pictures(subject, num_pictures)]
+    notes = [note for subject in subjects for note in _notes(subject)]
+    cards = [subject.card() for subject in subjects]
+    return Result("intermediate_layers", cards, measurements, pictures, {"num_pictures": num_pictures}, notes)
+
+
+def readings(subject: Subject) -> list[Reading]:
+    """Every layer of every stage that has layers, with the stages that it can be read as."""
+    found = []
+    for stage in subject.stages:
+        layers = layers_of(subject, stage)
+        inner = [layer for layer in layers if stage_of(layer) == stage and layer != stage]
+        for read_as in (subject.model.spec.before(stage), stage):
+            fitting = [layer for layer in layers if is_read_as(subject, layer, read_as)]
+            if not set(inner).isdisjoint(fitting):
+                found += [Reading(stage, layer, read_as) for layer in fitting]
+    return found
+
+
+def _notes(subject: Subject) -> list[str]:
+    named = {each.layer for each in readings(subject)}
+    layers = [name for name in distinct_names(subject) if "." in name and stage_of(name) in subject.stages]
+    unread = [name for name in layers if name not in named]
+    return [f"{subject.name}: no inverse reads the layout of {', '.join(unread)}"] if unread else []
+
+
+def read(subject: Subject, batch: Batch, reading: Reading) -> Tensor:
+    """The images that a layer gives by one reading, ``S B 3 H W`` in [0, 1]."""
+    if reading.read_as == stage_of(reading.layer):
+        return subject.reconstruct(batch, reading.layer)
+    return subject.reconstruct(batch, reading.layer, reads=reading.read_as)
+
+
+def _labels(subject: Subject, reading: Reading) -> dict[str, str]:
+    return {"model": subject.name, "stage": reading.stage, "layer": reading.layer, "reads": reading.read_as}
+
+
+def _errors(subject: Subject) -> Iterator[Measurement]:
+    found = readings(subject)
+
+    def error(batch: Batch) -> dict[Reading, Tensor]:
+        metric = on_valid(mse, batch.valid)
+        return {each: by_seed(metric, read(subject, batch, each), batch.images) for each in found}
+
+    for reading, errors in gather(subject, error).items():
+        yield Measurement({**_labels(subject, reading), "metric": "mse"}, errors)
+
+
+def _pictures(subject: Subject, count: int) -> Iterator[Picture]:
+    for batch in subject.batches:
+        for index in range(min(max(0, count), len(batch.ids))):
+            image = batch.ids[index]
+            yield Picture({"model": subject.name, "stage": "input", "image": image}, batch.images[index].cpu())
+            for reading in readings(subject):
+                picture = read(subject, batch, reading)[0, index].cpu()
+                yield Picture({**_labels(subject, reading), "image": image}, picture)
+        count -= len(batch.ids)
+
+
+# ---- the figure
+
+
+def draw(result: Result) -> Figure:
+    """For every model the error over its layers, a line for each reading; below, the first images."""
+    parts = []
+    for model in result.values_of("model"):
+        parts += [_curves(result, model), *_strip(result, model)]
+    return page(parts)
+
+
+def _curves(result: Result, model: str) -> Part:
+    panels = []
+    for stage in _stages(result, model):
+        found = result.select(model=model, stage=stage, metric="mse")
+        as_what = list(dict.fromkeys(str(each.labels["reads"]) for each in found))
+        table = {
+            f"read as {each}": points(result.select(model=model, stage=stage, reads=each), "layer") for each in as_what
+        }
+        panels.append(Panel(f"{stage}: MSE of the image, RGB in [0, 1]", table))
+    return panel_part(panels, columns=2, heading=title_of(result, model))
+
+
+def _stages(result: Result, model: str) -> list[str]:
+    """The stages that have layers, in order."""
+    return list(dict.fromkeys(str(each.labels["stage"]) for each in result.select(model=model, metric="mse")))
+
+
+def _strip(result: Result, model: str) -> list[Part]:
+    """A block of pictures for each stage, a row for each image and reading."""
+    parts = []
+    for stage in _stages(result, model):
+        shown = result.shown(model=model, stage=stage)
+        layers = _thinned(list(dict.fromkeys(str(each.labels["layer"]) for each in shown)))
+        rows, names = [], []
+        for source in result.shown(model=model, stage="input"):
+            for number, reads in enumerate(dict.fromkeys(str(each.labels["reads"]) for each in shown)):
+                own = [p for p in shown if p.labels["image"] == source.labels["image"] and p.labels["reads"] == reads]
+                pictures = {str(each.labels["layer"]): each.image for each in own}
+                rows.append([None if number else source.image, *(pictures.get(layer) for layer in layers)])
+                names.append(f"as {reads}")
+        if rows:
+            parts.append(picture_part(rows, ["input", *layers], names))
+    return parts
+
+
+def _thinned(layers: list[str]) -> list[str]:
+    """At most :data:`WIDEST` of them, evenly spaced, the last always among them."""
+    step = -(-len(layers) // WIDEST)
+    return layers[::-1][::step][::-1]
+
+
+INTERMEDIATE_LAYERS = Experiment(
+    "intermediate_layers", "How far do the inverses of a stage reach into its layers?", measure, draw
+)

@@ -1,0 +1,64 @@
+"""Which pixels of an image belong to its objects, as experiments look at them: crowds are no objects."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from backsight.core import UserError
+from backsight.data import Target
+
+
+def object_masks(target: Target, size: tuple[int, int]) -> Tensor:
+    """The masks of the objects that are no crowd, ``n H W`` bool; filled boxes where there are no masks.
+
+    Args:
+        target: of an image.
+        size: of the image, (H, W) in pixels.
+    """
+    masks = fill_boxes(target.boxes, size) if target.masks is None else target.masks
+    return masks[~target.crowd]
+
+
+def object_labels(target: Target) -> Tensor:
+    """The classes of the same objects, ``n``."""
+    return target.labels[~target.crowd]
+
+
+def fill_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes ``n 4`` (x0, y0, x1, y1 in pixels) -> the pixels whose middle lies inside, ``n H W`` bool."""
+    y, x = (torch.arange(side, device=boxes.device) + 0.5 for side in size)
+    left, top, right, bottom = boxes[:, :, None].unbind(1)
+    return ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None]
+
+
+def category_mask(target: Target, size: tuple[int, int], label: int | None = None) -> Tensor | None:
+    """The pixels of all objects of one class, ``H W`` bool; None where there are none.
+
+    Args:
+        target: of an image.
+        size: of the image, (H, W) in pixels.
+        label: the class; that of the image's largest object by default.
+    """
+    masks, labels = object_masks(target, size), object_labels(target)
+    if len(masks) == 0:
+        return None
+    wanted = labels[masks.flatten(1).sum(1).argmax()] if label is None else label
+    mask = masks[labels == wanted].any(0)
+    return mask if mask.any() else None
+
+
+def find_class(classes: Mapping[int, str], name: str) -> int:
+    """The label of the class called ``name``.
+
+    Raises:
+        UserError: there is none; the nearest names are offered.
+    """
+    for label, known in classes.items():
+        if known == name:
+            return label
+    nearest = difflib.get_close_matches(name, classes.values(), n=3) or sorted(classes.values())[:5]
+    raise UserError(f"the data has no class '{name}': the nearest of its {len(classes)} are {', '.join(nearest)}")

@@ -1,0 +1,134 @@
+"""From what a user names, a model, its chains and data, to the subject of an experiment."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from backsight.chain import ChainEnsemble
+from backsight.core import UserError
+from backsight.data import open_data
+from backsight.devices import choose_device
+from backsight.experiments.subject import Subject, mean_image_of
+from backsight.reopen import open_forward_model
+from backsight.shipped import find_shipped
+
+NUM_IMAGES = 100
+"""How many images an experiment looks at, unless told otherwise."""
+
+
+def open_subject(
+    model: str | None = None,
+    chain: str | Path | None = None,
+    data: str | None = None,
+    *,
+    num_images: int | None = NUM_IMAGES,
+    batch_size: int = 16,
+    device: str = "auto",
+) -> Subject:
+    """The first test images of some data, seen by a forward model, with the chains that invert it.
+
+    Args:
+        model: the forward model's name; that which the chains keep by default.
+        chain: a run, one chain, ``zoo/NAME``, or a name on the hub; those that ship with ``model`` by default.
+        data: as :func:`~backsight.data.open_data` takes it; that of the chains' training by default. Masks are drawn.
+        num_images: how many of its test images; None for all.
+        batch_size: images that pass the networks together.
+        device: where to compute.
+
+    Raises:
+        UserError: no chains, chains of another model, or no data is named and the chains do not say theirs.
+    """
+    if num_images is not None and num_images < 1:
+        raise UserError(f"{num_images} images: it has to be at least 1")
+    source = chain or _shipped_chains(model)
+    ensemble = ChainEnsemble.from_pretrained(source)
+    staged = open_forward_model(ensemble, choose_device(device), model)
+    places = list(_places(ensemble.folder or Path(source)))
+    spec = data or next(filter(None, map(_data_of, places)), None)
+    if spec is None:
+        raise UserError(f"the chains of {staged.name} do not say what they were trained on: name the data by --data")
+    splits = open_data(spec, staged.pixels, masks=True)
+    mean = next((image for image in map(mean_image_of, places) if image is not None), None)
+    return Subject(staged, ensemble, splits.test, num_images=num_images, batch_size=batch_size, mean_image=mean)
+
+
+def _shipped_chains(model: str | None) -> str:
+    if model is None:
+        raise UserError("neither a model nor a chain is named: name zoo/detr-prior, or a run by --chain RUN")
+    folder = find_shipped(model)
+    if folder is None or not has_chains(folder):
+        raise UserError(f"{model} comes without chains: name a run by --chain RUN; `backsight train {model}` makes one")
+    return model
+
+
+def has_chains(folder: Path) -> bool:
+    """Whether there are chains in the folder of a shipped model."""
+    return any(folder.glob("chains/*/chain.json"))
+
+
+def _places(folder: Path) -> Iterator[Path]:
+    """Where a run or a shipped model keeps what is not in a chain: its folder, or above ``chains/<seed>``."""
+    yield folder
+    yield from [parent for parent in list(folder.parents)[:2] if (parent / "chains").is_dir()]
+
+
+def _data_of(folder: Path) -> str | None:
+    """The data that a run, or a shipped model, was trained on; None where the folder does not say."""
+    if (folder / "config.yaml").is_file():
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        data = config.get("data") if isinstance(config, dict) else None
+        return data.get("spec") if isinstance(data, dict) else data
+    if (folder / "card.json").is_file():
+        return json.loads((folder / "card.json").read_text(encoding="utf-8")).get("data")
+    return None
+
+
+def read_settings(measure: Callable[..., Any], texts: Sequence[str]) -> dict[str, Any]:
+    """``["num_pictures=3", "shares=[0.1, 0.5]"]`` -> the keyword arguments of an experiment.
+
+    Values are written as in YAML, and have the type of the setting's default.
+
+    Raises:
+        UserError: no such setting, or a value of another type.
+    """
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"'{text}' is no setting: write NAME=VALUE, as num_pictures=3")
+        try:
+            settings[name] = yaml.safe_load(value) if value else ""
+        except yaml.YAMLError as error:
+            raise UserError(f"the value of '{text}' cannot be read: write it as in YAML, as [0.1, 0.5]") from error
+    return check_settings(measure, settings)
+
+
+def check_settings(measure: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, numbers and single values of lists made to fit the defaults of ``measure``.
+
+    Raises:
+        UserError: no such setting, or a value of another type.
+    """
+    known = {
+        name: each for name, each in inspect.signature(measure).parameters.items() if each.kind == each.KEYWORD_ONLY
+    }
+    for name in settings:
+        if name not in known:
+            raise UserError(f"no setting '{name}': there are {', '.join(known) or 'none'}")
+    return {name: _fitted(name, value, known[name].default) for name, value in settings.items()}
+
+
+def _fitted(name: str, value: Any, default: Any) -> Any:
+    if isinstance(default, list | tuple):
+        return list(value) if isinstance(value, list | tuple) else [value]
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise UserError(f"{name}={value}: it is to be of the kind of {default!r}")
+    return value

@@ -1,0 +1,194 @@
+"""What is seen from every stage (paper, sec. 3.3 and Fig. 3, 11 to 13)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from backsight.core import Detections, UserError
+from backsight.data import Batch
+from backsight.experiments.gather import by_seed, gather
+from backsight.experiments.model_lines import title_of
+from backsight.experiments.registry import Experiment
+from backsight.experiments.result import Measurement, Picture, Result
+from backsight.experiments.subject import Subject
+from backsight.figures import Part, draw_detections, page, picture_part
+from backsight.metrics import mse, on_valid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INPUT = "input"
+"""The stage of the pictures of the input itself."""
+
+PLAIN, DETECTED = "plain", "detected"
+"""The rows of the input: as it is, and with the model's detections drawn on it."""
+
+MEAN, SPREAD, SEEDS = "mean", "spread", "seeds"
+"""The rows of a reconstruction: the mean over seeds, the spread between them, every seed by itself."""
+
+WHITE = 0.25
+"""The standard deviation between seeds, of values in [0, 1], that is white in a map of the spread."""
+
+_LETTERS = 0.12  # height of the letters on a drawn input, as a share of its width: 7 points at eight columns
+
+
+def measure(
+    subjects: Sequence[Subject],
+    *,
+    num_pictures: int = 6,
+    rows: Sequence[str] = (MEAN, SPREAD),
+    threshold: float = 0.5,
+) -> Result:
+    """Images through every inverse chain, from every entry: ``prediction@onehot`` is one where the chain has it.
+
+    Labels of the pictures: ``model``, ``image`` (its id), ``stage`` (``input`` or an entry of the chain), ``row``:
+    ``mean`` over the seeds, ``spread`` between them (the standard deviation over seeds, averaged over
+    colours: black is agreement, white is 0.25), ``seed S``, and, of inputs, ``plain`` and ``detected``. Labels of the
+    measurements: ``model``, ``stage``, ``metric`` (``mse``), over all images; and ``of`` (``seeds``, or
+    ``their mean``, which has one row).
+
+    Args:
+        subjects: models with their chains.
+        num_pictures: how many images are shown, the first ones.
+        rows: of an image in the figure: ``mean``, ``spread``, ``seeds`` (a row for each).
+        threshold: the least score of a detection that is drawn, in [0, 1].
+
+    Raises:
+        UserError: a kind of row that there is not.
+    """
+    rows = [rows] if isinstance(rows, str) else list(rows)
+    if unknown := [row for row in rows if row not in (MEAN, SPREAD, SEEDS)] or not rows:
+        raise UserError(f"rows={unknown}: the rows of an image are {MEAN}, {SPREAD}, {SEEDS}")
+    notes = [f"{s.name} has one seed: no spread is shown" for s in subjects if len(s.seeds) == 1 and SPREAD in rows]
+    return Result(
+        "reconstruct",
+        [subject.card() for subject in subjects],
+        [each for subject in subjects for each in _errors(subject)],
+        [each for subject in subjects for each in _pictures(subject, num_pictures, rows, threshold)],
+        {"num_pictures": num_pictures, "rows": rows, "threshold": threshold},
+        notes,
+    )
+
+
+def _errors(subject: Subject) -> Iterator[Measurement]:
+    def errors(batch: Batch) -> dict[tuple[str, str], Tensor]:
+        found = {entry: subject.reconstruct(batch, entry) for entry in subject.ensemble.entries}
+        error = on_valid(mse, batch.valid)
+        own = {("seeds", entry): by_seed(error, images, batch.images) for entry, images in found.items()}
+        return own | {("their mean", entry): error(images.mean(0), batch.images) for entry, images in found.items()}
+
+    for (of, entry), values in gather(subject, errors).items():
+        yield Measurement({"model": subject.name, "stage": entry, "metric": "mse", "of": of}, values)
+
+
+def _pictures(subject: Subject, count: int, rows: Sequence[str], threshold: float) -> Iterator[Picture]:
+    for batch in subject.batches:
+        detections = _detections(subject, batch)
+        for index, image in enumerate(batch.images[: max(0, count)]):
+            labels = {"model": subject.name, "image": batch.ids[index]}
+            yield Picture({**labels, "stage": INPUT, "row": PLAIN}, image.cpu())
+            if detections is not None:
+                drawn = draw_detections(image.cpu(), detections[index], threshold, letters=_LETTERS)
+                yield Picture({**labels, "stage": INPUT, "row": DETECTED}, drawn)
+            for entry in subject.ensemble.entries:
+                seeds = subject.reconstruct(batch, entry)[:, index].cpu()
+                for row, picture in _versions(seeds, subject.seeds, rows):
+                    yield Picture({**labels, "stage": entry, "row": row}, picture)
+        count -= len(batch.ids)
+
+
+def _detections(subject: Subject, batch: Batch) -> list[Detections] | None:
+    found = subject.model.predict(subject.trace(batch)) if subject.model.spec.task == "detect" else None
+    return found if isinstance(found, list) else None
+
+
+def _versions(pictures: Tensor, seeds: Sequence[int], rows: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    """The rows of one image at one stage: ``S 3 H W`` -> (its name, ``3 H W``)."""
+    for row in rows:
+        if row == MEAN:
+            yield MEAN, pictures.mean(0)
+        elif row == SPREAD and len(seeds) > 1:
+            yield SPREAD, spread_map(pictures)
+        elif row == SEEDS:
+            yield from ((f"seed {seed}", picture) for seed, picture in zip(seeds, pictures, strict=True))
+
+
+def spread_map(pictures: Tensor) -> Tensor:
+    """Where the seeds disagree: ``S 3 H W`` in [0, 1], at least two seeds -> ``3 H W`` of greys in [0, 1].
+
+    The standard deviation over seeds, averaged over colours, in units of :data:`WHITE`.
+    """
+    spread = pictures.std(0).mean(0) / WHITE
+    return spread.clamp(0, 1).expand(3, -1, -1)
+
+
+# ---- the figure
+
+
+def draw(result: Result) -> Figure:
+    """Every image beside its reconstructions, with the error of each.
+
+    Models that were shown the same images share the rows and the column of the input; others stand below each other.
+    """
+    models = result.values_of("model")
+    shown = {tuple((p.labels["image"], tuple(p.image.shape)) for p in _inputs(result, model)) for model in models}
+    groups = [models] if len(shown) == 1 else [[model] for model in models]
+    return page([_part(result, group) for group in groups])
+
+
+def _inputs(result: Result, model: str) -> list[Picture]:
+    return result.shown(model=model, stage=INPUT, row=PLAIN)
+
+
+def _part(result: Result, models: Sequence[str]) -> Part:
+    columns = [column for model in models for column in _columns(result, models[0], model)]
+    kinds = dict.fromkeys(str(p.labels["row"]) for p in result.pictures if p.labels["stage"] != INPUT)
+    rows, names, captions = [], [], []
+    for place, image in enumerate(_inputs(result, models[0])):
+        for row in kinds:
+            first = row == next(iter(kinds))
+            rows.append([_picture(result, column, str(image.labels["image"]), row, first) for column in columns])
+            captions.append([_caption(result, column, place, row) for column in columns])
+            names.append(str(image.labels["image"]) if first else "between seeds" if row == SPREAD else row)
+    if not rows:
+        raise UserError("this result has no pictures to draw: measure it with num_pictures of at least 1")
+    several = len(models) > 1
+    titles = [
+        stage if not several or stage == INPUT else f"{title_of(result, model)} {stage}" for model, stage in columns
+    ]
+    return picture_part(rows, titles, names, captions, "" if several else title_of(result, models[0]))
+
+
+def _columns(result: Result, leading: str, model: str) -> list[tuple[str, str]]:
+    """(model, stage): a later model has an input of its own only where it was shown other pixels."""
+    stages = dict.fromkeys(str(p.labels["stage"]) for p in result.shown(model=model))
+    pairs = zip(_inputs(result, leading), _inputs(result, model), strict=True)
+    if model != leading and all(torch.equal(one.image, other.image) for one, other in pairs):
+        stages.pop(INPUT, None)
+    return [(model, stage) for stage in stages]
+
+
+def _picture(result: Result, column: tuple[str, str], image: str, row: str, first: bool) -> Tensor | None:
+    """What stands in one place; the input stands in the first row of its image."""
+    model, stage = column
+    wanted = [row] if stage != INPUT else [DETECTED, PLAIN] if first else []
+    found = [p for name in wanted for p in result.shown(model=model, image=image, stage=stage, row=name)]
+    return found[0].image if found else None
+
+
+def _caption(result: Result, column: tuple[str, str], place: int, row: str) -> str:
+    """The error of a picture: those that are shown are the first images that were measured."""
+    model, stage = column
+    if stage == INPUT or row == SPREAD:
+        return ""
+    of = "their mean" if row == MEAN else "seeds"
+    errors = result.one(model=model, stage=stage, metric="mse", of=of).values[:, place]
+    seeds = next(subject["seeds"] for subject in result.subjects if subject["model"] == model)
+    return f"MSE {errors[0 if row == MEAN else [f'seed {seed}' for seed in seeds].index(row)]:.4f}"
+
+
+RECONSTRUCT = Experiment("reconstruct", "What is seen from every stage?", measure, draw)

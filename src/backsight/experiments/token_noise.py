@@ -1,0 +1,262 @@
+"""Whether noise stays in the patches of the tokens that carry it (paper, sec. 4.4, Fig. 9 and 16)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from backsight.core import Layout, UserError
+from backsight.data import Batch
+from backsight.experiments.gather import gather
+from backsight.experiments.model_lines import title_of
+from backsight.experiments.registry import Experiment
+from backsight.experiments.result import Measurement, Picture, Result
+from backsight.experiments.shown import points
+from backsight.experiments.subject import Subject
+from backsight.figures.lines import ErrorPoint
+from backsight.figures.plate import Block, Panel, plate
+from backsight.inverses.base import times_finer
+from backsight.perturb import NOISES, Noise, choose_tokens, generator_for, noise_tokens, region_mean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHARES = (0.1, 0.3, 0.5)
+"""The paper's: parts of the tokens that are replaced."""
+
+UNCHANGED = 1e-8
+"""A squared error below this, a fortieth of one of 255 levels, is no change: it has no place that it could stay in."""
+
+CHAIN, LOCAL = "chain", "local"
+"""What reads the features: the chain as it is, or with the inverse of its first stage that sees one token at a time."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """Tokens are replaced at stage ``noised``; the image is reconstructed from stage ``read``, which is the same or is
+    reached through the rest of the real model; ``inverse`` is :data:`CHAIN` or :data:`LOCAL`."""
+
+    noised: str
+    read: str
+    inverse: str = CHAIN
+
+    def options(self, subject: Subject) -> dict[str, Any]:
+        """How the chain is to be told which inverses to use."""
+        return {} if self.inverse == CHAIN else {"via": {subject.stages[0]: LOCAL}}
+
+
+def routes(subject: Subject) -> list[Route]:
+    """Every stage with a grid read where it is noised, and from the stage before it through the model."""
+    gridded = [stage for stage in subject.stages if subject.model.layout(stage).grids]
+    there = [Route(stage, stage) for stage in gridded]
+    resumed = [Route(before, after) for before, after in pairwise(gridded)]
+    has_local = f"{subject.stages[0]}@{LOCAL}" in subject.ensemble.entries
+    inverses = (CHAIN, LOCAL) if has_local else (CHAIN,)
+    return [Route(route.noised, route.read, inverse) for inverse in inverses for route in (*there, *resumed)]
+
+
+def measure(
+    subjects: Sequence[Subject],
+    *,
+    shares: Sequence[float] = SHARES,
+    noise: Noise = "uniform",
+    seed: int = 0,
+    num_pictures: int = 1,
+) -> Result:
+    """Replace a random share of the tokens and compare with the reconstruction of the clean features.
+
+    Labels: ``model``, ``noised`` (the stage), ``stage`` (that is read; where it is a later one the noise goes through
+    the real model), ``inverse`` (``chain``, and ``local`` where the chains have ``backbone@local``), ``share``, and
+    ``metric``:
+
+    ``error``
+        The squared error, RGB in [0, 1]; ``region``: ``noised`` (the patches of the replaced tokens), ``untouched``.
+    ``containment``
+        ``1 - untouched / noised``: 1 where the noise stays in its patches, 0 where it is felt everywhere alike.
+
+    Args:
+        shares: of the grid's tokens, 0..1; a smaller share is part of a larger one. Prefix tokens are left alone.
+        noise: ``uniform`` (each channel in the range that it has in the image), ``zero``, or ``swap`` (the tokens of
+            the next image).
+        seed: of the choice and of the noise, which depend on it and the image's id alone.
+        num_pictures: how many images are kept as pictures.
+
+    Raises:
+        UserError: shares or a noise that there are not, or an image alone in its batch that should swap tokens.
+    """
+    _check(subjects, shares, noise)
+    measurements: list[Measurement] = []
+    pictures: list[Picture] = []
+    for subject in subjects:
+
+        def answers(batch: Batch, subject: Subject = subject) -> dict[tuple[Route, float, str, str], Tensor]:
+            found = {}
+            for share in shares:
+                for trial in _trials(subject, batch, share, noise, seed):
+                    found |= {(trial.route, share, *kind): values for kind, values in trial.errors().items()}
+                    if batch is subject.batches[0]:
+                        pictures.extend(_pictures(subject, batch, trial, share, num_pictures))
+            return found
+
+        measurements += [_measurement(subject, *key, values) for key, values in gather(subject, answers).items()]
+    settings = {"shares": list(shares), "noise": noise, "seed": seed, "num_pictures": num_pictures}
+    return Result("token_noise", [each.card() for each in subjects], measurements, pictures, settings)
+
+
+def _check(subjects: Sequence[Subject], shares: Sequence[float], noise: str) -> None:
+    if not shares or not all(0 < share < 1 for share in shares):
+        raise UserError(f"shares {list(shares)}: give parts of the tokens between 0 and 1, as 0.1 0.3 0.5")
+    if noise not in NOISES:
+        raise UserError(f"no noise '{noise}': there are {', '.join(NOISES)}")
+    if noise == "swap" and any(len(batch.ids) < 2 for subject in subjects for batch in subject.batches):
+        raise UserError("tokens are swapped within a batch, and one has a single image: take one image more or less")
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The reconstructions of a batch, noisy and clean, ``S B 3 H W``; ``mask`` ``B H W`` is where the noise went in."""
+
+    route: Route
+    noisy: Tensor
+    clean: Tensor
+    mask: Tensor
+
+    def errors(self) -> dict[tuple[str, str], Tensor]:
+        """(metric, region) -> ``S B``."""
+        apart = (self.noisy.double() - self.clean).square().mean(2)
+        inside, outside = region_mean(apart, self.mask), region_mean(apart, ~self.mask)
+        contained = torch.where(inside >= UNCHANGED, 1 - outside / inside, math.nan)
+        return {("error", "noised"): inside, ("error", "untouched"): outside, ("containment", ""): contained}
+
+
+@torch.no_grad()
+def _trials(subject: Subject, batch: Batch, share: float, noise: Noise, seed: int) -> Iterator[_Trial]:
+    """One trial for each route. What is noised, and what the model makes of it, is computed once for all inverses."""
+    trace = subject.trace(batch)
+    size = (batch.images.shape[-2], batch.images.shape[-1])
+    edited: dict[tuple[str, str], Tensor] = {}
+    masks: dict[str, Tensor] = {}
+    for route in routes(subject):
+        here, there = (route.noised, route.noised), (route.noised, route.read)
+        if here not in edited:
+            layout = subject.model.layout(route.noised)
+            chosen = torch.stack([choose_tokens(layout, share, generator_for(seed, each)) for each in batch.ids])
+            noises = [generator_for(seed, f"{each} noise") for each in batch.ids]
+            edited[here] = noise_tokens(trace[route.noised], chosen, noise, noises, layout.prefix)
+            masks[route.noised] = patch_pixels(chosen, layout, size).to(batch.images.device)
+        if there not in edited:
+            edited[there] = subject.model.resume(route.noised, edited[here], trace, until=route.read)[route.read]
+        options = route.options(subject)
+        noisy = subject.invert(edited[there], route.read, **options)
+        yield _Trial(route, noisy, subject.reconstruct(batch, route.read, **options), masks[route.noised])
+
+
+def patch_pixels(chosen: Tensor, layout: Layout, size: tuple[int, int]) -> Tensor:
+    """The pixels of the chosen tokens' patches (of the coarsest grid): ``B N`` bool -> ``B H W`` bool."""
+    (h, w), (height, width) = layout.grids[-1], size
+    stride = times_finer(size, (h, w))
+    places = chosen[:, -h * w :].unflatten(1, (h, w))
+    pixels = places.repeat_interleave(stride, 1).repeat_interleave(stride, 2)[:, :height, :width]
+    return torch.nn.functional.pad(pixels, (0, width - pixels.shape[2], 0, height - pixels.shape[1]))
+
+
+def _measurement(subject: Subject, route: Route, share: float, metric: str, region: str, values: Tensor) -> Measurement:
+    labels = {**_labels(subject, route, share), "metric": metric, **({"region": region} if region else {})}
+    return Measurement(labels, values)
+
+
+def _labels(subject: Subject, route: Route, share: float) -> dict[str, str | float]:
+    return {
+        "model": subject.name,
+        "noised": route.noised,
+        "stage": route.read,
+        "inverse": route.inverse,
+        "share": share,
+    }
+
+
+def _pictures(subject: Subject, batch: Batch, trial: _Trial, share: float, num: int) -> Iterator[Picture]:
+    """As the first seed paints them; with each the image, grey in the patches of the replaced tokens."""
+    for image in range(min(num, len(batch.ids))):
+        labels = {**_labels(subject, trial.route, share), "image": image}
+        yield Picture({**labels, "shows": "reconstruction"}, trial.noisy[0, image].cpu())
+        marked = torch.where(trial.mask[image], 0.25 * batch.images[image] + 0.375, batch.images[image])
+        yield Picture({**labels, "shows": "input"}, marked.cpu())
+
+
+# ---- the figure
+
+_Pair = tuple[str, str]
+"""(noised, read)."""
+
+
+def draw(result: Result) -> Figure:
+    """Containment over shares: noise at the first stage and at the last with a grid, read there, and from the one
+    before it through the model; under them what an image becomes."""
+    lines = {(model, inverse): _pairs(result, model, inverse) for model in result.values_of("model")
+             for inverse in result.values_of("inverse")}  # fmt: skip
+    panels = [panel for slot in range(3) if (panel := _panel(result, lines, slot)) is not None]
+    drawn = [point for panel in panels for line in panel.lines.values() for point in line]
+    lowest = min((point.bounds[1] for point in drawn), default=0.0)
+    panels = [replace(panel, limits=(min(-0.05, lowest - 0.05), 1.08)) for panel in panels]
+    return plate(panels, [_block(result, *line, pairs) for line, pairs in lines.items() if pairs])
+
+
+def _pairs(result: Result, model: str, inverse: str) -> list[_Pair | None]:
+    """The three routes of a line that are drawn; none where it has none at all."""
+    found = result.select(model=model, inverse=inverse, metric="containment")
+    every = list(dict.fromkeys((str(each.labels["noised"]), str(each.labels["stage"])) for each in found))
+    there, through = [[pair for pair in every if (pair[0] == pair[1]) is same] for same in (True, False)]
+    slots = (there[:1], there[1:][-1:], through[-1:])
+    return [slot[0] if slot else None for slot in slots] if every else []
+
+
+def _panel(result: Result, lines: Mapping[tuple[str, str], list[_Pair | None]], slot: int) -> Panel | None:
+    drawn: dict[str, list[ErrorPoint]] = {}
+    titles = []
+    for (model, inverse), pairs in lines.items():
+        if pairs and (pair := pairs[slot]):
+            labels = {"model": model, "inverse": inverse, "noised": pair[0], "stage": pair[1]}
+            drawn[_name(result, model, inverse)] = points(
+                result.select(**labels, metric="containment"), "share", _percentages(result)
+            )
+            titles.append(_title(pair))
+    if not drawn:
+        return None
+    title = ("From " if slot == 2 else "Noise at ") + " or ".join(dict.fromkeys(titles))
+    label = "containment in the patches" if slot == 0 else ""
+    return Panel(title, label, drawn, marks={"": 1.0}, across="tokens replaced")
+
+
+def _block(result: Result, model: str, inverse: str, pairs: Sequence[_Pair | None]) -> Block:
+    """A row for every share; the image with the patches marked, and what is read on each of the routes."""
+    known = [pair for pair in pairs if pair]
+    rows = {}
+    for share, name in _percentages(result).items():
+        labels = {"model": model, "inverse": inverse, "share": float(share), "image": 0}
+        shown = [result.shown(**labels, noised=a, stage=b, shows="reconstruction") for a, b in known]
+        marked = result.shown(**labels, noised=known[0][0], stage=known[0][1], shows="input")
+        rows[name] = [found[0].image if found else None for found in (marked, *shown)]
+    has_pictures = any(picture is not None for row in rows.values() for picture in row)
+    return Block(_name(result, model, inverse), ["input", *map(_title, known)], rows if has_pictures else {})
+
+
+def _name(result: Result, model: str, inverse: str) -> str:
+    return title_of(result, model) + ("" if inverse == CHAIN else f", {inverse} inverse")
+
+
+def _title(pair: _Pair) -> str:
+    return pair[0] if pair[0] == pair[1] else f"{pair[0]} to {pair[1]}"
+
+
+def _percentages(result: Result) -> dict[str, str]:
+    return {str(share): f"{100 * share:g} %" for share in result.values_of("share")}
+
+
+TOKEN_NOISE = Experiment("token_noise", "Does noise stay in the patches of its tokens?", measure, draw, padded=False)

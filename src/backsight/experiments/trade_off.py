@@ -1,0 +1,216 @@
+"""What a model gives up of its task for better reconstructions (paper, sec. 4.2 and Fig. 6)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from backsight.core import UserError
+from backsight.experiments.registry import Experiment
+from backsight.experiments.result import Label, Measurement, Result
+from backsight.experiments.subject import Subject
+from backsight.figures import ScatterPoint, page, scatter_part
+from backsight.staging import RANDOM
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TASKS = ("modular", "classic", "joint")
+"""The ways to train inverses; a run that does not say is modular."""
+
+
+PAPER = ("AP", "accuracy")
+"""The performances that the figure shows, where runs know them."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What is read of a run's folder: its ``task``, its ``trade_off`` (lambda, None where it has none), its model's
+    facts, and what it measured on its test images."""
+
+    path: Path
+    task: str
+    trade_off: float | None
+    model: Mapping[str, Any]
+    seeds: Sequence[int]
+    evaluation: Mapping[str, Any]
+
+    @property
+    def entries(self) -> list[str]:
+        """The entries that images were reconstructed from, in the order of the forward pass."""
+        return list(self.evaluation["entries"])
+
+    @classmethod
+    def read(cls, path: str | Path) -> FinishedRun:
+        """Read ``config.yaml`` and ``evaluation.json``.
+
+        Raises:
+            UserError: there is no run, it is not finished, or it is of a task that this version does not know.
+        """
+        path = Path(path)
+        if not (path / "config.yaml").is_file():
+            raise UserError(f"no run in {path}: a run's folder holds config.yaml and evaluation.json")
+        if not (path / "card.md").is_file() or not (path / "evaluation.json").is_file():
+            raise UserError(f"the run in {path} has not finished: go on with it by --resume")
+        try:
+            config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+            evaluation = json.loads((path / "evaluation.json").read_text(encoding="utf-8"))
+            model, task, weight = config["model"], config.get("task") or "modular", config.get("trade_off")
+            model = {"name": model} if isinstance(model, str) else dict(model)
+            found = cls(
+                path, str(task), None if weight is None else float(weight), model, evaluation["seeds"], evaluation
+            )
+            _check_errors(found)
+        except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            raise UserError(f"the run in {path} cannot be read ({error!r}): train it again") from error
+        if found.task not in TASKS:
+            raise UserError(f"the run in {path} is of the task '{found.task}': known are {', '.join(TASKS)}")
+        return found
+
+
+def _check_errors(run: FinishedRun) -> None:
+    """Touch all that is used later, so that a damaged file is found here."""
+    for entry in run.entries:
+        torch.tensor(run.evaluation["entries"][entry]["mse"], dtype=torch.float64)
+    for values in (run.evaluation.get("task_metrics") or {}).values():
+        torch.tensor(values, dtype=torch.float64)
+
+
+def measure(subjects: Sequence[Subject] = (), *, runs: Sequence[str | Path] | Path = (), stage: str = "") -> Result:
+    """The error of the image against the performance at the task, of runs that weigh them differently.
+
+    The loss of joint training is lambda times the reconstruction's plus (1 - lambda) times the task's (paper, sec.
+    4.2); classic inversion lets each inverse see the image error alone, modular inversion only its own component's.
+    Reads finished runs, computes nothing, and has no subjects.
+
+    Labels: ``run`` (its folder's name), ``model``, ``task`` (``modular``, ``classic``, ``joint``), ``trade_off``
+    (lambda, where the run has one), ``stage``, ``metric``: ``mse`` and whatever the run says of its task, ``AP`` or
+    ``accuracy``. A value for each seed, one column: runs keep means over their test images.
+
+    Args:
+        subjects: none are needed, those that are given are not looked at.
+        runs: the folders of finished runs.
+        stage: the entry that images are reconstructed from; by default the last that all runs of a model have,
+            predictions aside (the decoder of DETR, the encoder of ViT: the paper's choice).
+
+    Raises:
+        UserError: no runs, one that is not finished, or none with this stage.
+    """
+    del subjects
+    paths = [runs] if isinstance(runs, str | Path) else list(runs)
+    if not paths:
+        raise UserError("trade_off compares finished runs: give their folders as runs")
+    found = [FinishedRun.read(path) for path in paths]
+    measurements = []
+    for model in dict.fromkeys(str(run.model["name"]) for run in found):
+        group = [run for run in found if run.model["name"] == model]
+        entry = _stage_of(group, stage)
+        measurements += [each for run in group for each in _values(run, model, entry, _names(found)[run.path])]
+    settings = {"runs": [str(path) for path in paths], "stage": stage}
+    return Result("trade_off", _cards(found), measurements, (), settings, _notes(found))
+
+
+def _names(runs: Sequence[FinishedRun]) -> dict[Path, str]:
+    """A run is called by its folder's name, or by its whole path where two have the same."""
+    names = [run.path.resolve().name for run in runs]
+    return {run.path: name if names.count(name) == 1 else str(run.path) for run, name in zip(runs, names, strict=True)}
+
+
+def _stage_of(runs: Sequence[FinishedRun], wanted: str) -> str:
+    shared = [entry for entry in runs[0].entries if all(entry in run.entries for run in runs)]
+    if wanted and wanted in shared:
+        return wanted
+    fitting = [entry for entry in shared if not entry.startswith("prediction") and "@" not in entry]
+    if wanted or not fitting:
+        have = ", ".join(shared) or "nothing"
+        raise UserError(
+            f"the runs of {runs[0].model['name']} do not all have '{wanted or 'a stage'}': they share {have}"
+        )
+    return fitting[-1]
+
+
+def _values(run: FinishedRun, model: str, entry: str, name: str) -> Iterator[Measurement]:
+    labels: dict[str, Label] = {"run": name, "model": model, "task": run.task, "stage": entry}
+    if run.trade_off is not None:
+        labels["trade_off"] = run.trade_off
+    metrics = {"mse": run.evaluation["entries"][entry]["mse"], **(run.evaluation.get("task_metrics") or {})}
+    for metric, values in metrics.items():
+        yield Measurement({**labels, "metric": metric}, torch.tensor(values, dtype=torch.float64).reshape(-1, 1))
+
+
+def _cards(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
+    """A card for every run, with the fields of a subject's."""
+    cards = []
+    for run in runs:
+        facts = run.evaluation.get("card") or {}
+        cards.append(
+            {
+                "run": str(run.path),
+                "model": run.model["name"],
+                "weights": run.model.get("weights", ""),
+                "random": run.model.get("weights") == RANDOM,
+                "data": facts.get("data", ""),
+                "data_fingerprint": facts.get("data_fingerprint", ""),
+                "num_images": run.evaluation.get("num_images"),
+                "value_range": run.evaluation.get("value_range", ""),
+                "seeds": list(run.seeds),
+            }
+        )
+    return cards
+
+
+def _notes(runs: Sequence[FinishedRun]) -> list[str]:
+    names = _names(runs)
+    silent = [names[run.path] for run in runs if not run.evaluation.get("task_metrics")]
+    notes = (
+        [f"no performance at the task is known of {', '.join(silent)}: drawn as lines at their error"] if silent else []
+    )
+    for model in dict.fromkeys(str(run.model["name"]) for run in runs):
+        cards = _cards([run for run in runs if run.model["name"] == model])
+        if len({(card["data_fingerprint"], card["num_images"]) for card in cards}) > 1:
+            notes.append(f"the runs of {model} were not measured on the same images: their errors do not compare")
+    return notes
+
+
+# ---- the figure
+
+
+def draw(result: Result) -> Figure:
+    """A panel for each model: the error against AP or accuracy, lambda written at each point; runs without a known
+    performance are dashed lines at their error."""
+    panels = {}
+    for model in result.values_of("model"):
+        for metric in _task_metrics(result, model) or [""]:
+            stage = result.select(model=model, metric="mse")[0].labels["stage"]
+            points = [_point(result, each, metric) for each in result.select(model=model, metric="mse")]
+            panels[f"{_title(result, model)}, from {stage}", metric or "performance at the task (not known)"] = points
+    return page([scatter_part(panels, "MSE of the image, RGB in [0, 1]")])
+
+
+def _task_metrics(result: Result, model: str) -> list[str]:
+    """AP or accuracy, as the paper has it; whatever else there is where both are missing."""
+    metrics = dict.fromkeys(str(each.labels["metric"]) for each in result.select(model=model))
+    return [name for name in PAPER if name in metrics] or [name for name in metrics if name != "mse"]
+
+
+def _title(result: Result, model: str) -> str:
+    random = any(card["random"] for card in result.subjects if card["model"] == model)
+    return f"{model}, random weights" if random else model
+
+
+def _point(result: Result, error: Measurement, metric: str) -> ScatterPoint:
+    labels = error.labels
+    across = [each.mean() for each in result.select(run=labels["run"], model=labels["model"], metric=metric)]
+    weight = f"λ = {labels['trade_off']:g}" if "trade_off" in labels else ""
+    text = weight if labels["task"] == "joint" else f"{labels['task']} {weight}".strip()
+    return ScatterPoint(str(labels["task"]), text, across[0] if across else math.nan, error.values[:, 0].tolist())
+
+
+TRADE_OFF = Experiment("trade_off", "What does a better reconstruction cost the task?", measure, draw)

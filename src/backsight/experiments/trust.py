@@ -1,0 +1,174 @@
+"""How far a reconstruction may be believed: what the forward model itself sees in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from backsight.core import UserError
+from backsight.experiments.model_lines import lines_of
+from backsight.experiments.registry import Experiment
+from backsight.experiments.result import Measurement, Result
+from backsight.experiments.subject import Subject
+from backsight.figures import Panel, page, panel_part
+from backsight.metrics import mse
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RECONSTRUCTION, MEAN_IMAGE, INPUT = "reconstruction", "mean image", "input"
+"""What is shown to the forward model again."""
+
+
+def measure(subjects: Sequence[Subject]) -> Result:
+    """Each reconstruction is given to the forward model again, and its features at the stage are compared.
+
+    An inverse that paints what it has learned of all images, and not what the features say, makes pictures whose own
+    features are those of another image. Its low pixel error does not show that; this does. Metrics, for each stage:
+
+    - ``distance``: from the features of the picture to those of the original, in units of the mean distance between
+      the original's and those of all other images: 0 the same, 1 like another image.
+    - ``rank``: of the original among all images, by the distance of their features to the picture's: 1 is the nearest,
+      ``(images + 1) / 2`` chance.
+    - ``found``: 1 where the original is the nearest, else 0; chance is ``1 / images``.
+    - ``seed spread``: mean squared difference between the reconstructions of two seeds, ``mean image distance``: that
+      of a reconstruction to the mean image; both in units of the images' own to the mean image (0 the same, 1 as
+      far as an image is).
+
+    Labels: ``model``, ``stage``, ``metric``, ``of``: the ``reconstruction``, and for the first three the ``mean
+    image`` (what an inverse shows that knows nothing) and the ``input`` itself (distance 0, rank 1), one row each.
+
+    Raises:
+        UserError: a subject with fewer than two images: there is no other to compare with.
+    """
+    for subject in subjects:
+        if subject.num_images < 2:
+            raise UserError(f"trust compares images with each other, {subject.name} has one: give it two or more")
+    notes = [f"{s.name} has one seed: there is no spread between seeds" for s in subjects if len(s.seeds) == 1]
+    measurements = [each for subject in subjects for each in (*_seen_again(subject), *_pixels(subject))]
+    return Result("trust", [subject.card() for subject in subjects], measurements, notes=notes)
+
+
+@torch.no_grad()
+def _seen_again(subject: Subject) -> Iterator[Measurement]:
+    for stage in subject.stages:
+        originals = torch.cat([subject.trace(batch)[stage].flatten(1).float() for batch in subject.batches])
+        pictures = {
+            RECONSTRUCTION: _encode_reconstructions(subject, stage),
+            MEAN_IMAGE: _encode(subject, stage, subject.mean_image[None])[:, None].expand(-1, len(originals), -1),
+            INPUT: originals[None],
+        }
+        unit = _mean_of_others(originals)
+        for name, features in pictures.items():
+            found = [_compare(each, originals, unit) for each in features]
+            for metric in ("distance", "rank", "found"):
+                labels = {"model": subject.name, "stage": stage, "metric": metric, "of": name}
+                yield Measurement(labels, torch.stack([each[metric] for each in found]).cpu().double())
+
+
+def _encode_reconstructions(subject: Subject, stage: str) -> Tensor:
+    """The features at ``stage`` of the images that are reconstructed from there, ``S images F``."""
+    parts = []
+    for batch in subject.batches:
+        seeds = subject.reconstruct(batch, stage)
+        features = [_encode(subject, stage, images) for images in seeds]
+        parts.append(torch.stack(features))
+    return torch.cat(parts, 1)
+
+
+def _encode(subject: Subject, stage: str, images: Tensor) -> Tensor:
+    """The features of ``B 3 H W`` at ``stage``, ``B F``."""
+    return subject.model.features(images, [stage])[stage].flatten(1).float()
+
+
+def _mean_of_others(originals: Tensor) -> Tensor:
+    """The mean distance of each image's features to all others', ``images``."""
+    distances = _distances(originals, originals)
+    return distances.fill_diagonal_(0).sum(1) / (len(originals) - 1)
+
+
+def _distances(features: Tensor, originals: Tensor) -> Tensor:
+    """The distance of each of ``features`` (``images F``) to each of ``originals``, ``images images``.
+
+    By differences, not by products: those lose the distances that are small beside the length of the features.
+    """
+    return torch.cdist(features, originals, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _compare(features: Tensor, originals: Tensor, unit: Tensor) -> dict[str, Tensor]:
+    """The first three metrics of pictures, given their features and the originals' (``images F`` each)."""
+    distances = _distances(features, originals)
+    own = distances.diagonal()
+    nearer = (distances < own[:, None]).sum(1)
+    as_near = (distances == own[:, None]).sum(1) - 1
+    # Of several at one distance any may come first: each counts for its chance to.
+    first = (nearer == 0) / (1 + as_near)
+    # Features that are the same for all images have no distance to measure in.
+    distance = torch.where(unit > 0, own / unit, torch.nan)
+    return {"distance": distance, "rank": 1 + nearer + as_near / 2, "found": first}
+
+
+def _pixels(subject: Subject) -> Iterator[Measurement]:
+    mean = subject.mean_image
+    unit = subject.collect(lambda batch: mse(batch.images, mean.expand_as(batch.images))).mean().clamp(min=1e-12)
+    for stage in subject.stages:
+        labels = {"model": subject.name, "stage": stage, "of": RECONSTRUCTION}
+        away = [
+            torch.stack([mse(images, mean.expand_as(images)) for images in subject.reconstruct(batch, stage)]).cpu()
+            for batch in subject.batches
+        ]
+        yield Measurement({**labels, "metric": "mean image distance"}, torch.cat(away, 1) / unit)
+        if len(subject.seeds) > 1:
+            apart = [_apart(subject.reconstruct(batch, stage)).cpu() for batch in subject.batches]
+            yield Measurement({**labels, "metric": "seed spread"}, torch.cat(apart)[None] / unit)
+
+
+def _apart(seeds: Tensor) -> Tensor:
+    """The mean squared difference between two seeds, over all pairs of them: ``S B 3 H W`` -> ``B``."""
+    return torch.stack([mse(one, other) for one, other in combinations(seeds, 2)]).mean(0)
+
+
+# ---- the figure
+
+
+def draw(result: Result) -> Figure:
+    """Four panels: the distance and the retrieval of what the model sees in a reconstruction, the mean image beside
+    them; and in pixels, how far the seeds agree and how far they leave the mean image."""
+    images = {int(subject["num_images"]) for subject in result.subjects}
+    chances = {f"chance, {count} images": 1 / count for count in sorted(images)}
+    panels = [
+        Panel(
+            "Features of the reconstruction, seen again: 0 the original's, 1 another image's",
+            _with_mean_image(result, "distance"),
+            {"another image": 1.0},
+        ),
+        Panel(
+            "Share of reconstructions whose nearest image is their original: 1 all of them",
+            _with_mean_image(result, "found"),
+            chances,
+            top=1.02,
+        ),
+        Panel(
+            "Pixels between two seeds: 0 they agree, 1 as far apart as images are from their mean",
+            lines_of(result, metric="seed spread"),
+        ),
+        Panel(
+            "Pixels from the mean image: 0 nothing but the mean is painted, 1 as much as the input has",
+            lines_of(result, metric="mean image distance"),
+        ),
+    ]
+    return page([panel_part([panel for panel in panels if panel.table], columns=2)])
+
+
+def _with_mean_image(result: Result, metric: str) -> dict:
+    """A line for each model, and one for the mean image in its place."""
+    lines = lines_of(result, metric=metric, of=RECONSTRUCTION)
+    against = lines_of(result, metric=metric, of=MEAN_IMAGE)
+    return {**lines, **{f"mean image, shown to {name}": line for name, line in against.items()}}
+
+
+TRUST = Experiment("trust", "How far may a reconstruction be believed?", measure, draw, padded=False)

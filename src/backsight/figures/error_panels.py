@@ -1,0 +1,83 @@
+"""Small panels that share one legend: several quantities of the same models over the same stages or layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from backsight.figures.house_style import WIDTH, wrapped
+from backsight.figures.lines import ErrorPoint, Line, add_errors, name_stages, one_seed, stages_of
+from backsight.figures.page import Part, legend_above
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One quantity.
+
+    Attributes:
+        title: what it is, and how to read it.
+        table: for every line (a model, say) its points in the order of the stages.
+        baselines: values to compare with by name, drawn as dashed lines.
+        from_zero: the axis begins at zero or below.
+        top: where the axis ends at least, None for where the values do.
+    """
+
+    title: str
+    table: Mapping[str, Sequence[ErrorPoint]]
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    from_zero: bool = True
+    top: float | None = None
+
+
+def panel_part(panels: Sequence[Panel], columns: int = 3, heading: str = "", height: float = 1.9) -> Part:
+    """Every panel with its means, intervals, seeds and baselines, under one legend for all of them.
+
+    Args:
+        panels: what to show, from the left and from the top.
+        columns: how many panels stand side by side, at most.
+        heading: over all of it.
+        height: of one row of panels, in inches.
+    """
+    columns = min(columns, len(panels))
+    num_rows = math.ceil(len(panels) / columns)
+
+    def draw(place: Any) -> None:
+        spaces = place.subplots(num_rows, columns, squeeze=False).flatten()
+        lines: dict[str, Line] = {}
+        names = list(dict.fromkeys(name for panel in panels for name in panel.table))
+        baselines = list(dict.fromkeys(name for panel in panels for name in panel.baselines))
+        for axes, panel in zip(spaces, panels, strict=False):
+            for line in _draw_panel(axes, panel, WIDTH / columns, names, baselines):
+                lines.setdefault(line.name, line)
+        order = [name for name in [*names, *baselines] if name]
+        named = [*(lines[name] for name in order), one_seed(spaces[0])]
+        _add_legend(place, spaces[len(panels) :], [line.handle for line in named], [line.name for line in named])
+
+    room_for_legend = 0.0 if num_rows * columns > len(panels) else 0.35
+    return Part(height * num_rows + room_for_legend, draw, heading)
+
+
+def _add_legend(place: Any, free: Sequence[Any], handles: Sequence[Any], names: Sequence[str]) -> None:
+    """In the first place that is ``free`` of panels, else above them."""
+    for axes in free:
+        axes.set_axis_off()
+    if len(free):
+        free[0].legend(handles, [wrapped(name, 1.6) for name in names], loc="upper left", borderaxespad=0)
+    else:
+        legend_above(place, handles, names)
+
+
+def _draw_panel(
+    axes: Any, panel: Panel, width: float, names: Sequence[str], baseline_names: Sequence[str]
+) -> list[Line]:
+    axes.grid(axis="y")
+    axes.set_title(wrapped(panel.title, 0.9 * width), loc="left", pad=4)
+    lines = add_errors(axes, panel.table, panel.baselines, panel.from_zero, names, baseline_names)
+    stages = stages_of(panel.table)
+    axes.set_xlim(-0.5, max(1, len(stages)) - 0.5)
+    if panel.top is not None:
+        axes.set_ylim(top=max(panel.top, axes.get_ylim()[1]))
+    name_stages(axes, stages, 0.85 * width / max(1, len(stages)))
+    return lines

@@ -1,0 +1,114 @@
+"""Points with names: one quantity against another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from backsight.figures.house_style import LETTERS, WIDTH, ink, nth_colour, wrapped
+from backsight.figures.page import Part, legend_above
+
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+@dataclass(frozen=True)
+class ScatterPoint:
+    """A point: of which ``kind`` (its colour and mark), what is written at it, how far ``across`` (NaN where that is
+    not known: a line then), and how high, by seed."""
+
+    kind: str
+    text: str
+    across: float
+    seeds: Sequence[float]
+
+    @property
+    def height(self) -> float:
+        """The mean over seeds."""
+        return fmean(self.seeds)
+
+
+def scatter_part(
+    panels: Mapping[tuple[str, str], Sequence[ScatterPoint]], label: str, columns: int = 2, height: float = 2.6
+) -> Part:
+    """Panels by (title, label of the horizontal axis), each mark with its text; small circles are seeds.
+
+    Args:
+        panels: the points of each, at least one; those of a kind look the same in all panels.
+        label: of the vertical axes.
+        columns: how many panels stand side by side, at most.
+        height: of a row of them, in inches.
+    """
+    kinds = list(dict.fromkeys(point.kind for points in panels.values() for point in points))
+    columns = min(columns, len(panels))
+    num_rows = math.ceil(len(panels) / columns)
+
+    def draw(place: Any) -> None:
+        spaces = place.subplots(num_rows, columns, squeeze=False).flatten()
+        handles: dict[str, Any] = {}
+        for axes, ((title, across), points) in zip(spaces, panels.items(), strict=False):
+            axes.grid(axis="y")
+            axes.set_title(wrapped(title, 0.9 * WIDTH / columns), loc="left", pad=4)
+            axes.set(xlabel=across, ylabel=label)
+            for point in points:
+                handles.setdefault(point.kind, _draw_point(axes, point, kinds.index(point.kind)))
+            _make_room(axes, points)
+            _write_texts(axes, points, (height - 0.75) * 72)
+        for axes in spaces[len(panels) :]:
+            axes.set_axis_off()
+        one_seed = spaces[0].scatter([], [], s=9, facecolors="none", edgecolors=ink())
+        legend_above(place, [*handles.values(), one_seed], [*handles, "one seed"])
+
+    return Part(height * num_rows + 0.3, draw)
+
+
+def _draw_point(axes: Any, point: ScatterPoint, index: int) -> Any:
+    colour = nth_colour(index)
+    if not math.isfinite(point.across):
+        line = axes.axhline(point.height, color=colour, linestyle=(0, (4, 2)), linewidth=1.1)
+        axes.annotate(
+            f"{point.text} (task not measured)", (1, point.height), (-2, 2), xycoords=("axes fraction", "data"),
+            textcoords="offset points", ha="right", fontsize=LETTERS,
+        )  # fmt: skip
+        return line
+    seeds = point.seeds if len(point.seeds) > 1 else []
+    axes.scatter([point.across] * len(seeds), seeds, s=9, facecolors="none", edgecolors=colour)
+    mark = axes.plot(point.across, point.height, color=colour, marker=_MARKERS[index % 6], linestyle="", markersize=5)
+    return mark[0]
+
+
+def _write_texts(axes: Any, points: Sequence[ScatterPoint], height: float) -> None:
+    """To the right of each point, a little higher where another text stands; ``height`` of the axes in points."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    taken: list[tuple[float, float]] = []
+    for point in sorted((each for each in points if math.isfinite(each.across)), key=lambda each: each.height):
+        across = (point.across - left) / (right - left)
+        own = (point.height - bottom) / (top - bottom) * height
+        place = own
+        while any(abs(across - x) < 0.25 and abs(place - y) < 1.3 * LETTERS for x, y in taken):
+            place += 1
+        taken.append((across, place))
+        where: Any = {"textcoords": "offset points", "fontsize": LETTERS, "va": "center"}
+        if place > own:  # a thin line says whose it is
+            where["arrowprops"] = {
+                "arrowstyle": "-",
+                "linewidth": 0.5,
+                "color": ink(),
+                "relpos": (0, 0.5),
+                "shrinkB": 2,
+            }
+        axes.annotate(point.text, (point.across, point.height), (6 if place == own else 14, place - own), **where)
+
+
+def _make_room(axes: Any, points: Sequence[ScatterPoint]) -> None:
+    """To the right of the points, for what is written there; down to zero where errors can be."""
+    known = [point.across for point in points if math.isfinite(point.across)]
+    if known:
+        width = max(known) - min(known) or abs(known[0]) or 1.0
+        axes.set_xlim(min(known) - 0.1 * width, max(known) + 0.45 * width)
+    else:
+        axes.set_xticks([])
+    heights = [height for point in points for height in point.seeds]
+    axes.set_ylim(0, 1.15 * max(heights))

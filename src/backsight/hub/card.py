@@ -1,0 +1,163 @@
+"""The model card of a repository: what its chains are, how to use them, how well they reconstruct."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+METRICS = {"mse": "MSE", "psnr": "PSNR (dB)", "ssim": "SSIM"}
+TAGS = ["feature-inversion", "interpretability", "image-reconstruction", "vision-transformer"]
+PRIVATE = ("command",)
+"""Facts of a run that tell of the machine it ran on."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def public_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a run's card, of every path on this machine only its last part, without the command."""
+    return {name: _last_part(value) for name, value in facts.items() if name not in PRIVATE}
+
+
+def _last_part(value: Any) -> Any:
+    """``coco:/data/coco:val2017`` -> ``coco:coco:val2017``, ``./runs/model`` -> ``model``; names of the hub stay."""
+    if not isinstance(value, str):
+        return value
+    kind, colon, rest = value.partition(":") if re.match(r"(?:coco|folder|parquet):", value) else ("", "", value)
+    return kind + colon + rest.rsplit("/", 1)[-1] if colon or rest.startswith(("/", "./", "../", "~")) else value
+
+
+def write_readme(
+    repository: str,
+    model: Mapping[str, Any],
+    seeds: Sequence[int],
+    evaluation: Mapping[str, Any] | None,
+    pictures: Sequence[str],
+) -> str:
+    """The repository's README.md: metadata that the hub reads, then the page.
+
+    Args:
+        repository: ``owner/name``.
+        model: the forward model, as a chain keeps it.
+        seeds: of the chains.
+        evaluation: the run's errors on its test images with its facts, None if nothing was measured.
+        pictures: paths in the repository.
+    """
+    parts = [
+        f"---\n{_metadata(repository, model, evaluation)}\n---",
+        f"# What {model['name']} still knows of an image",
+        _introduction(model, seeds),
+        *(f"![Input and reconstructions from every stage]({picture})" for picture in pictures),
+        _use(repository),
+        _errors(evaluation) if evaluation else "## Errors\n\nNone were measured for these chains.",
+        _facts(evaluation["card"]) if evaluation else "",
+        _caution(),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _metadata(repository: str, model: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
+    """The YAML that the hub reads: library, tags, the forward model, every figure by stage."""
+    from huggingface_hub import ModelCardData
+
+    weights = str(model["weights"])
+    data = ModelCardData(
+        library_name="backsight",
+        tags=[*TAGS, model["family"]],
+        base_model=weights if _HUB_NAME.fullmatch(weights) and not weights.startswith("zoo/") else None,
+        model_name=repository.partition("/")[2] if evaluation else None,
+        eval_results=_results(evaluation) if evaluation else None,
+    )
+    return data.to_yaml()
+
+
+def _results(evaluation: Mapping[str, Any]) -> list[Any]:
+    from huggingface_hub import EvalResult
+
+    data = str(evaluation["card"]["data"])
+    return [
+        EvalResult(
+            task_type="image-to-image",
+            task_name="reconstruction of the image",
+            dataset_type=re.sub(r"[^\w.-]+", "-", data).strip("-"),
+            dataset_name=data,
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=f"{name}, from {entry}",
+            metric_value=round(found["interval"][metric][0], 6),
+        )
+        for entry, found in evaluation["entries"].items()
+        for metric, name in METRICS.items()
+    ]
+
+
+def _introduction(model: Mapping[str, Any], seeds: Sequence[int]) -> str:
+    height, width = model["size"]
+    random = model["weights"] == "random"
+    warning = "\n\n**The forward model has random weights: these chains show that the method works, nothing more.**"
+    return (
+        f"One small inverse network for each of the stages {', '.join(model['stages'])} of `{model['name']}` (weights: "
+        f"{model['weights']}; images of {height} x {width} pixels), for {len(seeds)} "
+        f"seed{'s' if len(seeds) > 1 else ''}. Chained, they turn the features of any stage or layer back into an "
+        "image: what the stage has kept comes back sharp, what it has thrown away blurred or grey. The method is "
+        "modular feature inversion ([Rathjens et al., 2024](https://arxiv.org/abs/2412.06534)), the library backsight."
+        f"{warning if random else ''}"
+    )
+
+
+def _use(repository: str) -> str:
+    return f"""## Use
+
+```sh
+backsight reconstruct {repository} photo.jpg --out seen
+```
+
+```python
+import backsight as bs
+from backsight.reopen import open_forward_model
+
+chains = bs.ChainEnsemble.from_pretrained("{repository}")
+model = open_forward_model(chains)  # refused unless its weights are those that the chains were trained on
+images = bs.load_images(["photo.jpg"], model.pixels).images  # B 3 H W, RGB in [0, 1]
+pictures = chains.reconstruct(model.run(images), at="backbone")  # S B 3 H W
+```
+
+Nothing here is a pickle. Every file is checked against `manifest.json` when it is fetched."""
+
+
+def _errors(evaluation: Mapping[str, Any]) -> str:
+    mean = evaluation["mean_image"]
+    rows = [
+        f"| {entry} | " + " | ".join(_interval(found["interval"][metric]) for metric in METRICS) + " |"
+        for entry, found in evaluation["entries"].items()
+    ]
+    return "\n".join(
+        [
+            f"## Errors on {evaluation['num_images']} test images",
+            "",
+            f"Images are {evaluation['value_range']}. Means over {len(evaluation['seeds'])} seeds, with 95 % intervals",
+            "over images and seeds. The mean training image is what an inverse that knows nothing would return.",
+            "",
+            f"| from | {' | '.join(METRICS.values())} |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "| *mean image* | " + " | ".join(f"{mean[metric]:.4g}" for metric in METRICS) + " |",
+        ]
+    )
+
+
+def _interval(values: Sequence[float]) -> str:
+    average, low, high = values
+    return f"{average:.4g} ({low:.4g} to {high:.4g})"
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    return "\n".join(["## Training", "", *(f"- {name.replace('_', ' ')}: {value}" for name, value in facts.items())])
+
+
+def _caution() -> str:
+    return (
+        "## Before you conclude anything\n\nAn inverse returns the average of all images that could have led to the "
+        "same features. A blurred picture does not prove that the features hold no more; a sharp one may be painted by "
+        "what the inverse has learned of all images. Put several seeds, the mean image's error and an untrained model "
+        "beside it."
+    )

@@ -1,0 +1,72 @@
+"""The manifest of a repository: which files its chains consist of, and the SHA-256 of each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from backsight.core import UserError
+from backsight.files import write_json
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+"""The version of the manifest; a later one is refused."""
+_LISTED = re.compile(r"chains/\d+/(?:chain\.json|[\w@-]+\.safetensors)|evaluation\.json|mean_image\.safetensors")
+"""The only files that are ever read from a repository: none of them is a pickle, none lies outside its folder."""
+
+
+def write_manifest(folder: Path) -> Path:
+    """List every file below ``folder`` that a chain consists of in ``manifest.json``."""
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = {path: digest(folder / path) for path in paths if _LISTED.fullmatch(path)}
+    return write_json(folder / MANIFEST, {"format": FORMAT, "sha256": files})
+
+
+def read_manifest(path: Path, name: str) -> dict[str, str]:
+    """The SHA-256 of every file of the repository ``name``, by its path there.
+
+    Raises:
+        UserError: it is no manifest, or of a later version, or lists something else than a chain's files.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version, files = int(content["format"]), dict(content["sha256"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"the {MANIFEST} of {name} cannot be read: its owner should push the chains again") from error
+    if version > FORMAT:
+        raise UserError(f"the {MANIFEST} of {name} has format {version}, this version reads up to {FORMAT}: upgrade")
+    strange = [file for file in files if not _LISTED.fullmatch(file)]
+    if strange:
+        raise UserError(f"the {MANIFEST} of {name} lists '{strange[0]}', which is no file of a chain: nothing was read")
+    if not any(file.endswith("/chain.json") for file in files):
+        raise UserError(f"{name} holds no chains: its {MANIFEST} lists no chain.json")
+    return files
+
+
+def check_files(folder: Path, files: dict[str, str], name: str, listed: Sequence[str]) -> None:
+    """Refuse a fetched ``folder`` unless each of ``files`` has its digest, and no chain but the ``listed`` is there.
+
+    Raises:
+        UserError: it is not as the manifest says; the message names the first file.
+    """
+    for file, expected in files.items():
+        if not (folder / file).is_file():
+            raise UserError(f"{file} of {name} is missing in {folder}: delete that folder and fetch it again")
+        if digest(folder / file) != expected:
+            raise UserError(
+                f"{file} of {name} is not what its {MANIFEST} says (SHA-256 differs): "
+                f"delete {folder} and fetch it again, or ask its owner to push it again"
+            )
+    for path in folder.glob("chains/*/chain.json"):
+        file = path.relative_to(folder).as_posix()
+        if file not in listed:
+            raise UserError(f"{file} of {name} is not in its {MANIFEST}: ask its owner to push the chains again")
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, read in parts."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

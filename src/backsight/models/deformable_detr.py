@@ -1,0 +1,86 @@
+"""Hugging Face's Deformable DETR: plain, with refined boxes, in two stages. Its encoder keeps several resolutions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from backsight.core import Site, Spec, Stage
+from backsight.models.detr import layer_sites, mirror, prediction_stage, read_with
+from backsight.models.family import Family, Read
+from backsight.models.sizes import expect_tokens
+
+
+def stage(module: Any) -> Spec:
+    """Backbone: the projected maps of all levels. Prediction: an independent score for every class, and boxes.
+
+    The decoder's site is its last layer: ``decoder.last_hidden_state`` is a copy that no head reads.
+    """
+    config, levels = module.config, module.config.num_feature_levels
+    encoder = mirror(config, "encoder", points=config.encoder_n_points)
+    decoder = mirror(config, "decoder", points=config.decoder_n_points)
+    encoders = layer_sites("model.encoder", config.encoder_layers)
+    decoders = layer_sites("model.decoder", config.decoder_layers)
+    backbone = (Site("model.encoder", "input", "inputs_embeds"),)
+    return Spec(
+        family="deformable_detr",
+        task="detect",
+        stages=(
+            Stage("backbone", backbone, inverses={"": ("pyramid", {})}, levels=levels),
+            Stage("encoder", encoders[-1:], encoders, {"": ("deformable_encoder", encoder)}, levels=levels),
+            Stage("decoder", decoders[-1:], decoders, {"": ("deformable_decoder", decoder)}, gridded=False),
+            prediction_stage(config.num_labels, "sigmoid"),
+        ),
+    )
+
+
+def check_size(module: Any, size: tuple[int, int]) -> None:
+    """In two stages, queries start at tokens: there must be enough."""
+    config = module.config
+    if config.two_stage:
+        strides = [8 * 2**level for level in range(config.num_feature_levels)]
+        expect_tokens("Deformable DETR in two stages", size, strides, config.two_stage_num_proposals)
+
+
+def read_detections(module: Any) -> Read:
+    """The 100 best pairs of query and class, through the library's own post-processing."""
+    from transformers import DeformableDetrImageProcessor
+
+    return read_with(DeformableDetrImageProcessor(), module)
+
+
+def small(**variant: bool) -> nn.Module:
+    """A tiny Deformable DETR: four levels of width 32, two layers each, seven queries; ``variant`` as the library's."""
+    from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
+
+    backbone: dict[str, Any] = {
+        **{"embedding_size": 8, "hidden_sizes": [8, 16, 16, 24], "depths": [1, 1, 1, 1], "layer_type": "basic"},
+        **{"out_features": ["stage2", "stage3", "stage4"]},
+    }
+    options: dict[str, Any] = {
+        **{"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2},
+        **{"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "encoder_n_points": 2, "decoder_n_points": 2},
+        **{"num_queries": 7, "two_stage_num_proposals": 7, "num_labels": 4, **variant},
+    }
+    return DeformableDetrForObjectDetection(DeformableDetrConfig(backbone_config=ResNetConfig(**backbone), **options))
+
+
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "deformable-detr": {"num_labels": 91},
+    "deformable-detr-with-box-refine": {"num_labels": 91, "with_box_refine": True},
+    "deformable-detr-with-box-refine-two-stage": {"num_labels": 91, "with_box_refine": True, "two_stage": True},
+}
+
+DEFORMABLE_DETR = Family(
+    name="deformable_detr",
+    library="transformers",
+    kind="deformable_detr",
+    names={short: f"SenseTime/{short}" for short in _VARIANTS},
+    stage=stage,
+    read=read_detections,
+    small=small,
+    configure=_VARIANTS,
+    size=(480, 640),
+    check_size=check_size,
+)

@@ -1,0 +1,192 @@
+"""A model from no library: its module, and a spec that says where its stages are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backsight.arrange import pick_argument, read_field
+from backsight.core import Classes, Detections, Pixels, Site, Spec, UserError
+from backsight.models.family import Read
+from backsight.models.spec_file import Answer, OwnSpec, expand, read_spec
+from backsight.models.survey import Survey, survey
+from backsight.models.user_code import build_own, file_of, nearest
+from backsight.models.weights import fill, read_state
+from backsight.staging import RANDOM, StagedModel
+
+SpecLike = str | Path | Mapping[str, Any] | Spec
+"""A YAML file, a dictionary of the same form, or a Spec."""
+
+
+def stage(
+    module: nn.Module,
+    spec: SpecLike,
+    *,
+    pixels: Pixels | None = None,
+    size: tuple[int, int] | None = None,
+    name: str | None = None,
+    weights: str = "given",
+    read: Read | None = None,
+) -> StagedModel:
+    """Stage a module of your own; one pass over random images checks that each of its sites is there.
+
+    Args:
+        module: your model; it is put into eval mode and its parameters stop requiring gradients.
+        spec: a YAML file, a dictionary of the same form, or a :class:`~backsight.core.Spec`.
+        pixels: what the model expects of an image, in place of what the spec says; a Spec says nothing of it.
+        size: image size (H, W) in place of that of ``pixels``.
+        name: your word for it, repeated in every output.
+        weights: where the weights come from, in words; ``"random"`` for a model that was never trained.
+        read: the model's own output and the image size (H, W) -> :class:`~backsight.core.Classes`, or
+            :class:`~backsight.core.Detections` for each image, where the spec's ``prediction`` does not do.
+
+    Raises:
+        UserError: a mistake in the spec, a path that names no submodule, or a pattern that does not fit what is there.
+    """
+    if isinstance(spec, Spec):
+        if pixels is None:
+            raise UserError("a Spec does not say what images the model takes: give pixels=Pixels(size=(H, W), ...)")
+        own = OwnSpec(spec, pixels)
+    else:
+        own = read_spec(spec)
+    pixels = pixels or own.pixels
+    pixels = replace(pixels, size=size or pixels.size)
+    found = expand(own.spec, module)
+    seen = survey(module, pixels, own.arguments)
+    for each in found.stages:
+        for site in (*each.sites, *each.layers):
+            _check(site, module, seen)
+    return StagedModel(
+        module,
+        found,
+        pixels,
+        name=name or found.family,
+        read=read or (None if found.task == "features" else _reader(own, found, seen)),
+        weights=weights,
+        arguments=own.arguments,
+        reopen={} if own.raw is None else {"spec": own.raw},
+    )
+
+
+def load_own(
+    name: str,
+    spec: SpecLike | None,
+    *,
+    size: tuple[int, int] | None = None,
+    weights: Path | None = None,
+    random_weights: bool = False,
+    seed: int = 0,
+) -> StagedModel:
+    """The model ``my_module.py:build``, staged by ``spec``, as :func:`~backsight.models.load_model` opens it."""
+    if spec is None:
+        raise UserError(
+            f"{name} needs --spec FILE, which says where its stages are: "
+            f"`backsight stages {name} --propose FILE` writes one to begin with"
+        )
+    pixels = None if isinstance(spec, Spec) else read_spec(spec).pixels
+    module = build_own(name, size or (pixels.size if pixels else None), seed)
+    if weights is not None:
+        fill(module, read_state(weights), str(weights))
+    words = str(weights) if weights is not None else RANDOM if random_weights else name
+    staged = stage(module, spec, size=size, name=name, weights=words)
+    staged.reopen["place"] = place(name)
+    return staged
+
+
+def place(name: str) -> str:
+    """A digest of where the file of ``my_module.py:build`` is: a run knows it again, and does not tell the path."""
+    return hashlib.sha256(str(file_of(name).resolve()).encode()).hexdigest()
+
+
+# ---- what is at the sites
+
+
+def _check(site: Site, module: nn.Module, seen: Survey) -> None:
+    """Refuse a site that is never visited, has no such field, or another arrangement than its pattern."""
+    value = _value_at(site, module, seen)
+    where = f"the {site.side} of '{site.path}'" + ("" if site.field is None else f" [{site.field}]")
+    maps = list(value) if isinstance(value, list | tuple) else [value]
+    if not maps or not all(isinstance(each, Tensor) for each in maps):
+        inside = f", which has {', '.join(_fields(value))}" if _fields(value) else ""
+        raise UserError(f"{where} is no tensor but a {type(value).__name__}{inside}: name its 'field'")
+    for each in maps:
+        fitting = fitting_patterns(tuple(each.shape), seen.size)
+        if site.pattern not in fitting:
+            offer = f"'{fitting[0]}' fits" if fitting else "tokens are 'b n d', maps 'b h w d' or 'b d h w'"
+            raise UserError(f"the pattern '{site.pattern}' does not fit {where}, of shape {tuple(each.shape)}: {offer}")
+
+
+def _value_at(site: Site, module: nn.Module, seen: Survey) -> Any:
+    if site.path not in seen.visits:
+        raise UserError(f"a forward pass never comes by '{site.path}': take another submodule for this site")
+    visit = seen.visits[site.path][0]
+    try:
+        if site.side == "output":
+            return read_field(visit.output, site.field)
+        return pick_argument(module.get_submodule(site.path), visit.args, dict(visit.kwargs), site.field)[0]
+    except (KeyError, IndexError, TypeError) as error:
+        has = _fields(visit.output if site.side == "output" else {**dict(enumerate(visit.args)), **visit.kwargs})
+        raise UserError(
+            f"the {site.side} of '{site.path}' has no field '{site.field}': {nearest(str(site.field), has)}"
+        ) from error
+
+
+def _fields(value: Any) -> list[str]:
+    return [str(key) for key in (value if isinstance(value, Mapping) else range(len(value)))] if _holds(value) else []
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, Mapping | list | tuple)
+
+
+def fitting_patterns(shape: tuple[int, ...], size: tuple[int, int]) -> list[Any]:
+    """The patterns that a tensor of ``shape`` may have on images of ``size``: a map has about their proportions."""
+    if len(shape) == 3:
+        return ["b n d"]
+    grids = {"b d h w": shape[2:], "b h w d": shape[1:3]} if len(shape) == 4 else {}
+    return [pattern for pattern, (h, w) in grids.items() if abs(h * size[1] / size[0] - w) <= 1 + 0.1 * w]
+
+
+# ---- the prediction
+
+
+def _reader(own: OwnSpec, spec: Spec, seen: Survey) -> Read:
+    """How the output reads as a prediction, checked on the output of the pass."""
+    answer, labels = own.answer, own.labels
+    detects = spec.task == "detect"
+    for name in (answer.logits, answer.boxes) if detects else (answer.logits,):
+        _logits_in(seen.output, name, 3 if detects else 2)
+    if detects:
+        return lambda output, size: _detections(output, size, answer, labels)
+    return lambda output, _: Classes(read_field(output, answer.logits), labels)
+
+
+def _logits_in(output: Any, name: int | str | None, axes: int) -> None:
+    try:
+        value = read_field(output, name)
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(
+            f"the output has no field '{name}' to predict from: {nearest(str(name), _fields(output))}"
+        ) from error
+    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor) or value.dim() != axes:
+        what = "B C for a classifier" if axes == 2 else "B Q C and B Q 4 for a detector"
+        raise UserError(f"'prediction' reads {shape} from the output: it has to be {what}, or the task 'features'")
+
+
+def _detections(output: Any, size: tuple[int, int], answer: Answer, labels: Mapping[int, str]) -> list[Detections]:
+    """The likeliest class of every query, and its box in pixels."""
+    from torchvision.ops import box_convert
+
+    logits, boxes = read_field(output, answer.logits), read_field(output, answer.boxes)
+    likely = logits.sigmoid() if answer.scores == "sigmoid" else logits.softmax(-1)[..., :-1]
+    scores, classes = likely.max(-1)
+    scale = torch.tensor([size[1], size[0], size[1], size[0]], device=boxes.device)
+    corners = box_convert(boxes, "cxcywh", "xyxy") * scale
+    return [Detections(*each, labels) for each in zip(corners, scores, classes, strict=True)]

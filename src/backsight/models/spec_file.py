@@ -1,0 +1,198 @@
+"""How a model of one's own is staged: a YAML file, the same as a dictionary, or a Spec."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from torch import nn
+
+from backsight.core import IMAGE, Pixels, Site, Spec, Stage, UserError
+from backsight.models.user_code import nearest
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Where the prediction is in the model's output: the field of the ``logits`` (None: the output itself) and, for a
+    detector, of the ``boxes`` (cx, cy, w, h in 0..1). ``scores`` is ``softmax`` (the last class is "no object") or
+    ``sigmoid``."""
+
+    logits: int | str | None = None
+    boxes: int | str | None = None
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+
+
+@dataclass(frozen=True)
+class OwnSpec:
+    """All that a spec says: the stages, the pixels, where the prediction is, the names of the classes, and keyword
+    arguments of every forward pass. ``raw`` is the same in the types of JSON, None where it came as a Spec."""
+
+    spec: Spec
+    pixels: Pixels
+    answer: Answer = Answer()
+    labels: Mapping[int, str] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    raw: Mapping[str, Any] | None = None
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "nothing"}
+TOP = ("family", "task", "pixels", "prediction", "labels", "arguments", "stages")
+STAGE = ("name", "site", "layers", "inverse", "variants", "prefix", "levels", "gridded", "classes", "scores")
+
+
+def read_spec(given: str | Path | Mapping[str, Any]) -> OwnSpec:
+    """The spec in a YAML file, or in a dictionary of the same form.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key or value (the nearest is offered), or a key that is missing.
+    """
+    where = "the spec" if isinstance(given, Mapping) else str(given)
+    raw = _mapping(given if isinstance(given, Mapping) else _read(Path(given)), where)
+    _known(raw, TOP, where)
+    for name in ("pixels", "stages"):
+        if not raw.get(name):
+            raise UserError(
+                f"{where} has no '{name}': `backsight stages MODEL --propose FILE` writes one to begin with"
+            )
+    stages = tuple(_stage(each, where) for each in _listed(raw["stages"]))
+    names = [stage.name for stage in stages]
+    for name in names:
+        if names.count(name) > 1 or name == IMAGE or not name.replace("_", "").replace("-", "").isalnum():
+            raise UserError(
+                f"{where} has a stage '{name}': names are letters, digits and _, each one once, not 'image'"
+            )
+    spec = {"family": "own", "task": "features", **{name: raw[name] for name in ("family", "task") if name in raw}}
+    labels = raw.get("labels") or {}
+    return OwnSpec(
+        _build(Spec, {**spec, "stages": stages}, where),
+        _build(Pixels, _mapping(raw["pixels"], f"'pixels' of {where}"), f"'pixels' of {where}"),
+        _answer(raw.get("prediction"), f"'prediction' of {where}"),
+        {int(key): str(word) for key, word in (labels.items() if isinstance(labels, Mapping) else enumerate(labels))},
+        dict(_mapping(raw.get("arguments") or {}, f"'arguments' of {where}")),
+        json.loads(json.dumps(raw, default=str)),
+    )
+
+
+def expand(spec: Spec, module: nn.Module) -> Spec:
+    """``spec`` with every ``blocks.*`` replaced by the children of ``blocks``, and every path found in ``module``.
+
+    Raises:
+        UserError: a path that names no submodule; the nearest is offered.
+    """
+    known = dict(module.named_modules())
+
+    def found(site: Site) -> list[Site]:
+        parent, star = (site.path[:-2], True) if site.path.endswith(".*") else (site.path, False)
+        if parent not in known:
+            raise UserError(f"the model has no submodule '{parent}': {nearest(parent, filter(None, known))}")
+        children = [f"{parent}.{name}" for name, _ in known[parent].named_children()]
+        return [replace(site, path=path) for path in children] if star else [site]
+
+    stages = [
+        replace(
+            stage,
+            sites=tuple(site for each in stage.sites for site in found(each)),
+            layers=tuple(site for each in stage.layers for site in found(each)),
+        )
+        for stage in spec.stages
+    ]
+    return replace(spec, stages=tuple(stages))
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"no spec at {path}: `backsight stages MODEL --propose {path}` writes one to begin with")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line} is not YAML: {getattr(error, 'problem', None) or 'mend it'}") from error
+
+
+def _stage(given: Any, where: str) -> Stage:
+    given = _mapping(given, f"a stage of {where}")
+    where = f"stage '{given.get('name', '?')}' of {where}"
+    _known(given, STAGE, where)
+    if not given.get("site"):
+        raise UserError(f"{where} has no 'site': write the path of a submodule, as blocks.11")
+    sites = tuple(_site(each, {}, where) for each in _listed(given["site"]))
+    inherited = {name: getattr(sites[0], name) for name in ("pattern", "tokens", "windows")}
+    layers = tuple(_site(each, inherited, where) for each in _listed(given.get("layers") or []))
+    inverses = {"": given["inverse"]} if given.get("inverse") else {}
+    inverses |= _mapping(given.get("variants") or {}, f"'variants' of {where}")
+    kept = {name: value for name, value in given.items() if name not in ("site", "layers", "inverse", "variants")}
+    plans = {name: _inverse(value, where) for name, value in inverses.items()}
+    return _build(Stage, {**kept, "sites": sites, "layers": layers, "inverses": plans}, where)
+
+
+def _site(given: Any, inherited: Mapping[str, Any], where: str) -> Site:
+    given = {"path": given} if isinstance(given, str) else _mapping(given, f"a site of {where}")
+    return _build(Site, {**inherited, **given}, f"a site of {where}")
+
+
+def _inverse(given: Any, where: str) -> tuple[str, dict[str, Any]]:
+    given = {"name": given} if isinstance(given, str) else dict(_mapping(given, f"an inverse of {where}"))
+    if not isinstance(given.get("name"), str):
+        raise UserError(f"an inverse of {where} has no 'name': write one of those in docs/models.md, as blocks")
+    return given.pop("name"), given
+
+
+def _answer(given: Any, where: str) -> Answer:
+    given = given if isinstance(given, Mapping) else {"logits": given}
+    return _build(Answer, given, where)
+
+
+# ---- from YAML's types to ours
+
+
+def _build(kind: Any, given: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from a mapping; keys and values are checked against its fields."""
+    hints = get_type_hints(kind)
+    _known(given, hints, where)
+    for each in fields(kind):
+        if each.name not in given and each.default is MISSING and each.default_factory is MISSING:
+            raise UserError(f"{where} has no '{each.name}'")
+    return kind(**{name: _convert(value, hints[name], f"'{name}' of {where}") for name, value in given.items()})
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as the type ``hint`` has it: lists become tuples, whole numbers floats."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in parts:
+            raise UserError(f"{where} is '{value}': it is one of {', '.join(parts)}")
+    elif origin is tuple and Ellipsis not in parts:
+        if not isinstance(value, list | tuple) or len(value) != len(parts):
+            raise UserError(f"{where} is {value!r}: write {len(parts)} numbers, as {[1] * len(parts)}")
+        return tuple(_convert(item, part, where) for item, part in zip(value, parts, strict=True))
+    elif origin is tuple and isinstance(value, list):
+        return tuple(_convert(item, parts[0], where) for item in value)
+    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    else:
+        kinds = tuple(get_origin(part) or part for part in (parts if origin in (Union, UnionType) else (hint,)))
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise UserError(f"{where} is {value!r}: write {' or '.join(_WORDS.get(each, 'a list') for each in kinds)}")
+    return value
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} is {type(value).__name__}, not keys and values: write 'key: value' lines")
+    return value
+
+
+def _known(given: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    for key in given:
+        if key not in known:
+            raise UserError(f"{where} has an unknown key '{key}': {nearest(str(key), known)}")
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]

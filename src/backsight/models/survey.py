@@ -1,0 +1,87 @@
+"""One traced pass of a module of which nothing is known: what every submodule was given and answered, as shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backsight.arrange import each_tensor
+from backsight.core import Pixels, UserError
+
+BATCH = 2
+"""Images in the pass: an axis of any other length is not the batch."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One call of a submodule: its place in the ``order`` in which calls end, what it was given, what it answered.
+
+    Tensors are on torch's ``meta`` device: they have shapes and no values.
+    """
+
+    order: int
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+
+
+@dataclass
+class Survey:
+    """A pass over images of ``size`` (H, W): every submodule's ``visits`` by path; those of the model are at ``""``."""
+
+    size: tuple[int, int]
+    visits: dict[str, list[Visit]] = field(default_factory=dict)
+
+    @property
+    def output(self) -> Any:
+        """What the model answered."""
+        return self.visits[""][-1].output
+
+
+def survey(module: nn.Module, pixels: Pixels, arguments: Mapping[str, Any] | None = None) -> Survey:
+    """Run ``module`` once on random images and keep the shapes that its submodules saw.
+
+    Raises:
+        UserError: it cannot take images of this size.
+    """
+    found = Survey(pixels.size)
+    parameter = next(module.parameters(), torch.zeros(()))
+    images = torch.rand(BATCH, 3, *pixels.size, generator=torch.Generator().manual_seed(0)).to(parameter.device)
+    trained = module.training
+    with ExitStack() as stack, torch.no_grad():
+        stack.callback(module.train, trained)
+        module.eval()
+        for path, each in module.named_modules():
+            hook = each.register_forward_hook(_noting(found, path), with_kwargs=True)
+            stack.callback(hook.remove)
+        try:
+            module(pixels.normalise(images), **(arguments or {}))
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            size = f"{pixels.size[0]}x{pixels.size[1]}"
+            raise UserError(
+                f"a forward pass over images of {size} pixels fails: {reason}; give the size that the model takes"
+            ) from error
+    return found
+
+
+def _noting(found: Survey, path: str) -> Any:
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        order = sum(map(len, found.visits.values()))
+        visit = Visit(order, _shapes(args), _shapes(kwargs), _shapes(output))
+        found.visits.setdefault(path, []).append(visit)
+
+    return note
+
+
+def _shapes(value: Any) -> Any:
+    return each_tensor(value, _shape)
+
+
+def _shape(value: Tensor) -> Tensor:
+    return torch.empty(value.shape, dtype=value.dtype, device="meta")

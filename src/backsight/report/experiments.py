@@ -1,0 +1,179 @@
+"""Experiments and claims -> one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from backsight.core import UserError
+from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Result
+from backsight.experiments.claims import VERDICTS, Judgement, Part, load_claims
+from backsight.files import write_text
+from backsight.report.page import environment
+from backsight.report.views import data_uri
+
+FORMAT = "backsight.reproduce/1"
+"""Of ``reproduce.json``; changes when a reader of the old schema would misread the new one."""
+
+LARGEST_FIGURE = 400_000
+"""A larger one goes into the page as WebP; in bytes."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What became of one experiment: the ``seconds`` it took, whether an earlier result was ``kept``, or the ``reason``
+    why there is none."""
+
+    experiment: str
+    seconds: float
+    kept: bool = False
+    reason: str = ""
+
+    @property
+    def told(self) -> str:
+        """A line for the log."""
+        if self.reason:
+            return f"{self.experiment}: not done: {self.reason}"
+        return f"{self.experiment}: kept" if self.kept else f"{self.experiment}: {self.seconds:.0f} s"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An interval as it is drawn, on a scale of 0 to 100: ``expected`` is what the claim expects, from and to."""
+
+    mean: float
+    low: float
+    high: float
+    null: float
+    expected: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim on the page: the part that its verdict hangs on, and how that is drawn; None where it was not tested."""
+
+    claim: Judgement
+    bar: Bar | None
+
+    @property
+    def part(self) -> Part | None:
+        """The effect that the verdict hangs on."""
+        return self.claim.parts[0] if self.claim.parts else None
+
+
+@dataclass(frozen=True)
+class Section:
+    """An experiment on the page: ``figure`` is a data URI, ``columns`` are the labels of the measurements, ``rows``
+    their values with (mean, low, high, images, seeds)."""
+
+    name: str
+    question: str
+    result: Result
+    figure: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[Sequence[Any], Sequence[float | int]]]
+
+
+def write_experiments_report(folder: str | Path) -> Path:
+    """Write ``report.html`` into a folder of :func:`~backsight.reproduce.reproduce`, or of a single experiment.
+
+    Raises:
+        UserError: there is neither, or a file in it cannot be read.
+    """
+    folder = Path(folder)
+    command, steps = _read_steps(folder)
+    done = [step for step in steps if not step.reason]
+    places = {step.experiment: folder / step.experiment for step in done} if steps else {"": folder}
+    sections = [_section(place) for place in places.values()]
+    claims = load_claims(folder / "claims.json") if steps else []
+    templates = environment()
+    templates.filters["effect"] = format_effect
+    page = templates.get_template("experiments.html").render(
+        title="What survives, stage by stage" if steps else sections[0].question,
+        command=command or sections[0].result.command,
+        sections=sections,
+        rows=[Row(claim, _bar(claim)) for claim in claims],
+        counts={verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS},
+        cards=_cards(sections),
+        steps=steps,
+    )
+    return write_text(folder / "report.html", page)
+
+
+def format_effect(value: float) -> str:
+    """Three decimals, of large numbers none: what is smaller than that is no effect in the unit of any claim."""
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
+    return "0.000" if text == "-0.000" else text.replace("-", "\N{MINUS SIGN}")
+
+
+def _read_steps(folder: Path) -> tuple[str, list[Step]]:
+    """The command and the steps of ``reproduce.json``; nothing where the folder is that of one experiment."""
+    path = folder / "reproduce.json"
+    if not path.is_file():
+        return "", []
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["format"] != FORMAT:
+            raise UserError(f"{path} is in another format: this version reads {FORMAT}")
+        return value["command"], [Step(**step) for step in value["steps"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error}): run `backsight reproduce` again") from error
+
+
+def _section(folder: Path) -> Section:
+    result = Result.load(folder)
+    experiment: Experiment | None = EXPERIMENTS.get(result.experiment)
+    if experiment is None:
+        raise UserError(
+            f"{folder} has a result of '{result.experiment}', an experiment that this version does not know"
+        )
+    columns = list(dict.fromkeys(name for each in result.measurements for name in each.labels))
+    rows = [([each.labels.get(name, "") for name in columns], _numbers(each)) for each in result.measurements]
+    return Section(experiment.name, experiment.question, result, _figure(folder / "figure.png"), columns, rows)
+
+
+def _figure(path: Path) -> str:
+    """A figure as a data URI: as it is, or where it is large (of many pictures) as WebP of quality 90."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: do the experiment again")
+    if path.stat().st_size <= LARGEST_FIGURE:
+        return data_uri(path.read_bytes(), "image/png")
+    stream = io.BytesIO()
+    with Image.open(path) as figure:
+        figure.convert("RGB").save(stream, format="WEBP", quality=90)
+    return data_uri(stream.getvalue(), "image/webp")
+
+
+def _numbers(measurement: Measurement) -> list[float | int]:
+    seeds, images = measurement.known().shape
+    return [*measurement.interval(), images, seeds]
+
+
+def _cards(sections: Sequence[Section]) -> list[Mapping[str, Any]]:
+    """A card for each model and data that was looked at, in order of appearance."""
+    cards = [card for section in sections for card in section.result.subjects]
+    return list({(card["model"], card["data"], card.get("num_images")): card for card in cards}.values())
+
+
+def _bar(claim: Judgement) -> Bar | None:
+    """The interval on a scale of its own that has the null, what is expected, and all of the interval in it."""
+    if not claim.parts:
+        return None
+    part = claim.parts[0]
+    low, high = (math.inf if bound is None else bound for bound in claim.bounds)
+    marks = [part.low, part.high, claim.null, *(each for each in (low, high) if math.isfinite(each))]
+    start, width = min(marks), max(max(marks) - min(marks), 1e-12)
+    start, width = start - 0.12 * width, 1.24 * width
+
+    def place(value: float) -> float:
+        return round(100 * (value - start) / width, 2)
+
+    expected = (0.0 if claim.bounds[0] is None else place(low), 100.0 if claim.bounds[1] is None else place(high))
+    return Bar(place(part.mean), place(part.low), place(part.high), place(claim.null), expected)

@@ -1,0 +1,297 @@
+"""All experiments on all models that they fit, the claims that they decide on, and the page that shows both."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from backsight.chain import ChainEnsemble
+from backsight.core import UserError
+from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject, draw, run_experiment
+from backsight.experiments.claims import CLAIMS, judge, save_claims
+from backsight.experiments.opening import NUM_IMAGES, check_settings, has_chains, open_subject, read_settings
+from backsight.files import write_json
+from backsight.report.experiments import FORMAT, Step, write_experiments_report
+from backsight.shipped import find_shipped, shipped_names
+from backsight.train import command
+
+logger = logging.getLogger(__name__)
+
+MODELS = ("zoo/detr-prior", "zoo/vit-prior")
+"""What is looked at, unless models are named. The experiments of :data:`ON_ALL` look at all that ship with chains."""
+
+ON_ALL = ("truth",)
+
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "reconstruct": {"num_pictures": 4},
+    "attention_ablation": {"steps": 200},
+    "truth": {"num_scenes": 100, "num_training": 500},
+}
+"""Where an experiment's own defaults take long, or fill the page: all of it is to take 20 minutes on two cores."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model to look at, as :func:`~backsight.experiments.opening.open_subject` takes it; None for its default."""
+
+    model: str | None = None
+    chain: str | None = None
+    data: str | None = None
+
+
+def experiment(
+    name: str,
+    out: str | Path,
+    *,
+    models: Sequence[str] = (),
+    chains: Sequence[str | Path] = (),
+    data: Sequence[str] = (),
+    images: int | None = NUM_IMAGES,
+    settings: Sequence[str] = (),
+    device: str = "auto",
+) -> Result:
+    """Do one experiment, and leave ``result.json``, ``table.csv``, ``figure.png``, ``figure.pdf`` and ``report.html``.
+
+    Args:
+        name: of the experiment, see :data:`~backsight.experiments.EXPERIMENTS`.
+        out: the folder; what an earlier call wrote there is replaced.
+        models: the forward models' names; those that the chains keep by default.
+        chains: for each of them a run, one chain, or a name; those that ship with the model by default.
+        data: one for all, or one for each; what the chains were trained on by default.
+        images: how many test images; None for all.
+        settings: of the experiment, as ``["num_pictures=3"]``.
+        device: where to compute.
+
+    Raises:
+        UserError: no such experiment or setting, or a model or data that it cannot be done with.
+    """
+    chosen, out = find_experiment(name), _folder(out)
+    values = read_settings(chosen.measure, settings)
+    subjects = [_open(choice, images, device) for choice in _choices(models, chains, data)]
+    if not subjects and not _reads_runs(chosen):
+        raise UserError(f"{name} looks at models: name some, as zoo/detr-prior, or their chains by --chain")
+    result = run_experiment(chosen, subjects, out, values, command())
+    write_experiments_report(out)
+    return result
+
+
+def reproduce(
+    out: str | Path = "reproduction",
+    *,
+    models: Sequence[str] = (),
+    chains: Sequence[str | Path] = (),
+    data: Sequence[str] = (),
+    images: int | None = NUM_IMAGES,
+    experiments: Sequence[str] | None = None,
+    runs: Sequence[str | Path] = (),
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    device: str = "auto",
+) -> Path:
+    """Do all experiments on all models that they fit, test the claims, and write the page.
+
+    A result that is already in the folder is kept if nothing changed: the model, its chains, the images, the settings
+    and the version. An experiment that cannot be done is told of, and the rest goes on.
+
+    Args:
+        out: the folder: one of each experiment's name in it, ``claims.json``, ``reproduce.json`` and ``report.html``.
+        models: the forward models' names; by default :data:`MODELS`, and for ``truth`` all that ship with chains.
+        chains: for each of them a run, one chain, or a name; those that ship with the model by default.
+        data: one for all, or one for each; what the chains were trained on by default.
+        images: how many test images; None for all.
+        experiments: the names of some; all by default.
+        runs: finished runs, which ``trade_off`` compares.
+        settings: of experiments by name, in place of :data:`SETTINGS` and their own.
+        device: where to compute.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: a name that there is not, or a model that cannot be opened.
+    """
+    out = _folder(out)
+    chosen = [find_experiment(name) for name in experiments or EXPERIMENTS]
+    values = _settings(settings or {}, runs)
+    cast = _choices(models, chains, data) if models or chains else [Choice(name) for name in MODELS]
+    on_all = cast if models or chains else [*cast, *_other_shipped()]
+    open_once = cache(lambda choice: _open(choice, images, device))
+    steps = []
+    for number, each in enumerate(chosen, 1):
+        choices = [] if _reads_runs(each) else on_all if each.name in ON_ALL else cast
+        steps.append(_do(each, [open_once(choice) for choice in choices], values[each.name], out))
+        logger.info("[%d/%d] %s", number, len(chosen), steps[-1].told)
+    return _conclude(steps, out)
+
+
+def find_experiment(name: str) -> Experiment:
+    """The experiment called ``name``.
+
+    Raises:
+        UserError: there is none; the nearest name is offered.
+    """
+    if name in EXPERIMENTS:
+        return EXPERIMENTS[name]
+    near = difflib.get_close_matches(name.replace("-", "_"), EXPERIMENTS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}"
+    raise UserError(f"no experiment '{name}': {hint}")
+
+
+def read_all_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``["truth.num_scenes=200"]`` -> the settings of each experiment that is named.
+
+    Raises:
+        UserError: no such experiment or setting, or a value of another type.
+    """
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        name, dot, setting = text.partition(".")
+        if not dot or "=" in name:
+            raise UserError(f"'{text}' is no setting: write EXPERIMENT.NAME=VALUE, as truth.num_scenes=200")
+        found.setdefault(name, []).append(setting)
+    return {name: read_settings(find_experiment(name).measure, own) for name, own in found.items()}
+
+
+def _reads_runs(experiment: Experiment) -> bool:
+    """Whether it compares the files of finished runs, and looks at no model."""
+    return "runs" in inspect.signature(experiment.measure).parameters
+
+
+# ---- what to look at
+
+
+def _choices(models: Sequence[str], chains: Sequence[str | Path], data: Sequence[str]) -> list[Choice]:
+    """One for each model, or for each chain where no model is named."""
+    num = len(models) or len(chains)
+    if len(chains) not in (0, num):
+        raise UserError(f"{len(models)} models and {len(chains)} chains: name a chain for each model, or none")
+    if len(data) not in (0, 1, num):
+        raise UserError(f"{num} models and {len(data)} data: name one for all, one for each, or none")
+    columns = ([*models] or [None] * num, [str(each) for each in chains] or [None] * num, [*data] or [None])
+    every = columns[2] * num if len(columns[2]) == 1 else columns[2]
+    return [Choice(*row) for row in zip(columns[0], columns[1], every, strict=True)]
+
+
+def _other_shipped() -> list[Choice]:
+    folders = {name: find_shipped(name) for name in shipped_names() if name not in MODELS}
+    return [Choice(name) for name, folder in folders.items() if folder is not None and has_chains(folder)]
+
+
+def _open(choice: Choice, images: int | None, device: str) -> Subject:
+    return open_subject(choice.model, choice.chain, choice.data, num_images=images, device=device)
+
+
+def _settings(given: Mapping[str, Mapping[str, Any]], runs: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
+    """Those of every experiment, checked."""
+    for name in given:
+        find_experiment(name)
+    values = {name: {**SETTINGS.get(name, {}), **given.get(name, {})} for name in EXPERIMENTS}
+    for name in filter(lambda name: _reads_runs(EXPERIMENTS[name]), values):
+        values[name] = {"runs": [str(run) for run in runs], **values[name]}
+    return {name: check_settings(EXPERIMENTS[name].measure, own) for name, own in values.items()}
+
+
+def _folder(out: str | Path) -> Path:
+    if Path(out).exists() and not Path(out).is_dir():
+        raise UserError(f"{out} is a file: --out names a folder")
+    return Path(out)
+
+
+# ---- one experiment
+
+
+def _do(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[str, Any], out: Path) -> Step:
+    """Measure, or keep what is there; ``asked.json``, written last, says what a finished result answers."""
+    folder, started = out / experiment.name, time.monotonic()
+    reasons = [reason for subject in subjects if (reason := experiment.fits(subject))]
+    fitting = [subject for subject in subjects if not experiment.fits(subject)]
+    if subjects and not fitting:
+        return Step(experiment.name, 0.0, reason="; ".join(reasons))
+    asked = _asked(experiment, fitting, settings)
+    if _is_done(folder, asked):
+        return Step(experiment.name, 0.0, kept=True)
+    (folder / "asked.json").unlink(missing_ok=True)
+    try:
+        result = replace(_measure(experiment, fitting, settings), command=command())
+    except UserError as error:
+        return Step(experiment.name, time.monotonic() - started, reason=str(error))
+    draw(experiment, Result.load(result.save(folder)), folder)
+    write_json(folder / "asked.json", asked)
+    return Step(experiment.name, time.monotonic() - started)
+
+
+def _measure(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[str, Any]) -> Result:
+    """The results of all subjects as one, so that one that cannot be measured does not stop the others.
+
+    Raises:
+        UserError: none can be.
+    """
+    if not subjects:
+        return experiment.measure((), **settings)
+    results, reasons = [], []
+    for subject in subjects:
+        try:
+            results.append(experiment.measure([subject], **settings))
+        except UserError as error:
+            reasons.append(f"{subject.name} is left out: {error}")
+    if not results:
+        raise UserError("; ".join(reasons))
+    return replace(
+        results[0],
+        subjects=[card for result in results for card in result.subjects],
+        measurements=[each for result in results for each in result.measurements],
+        pictures=[each for result in results for each in result.pictures],
+        notes=[note for result in results for note in result.notes] + reasons,
+    )
+
+
+def _asked(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a result depends on."""
+    names = [subject.name for subject in subjects]
+    if len(set(names)) < len(names):
+        raise UserError(f"two of {', '.join(names)} have one name: results are kept by it, so do them in two folders")
+    runs = [Path(run, "evaluation.json") for run in settings.get("runs", ())]
+    asked = {
+        "version": version("backsight"),
+        "experiment": experiment.name,
+        "settings": dict(settings),
+        "subjects": [{**subject.card(), "chains": _digest(subject.ensemble)} for subject in subjects],
+        "runs": [hashlib.sha256(path.read_bytes()).hexdigest() for path in runs if path.is_file()],
+    }
+    return json.loads(json.dumps(asked))  # tuples are lists in a file
+
+
+def _digest(ensemble: ChainEnsemble) -> str:
+    """SHA-256 of all weights."""
+    total = hashlib.sha256()
+    for chain in ensemble.chains:
+        for name, value in sorted(chain.state_dict().items()):
+            total.update(name.encode() + value.detach().cpu().contiguous().flatten().numpy().tobytes())
+    return total.hexdigest()
+
+
+def _is_done(folder: Path, asked: Mapping[str, Any]) -> bool:
+    files = [folder / name for name in ("asked.json", "result.json", "table.csv", "figure.png", "figure.pdf")]
+    return all(file.is_file() for file in files) and json.loads(files[0].read_text(encoding="utf-8")) == asked
+
+
+# ---- the end
+
+
+def _conclude(steps: Sequence[Step], out: Path) -> Path:
+    """Test the claims on all results, and write the page."""
+    results = {step.experiment: Result.load(out / step.experiment) for step in steps if not step.reason}
+    missing = {step.experiment: step.reason for step in steps if step.reason}
+    save_claims(judge(CLAIMS, results, missing), out / "claims.json")
+    content = {"format": FORMAT, "command": command(), "steps": [asdict(step) for step in steps]}
+    write_json(out / "reproduce.json", content)
+    return write_experiments_report(out)

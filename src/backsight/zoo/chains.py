@@ -1,0 +1,100 @@
+"""Training the inverse chains that ship beside the zoo's forward models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from backsight.chain import ChainEnsemble
+from backsight.core import UserError
+from backsight.data import loader, open_data
+from backsight.evaluate import Evaluation, evaluate
+from backsight.files import write_json
+from backsight.metrics import mse
+from backsight.models import load_model
+from backsight.options import ModelOptions, TrainOptions
+from backsight.staging import StagedModel
+from backsight.train import train_run
+from backsight.zoo.recipes import CHAINS, ChainRecipe, find_recipe
+
+
+def train_chains(
+    name: str,
+    folder: str | Path,
+    steps: int | None = None,
+    test: int = 2_000,
+    log: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train the chains of the forward model ``name`` whose files are in ``folder``, in half precision beside them.
+
+    The chains go to ``folder/chains/<seed>``, their figures on ``test`` fresh scenes, measured on the very files, into
+    ``folder/card.json`` under ``chains``; the run that made them stays in ``folder/run``. Gives that part of the card.
+
+    Raises:
+        UserError: there is no such name, or no trained model in ``folder``.
+    """
+    folder, name = Path(folder), name.removeprefix("zoo/")
+    recipe, data = CHAINS[name], find_recipe(name).data
+    if not (folder / "card.json").is_file():
+        raise UserError(f"no trained {name} in {folder}: train it first, without --chains")
+    model = load_model(str(folder))
+    model.name = model.weights = f"zoo/{name}"  # which is how the chains will find it again
+    started = time.monotonic()
+    run = folder / "run"
+    options = TrainOptions(
+        data=data,
+        out=run,
+        steps=steps or recipe.steps,
+        seeds=recipe.seeds,
+        batch_size=recipe.batch_size,
+        inverse=recipe.inverses,
+        max_test=100,  # the figures of the card are measured below
+        tracker="none",
+        workers=0,
+        overwrite=True,
+    )
+    trained = train_run(model, options, ModelOptions())
+    seconds = time.monotonic() - started
+    shutil.rmtree(folder / "chains", ignore_errors=True)
+    for chain in trained.chains:
+        chain.save(folder / "chains" / str(chain.seed), dtype=torch.float16)
+    found = _evaluate(model, ChainEnsemble.from_pretrained(folder / "chains"), data, run, test)
+    card = _card(name, recipe, options, found, seconds)
+    write_json(folder / "card.json", {**json.loads((folder / "card.json").read_text("utf-8")), "chains": card})
+    log(f"{name}: {card['relative']}, {seconds:.0f} s")
+    return card
+
+
+def _evaluate(model: StagedModel, chains: ChainEnsemble, data: str, run: Path, num: int) -> Evaluation:
+    splits = open_data(data, model.pixels)
+    mean = load_file(run / "mean_image.safetensors")["mean_image"]
+    batches = []
+    for batch in loader(splits.test, 50):
+        batches.append(batch)
+        if 50 * len(batches) >= num:
+            break
+    return evaluate(model, chains, batches, mean, {"mse": mse})
+
+
+def _card(name: str, recipe: ChainRecipe, options: TrainOptions, found: Evaluation, seconds: float) -> dict[str, Any]:
+    """``mse`` (RGB in [0, 1]) by stage and seed, and ``relative`` to that of the training data's mean image."""
+    mean = float(found.mean_image["mse"].mean())
+    errors = {entry: each.image["mse"].mean(1).tolist() for entry, each in found.entries.items()}
+    return {
+        "recipe": asdict(recipe),
+        "steps": options.steps,
+        "images": (options.steps or 0) * recipe.batch_size,
+        "seconds": round(seconds),
+        "test_images": len(found.ids),
+        "mse": {"mean image": mean, **errors},
+        "relative": {entry: [round(value / mean, 4) for value in values] for entry, values in errors.items()},
+        "command": f"backsight zoo train {name} --chains",
+    }

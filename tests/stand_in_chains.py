@@ -1,0 +1,46 @@
+"""Chains for the tests whose answer is known: they paint what they are told to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backsight.chain import ChainEnsemble
+from backsight.staging import StagedModel, Trace
+
+
+class Painter(ChainEnsemble):
+    """An ensemble of which every seed paints ``paint(source)``: ``B 3 H W`` from a trace or from features ``B N D``."""
+
+    def __init__(self, model: StagedModel, paint: Callable[[Any], Tensor], seeds: int = 2) -> None:
+        self.chains: Any = [SimpleNamespace(seed=seed, to=lambda device: None) for seed in range(seeds)]
+        self._stages, self._paint = model.stages, paint
+
+    @property
+    def entries(self) -> list[str]:
+        return self._stages
+
+    def check(self, model: StagedModel) -> None:
+        assert model.stages == self._stages
+
+    def reconstruct(self, source: Trace | Tensor, at: str, to: str = "image", **options: Any) -> Tensor:
+        return torch.stack([self._paint(source)] * len(self.chains))
+
+
+def paint_grey(model: StagedModel) -> Callable[[Any], Tensor]:
+    """Grey, whatever the features."""
+    return lambda source: torch.full((len(features_of(source)), 3, *model.pixels.size), 0.5)
+
+
+def paint_input(model: StagedModel) -> Callable[[Any], Tensor]:
+    """The very image from its own trace, and grey from features that somebody changed."""
+    grey = paint_grey(model)
+    return lambda source: source.images if isinstance(source, Trace) else grey(source)
+
+
+def features_of(source: Trace | Tensor) -> Tensor:
+    return source.images if isinstance(source, Trace) else source

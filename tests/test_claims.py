@@ -1,0 +1,313 @@
+"""Claims on results with known answers: each verdict where it is due, and the registry as a whole."""
+
+import json
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from backsight.core import UserError
+from backsight.experiments import EXPERIMENTS, Measurement, Result
+from backsight.experiments.claims import (
+    CLAIMS,
+    VERDICTS,
+    Claim,
+    Comparison,
+    Judgement,
+    Part,
+    Role,
+    judge,
+    load_claims,
+    save_claims,
+)
+from backsight.experiments.claims.of_layers import rank_correlation
+from backsight.metrics import bootstrap, bootstrap_difference
+
+BY_ID = {claim.id: claim for claim in CLAIMS}
+STAGES = {"detect": ["backbone", "encoder", "decoder", "prediction"], "classify": ["backbone", "encoder"]}
+
+
+def noise(mean: float, seeds: int = 3, images: int = 40, spread: float = 0.1, seed: int = 0) -> torch.Tensor:
+    """Values around ``mean``, exactly that on average."""
+    values = torch.randn(seeds, images, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return mean + spread * (values - values.mean())
+
+
+def card(model: str, task: str = "detect", data: str = "world:prior") -> dict:
+    return {"model": model, "task": task, "stages": STAGES[task], "data": data, "random": False, "seeds": [0, 1, 2]}
+
+
+def result_of(rows: dict, cards=None, experiment: str = "toy") -> Result:
+    """``{(label, value, ...): values}``."""
+    pairs = [(dict(zip(key[::2], key[1::2], strict=True)), values) for key, values in rows.items()]
+    return Result(experiment, cards or [card("a")], [Measurement(labels, values) for labels, values in pairs])
+
+
+def claim_of(expect: str = "above", null: float = 0.0, least: float = 0.0, **changes) -> Claim:
+    def compare(evidence):
+        return [Comparison(str(each.labels["metric"]), each.values) for each in evidence.select()]
+
+    claim = Claim("toy", "A sentence.", "ours", "toy", (Role(),), compare, "units", expect, null, least)
+    return replace(claim, **changes)
+
+
+def verdict_of(claim: Claim, *values: torch.Tensor):
+    rows = {("model", "a", "metric", f"m{index}"): each for index, each in enumerate(values)}
+    (found,) = judge([claim], {"toy": result_of(rows)})
+    return found
+
+
+# ---- verdicts
+
+
+@pytest.mark.parametrize(
+    ("claim", "mean", "verdict"),
+    [
+        (claim_of("above", least=0.5), 1.0, "holds"),
+        (claim_of("above", least=0.5), 0.2, "does not hold"),
+        (claim_of("above", least=0.5), -1.0, "does not hold"),
+        (claim_of("above", least=0.5), 0.5, "undecided"),
+        (claim_of("below", null=1.0, least=0.5), 0.0, "holds"),
+        (claim_of("below", null=1.0, least=0.5), 0.8, "does not hold"),
+        (claim_of("below", null=1.0, least=0.5), 0.5, "undecided"),
+        (claim_of("near", null=1.0, least=0.5), 1.1, "holds"),
+        (claim_of("near", null=1.0, least=0.5), 1.8, "does not hold"),
+        (claim_of("near", null=1.0, least=0.5), 0.2, "does not hold"),
+        (claim_of("near", null=1.0, least=0.5), 1.5, "undecided"),
+    ],
+)
+def test_a_verdict_says_where_the_whole_interval_lies(claim, mean, verdict):
+    found = verdict_of(claim, noise(mean))
+    assert found.verdict == verdict
+    assert found.parts[0].mean == pytest.approx(mean)
+    assert (found.parts[0].low, found.parts[0].high) == bootstrap(noise(mean))[1:]
+    assert bool(found.reason) is (verdict == "undecided")
+
+
+def test_no_effect_at_all_is_none():
+    assert verdict_of(claim_of("above"), torch.zeros(3, 20)).verdict == "does not hold"
+    assert verdict_of(claim_of("below"), torch.zeros(3, 20)).verdict == "does not hold"
+    assert verdict_of(claim_of("near", least=0.1), torch.zeros(3, 20)).verdict == "holds"
+
+
+def test_all_effects_have_to_be_as_claimed_and_the_least_sure_is_shown():
+    claim = claim_of("above", least=0.1)
+    good, better, unsure, bad = noise(1.0), noise(2.0), noise(0.1, spread=1), noise(-1.0)
+    found = verdict_of(claim, better, good)
+    assert (found.verdict, found.parts[0].what) == ("holds", "m1")
+    found = verdict_of(claim, good, unsure)
+    assert (found.verdict, found.parts[0].what) == ("undecided", "m1")
+    found = verdict_of(claim, good, bad, unsure)
+    assert (found.verdict, found.parts[0].what) == ("does not hold", "m1")
+    assert [part.verdict for part in found.parts] == ["does not hold", "undecided", "holds"]
+
+
+def test_images_without_an_answer_are_left_out():
+    values = noise(1.0)
+    values[1, :4] = math.nan
+    found = verdict_of(claim_of(), values)
+    assert (found.parts[0].count, found.parts[0].seeds) == (36, 3)
+    assert found.condition == "a on world:prior; 36 images, 3 seeds"
+    assert verdict_of(claim_of(), torch.full((3, 9), math.nan)).verdict == "not tested"
+
+
+def test_few_images_decide_nothing():
+    found = verdict_of(claim_of(), noise(1.0, images=4))
+    assert (found.verdict, found.reason) == ("undecided", "too few images have an answer: 4")
+
+
+def test_means_over_images_are_judged_by_seeds():
+    def compare(evidence):
+        return [Comparison("mean", evidence.select()[0].values, columns="")]
+
+    rows = {("model", "a", "metric", "m"): torch.tensor([[1.0], [1.1], [0.9]])}
+    (found,) = judge([claim_of(compare=compare)], {"toy": result_of(rows)})
+    assert (found.verdict, found.parts[0].seeds) == ("holds", 3)
+    rows = {("model", "a", "metric", "m"): torch.tensor([[1.0]])}
+    (found,) = judge([claim_of(compare=compare)], {"toy": result_of(rows)})
+    assert (found.verdict, found.reason) == ("undecided", "a single seed has no interval")
+
+
+def test_models_are_cast_by_their_task_and_law():
+    cards = [card("d"), card("e", data="world:defining"), card("v", "classify", "world:defining:single")]
+    rows = {("model", name, "metric", "m"): noise(mean, images=count) for name, mean, count in
+            (("d", 2.0, 30), ("e", 3.0, 30), ("v", 1.0, 50))}  # fmt: skip
+
+    def compare(evidence):
+        yield Comparison("m", evidence.values(metric="m"), evidence.values(1, metric="m"))
+
+    result = result_of(rows, cards)
+    claim = claim_of("below", compare=compare, roles=(Role("classify"), Role("detect")))
+    found = judge([claim], {"toy": result})
+    assert [[each["model"] for each in one.subjects] for one in found] == [["v", "d"], ["v", "e"]]
+    assert [one.parts[0].mean for one in found] == pytest.approx([-1.0, -2.0])
+    assert {one.verdict for one in found} == {"holds"}
+    assert found[0].condition.endswith("30 images, 3 seeds; not paired: other images, or other seeds")
+    found = judge([replace(claim, roles=(Role("classify"), Role("detect", "defining")))], {"toy": result})
+    assert [[each["model"] for each in one.subjects] for one in found] == [["v", "e"]]
+
+
+def test_what_was_not_done_is_not_tested_and_says_why():
+    absent = claim_of(roles=(Role("classify"),))
+    rows = {("model", "a", "metric", "m"): noise(1.0)}
+    (found,) = judge([absent], {"toy": result_of(rows)})
+    assert (found.verdict, found.reason) == ("not tested", "toy was not done with a classifier")
+    (found,) = judge([absent], {}, {"toy": "the disk was full"})
+    assert (found.verdict, found.reason) == ("not tested", "the disk was full")
+    (found,) = judge([claim_of(compare=lambda evidence: [evidence.values(stage="x")])], {"toy": result_of(rows)})
+    assert (found.verdict, found.reason) == ("not tested", "toy has no measurements of a with stage x")
+    (found,) = judge([claim_of(compare=lambda evidence: [])], {"toy": result_of(rows)})
+    assert found.verdict == "not tested"
+
+
+def test_random_weights_are_told():
+    result = result_of({("model", "a", "metric", "m"): noise(1.0)}, [{**card("a"), "random": True}])
+    assert judge([claim_of()], {"toy": result})[0].condition.startswith("a, random weights on world:prior")
+
+
+def test_a_claim_that_is_not_true_hardly_ever_holds():
+    """No effect at all: by the 95 % interval one in forty holds."""
+    found = [verdict_of(claim_of(), torch.randn(1, 30, generator=torch.Generator().manual_seed(seed)))
+             for seed in range(200)]  # fmt: skip
+    assert sum(each.verdict == "holds" for each in found) <= 14
+    assert sum(each.verdict == "undecided" for each in found) >= 175
+
+
+@given(shift=st.floats(-5, 5), mean=st.floats(-1, 1), expect=st.sampled_from(["above", "below", "near"]))
+@settings(max_examples=25, deadline=None)
+def test_only_the_distance_from_the_null_counts(shift, mean, expect):
+    values = noise(mean, seeds=2, images=12)
+    one = verdict_of(claim_of(expect, 0.0, 0.3), values)
+    other = verdict_of(claim_of(expect, shift, 0.3), values + shift)
+    edges = [abs(each - bound) for each in (one.parts[0].low, one.parts[0].high) for bound in one.bounds if bound]
+    assert one.verdict == other.verdict or min(edges) < 1e-9
+
+
+def test_judgements_survive_their_file(tmp_path):
+    found = [verdict_of(claim_of("near", 1.0, 0.5), noise(1.1)), *judge([claim_of()], {})]
+    path = save_claims(found, tmp_path / "claims.json")
+    assert load_claims(path) == found
+    content = json.loads(path.read_text())
+    assert content["format"] == "backsight.claims/1"
+    assert content["claims"][0]["condition"] == found[0].condition
+    assert content["claims"][1]["bounds"] == [0.0, None]
+    path.write_text('{"format": "other"}')
+    with pytest.raises(UserError, match="another format"):
+        load_claims(path)
+
+
+# ---- intervals of differences that are not paired
+
+
+def test_a_difference_from_a_constant_is_the_plain_interval():
+    values = noise(1.0)
+    assert bootstrap_difference(values, torch.full((2, 7), 3.0)) == pytest.approx([x - 3 for x in bootstrap(values)])
+    assert bootstrap_difference(torch.ones(2, 3), torch.full((1, 4), 1.5)) == (-0.5, -0.5, -0.5)
+
+
+def test_the_interval_of_a_difference_is_as_wide_as_theory_says():
+    one, other = noise(1.0, 1, 200, 1.0, 1), noise(0.0, 1, 100, 2.0, 2)
+    found = bootstrap_difference(one, other)
+    error = math.sqrt(one.var() / 200 + other.var() / 100)
+    assert found.mean == pytest.approx(1.0)
+    assert (found.high - found.low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.08)
+
+
+def test_rank_correlation_agrees_with_scipy():
+    values = torch.rand(6, 2, 5, generator=torch.Generator().manual_seed(0))
+    for along in ([0, 1, 2, 3, 4, 5], [2, 1, 0, 1, 2, 3]):
+        found = rank_correlation(values, along)
+        expected = [[spearmanr(values[:, s, i], along).statistic for i in range(5)] for s in range(2)]
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+# ---- the registry
+
+
+def test_every_claim_is_a_sentence_about_an_experiment():
+    assert len(BY_ID) == len(CLAIMS)
+    for claim in CLAIMS:
+        assert claim.statement.endswith("."), claim.id
+        assert claim.source == "ours" or claim.source.startswith(("sec.", "app.", "abstract")), claim.id
+        assert claim.unit, claim.id
+        assert claim.experiment in EXPERIMENTS
+        assert claim.bounds[0] < claim.bounds[1]
+    assert {claim.experiment for claim in CLAIMS} == EXPERIMENTS.keys() - {"reconstruct"}  # which shows the pictures
+
+
+def errors(detector=(0.3, 0.5, 1.2, 1.3), classifier=(0.05, 0.15)) -> Result:
+    """A result of ``stage_error`` with these errors at the stages, in units of the mean image's."""
+    rows = {}
+    for model, task, values in (("d", "detect", detector), ("v", "classify", classifier)):
+        for index, (stage, value) in enumerate(zip(["mean image", *STAGES[task]], (1.0, *values), strict=True)):
+            seeds = 1 if stage == "mean image" else 3
+            rows["model", model, "metric", "relative mse", "stage", stage] = noise(value, seeds, 40, 0.02, index)
+            rows["model", model, "metric", "ssim", "stage", stage] = noise(1 - value / 2, seeds, 40, 0.02, index)
+    return result_of(rows, [card("d"), card("v", "classify", "world:prior:single")], "stage_error")
+
+
+def verdicts(result: Result) -> dict[str, str]:
+    """The verdict of every claim about the experiment of ``result``."""
+    claims = [claim for claim in CLAIMS if claim.experiment == result.experiment]
+    return {each.id: each.verdict for each in judge(claims, {result.experiment: result})}
+
+
+def test_errors_as_in_the_paper_hold():
+    assert set(verdicts(errors()).values()) == {"holds"}
+
+
+def test_errors_that_are_otherwise_do_not():
+    found = verdicts(errors(detector=(0.3, 0.5, 0.9, 0.8), classifier=(0.4, 0.45)))
+    assert found["error-rises-detr"] == "does not hold"
+    assert found["decoder-above-mean-image"] == "does not hold"
+    assert found["error-rises-vit"] == "holds"
+    assert found["vit-below-detr"] == "does not hold"
+
+
+def trade_off(classic: float, joint: dict[float, tuple[float, float]]) -> Result:
+    """``joint``: lambda -> (mse, AP)."""
+    rows = {
+        ("model", "d", "task", "modular", "metric", "mse"): noise(0.05, 3, 1, 0.0005),
+        ("model", "d", "task", "modular", "metric", "AP"): noise(0.4, 3, 1, 0.001),
+        ("model", "d", "task", "classic", "metric", "mse"): noise(classic, 3, 1, 0.0005),
+    }
+    for weight, (error, performance) in joint.items():
+        labels = ("model", "d", "task", "joint", "trade_off", weight)
+        rows[*labels, "metric", "mse"] = noise(error, 3, 1, 0.0005)
+        rows[*labels, "metric", "AP"] = noise(performance, 3, 1, 0.001)
+    return result_of(rows, [{"model": "d", "data": "coco:x"}], "trade_off")
+
+
+def test_the_price_of_reconstruction():
+    found = verdicts(trade_off(0.03, {0.1: (0.03, 0.41), 0.9: (0.01, 0.3), 0.5: (0.02, 0.35)}))
+    assert found.pop("classic-is-greyish") == "not tested"  # of colours a run says nothing
+    assert set(found.values()) == {"holds"}
+    found = verdicts(trade_off(0.06, {0.1: (0.03, 0.41), 0.9: (0.035, 0.41)}))
+    assert found["classic-below-modular"] == found["error-falls-with-lambda"] == "does not hold"
+    assert found["task-falls-with-lambda"] in ("undecided", "does not hold")
+    assert verdicts(trade_off(0.03, {0.1: (0.03, 0.41)}))["error-falls-with-lambda"] == "not tested"
+
+
+def test_where_a_hue_defines_the_class_it_is_looked_for_there():
+    labels = ("metric", "survival", "factor", "hue", "stage", "decoder", "reader", "inverse")
+    rows = {("model", "d", *labels): noise(0.8), ("model", "i", *labels): noise(0.1)}
+    cards = [card("d", data="world:defining"), card("i", data="world:independent")]
+    found = verdicts(result_of(rows, cards, "truth"))
+    assert found["hue-survives-defining-detr"] == found["hue-by-law-detr"] == "holds"
+    assert found["hue-survives-defining-vit"] == found["inverse-shows-hue-detr"] == "not tested"
+    rows = {("model", "d", *labels): noise(0.1), ("model", "i", *labels): noise(0.1)}
+    found = verdicts(result_of(rows, cards, "truth"))
+    assert found["hue-survives-defining-detr"] == found["hue-by-law-detr"] == "does not hold"
+
+
+def test_every_field_and_experiment_is_documented():
+    text = (Path(__file__).parent.parent / "docs" / "claims.md").read_text(encoding="utf-8")
+    names = [each.name for kind in (Judgement, Part) for each in fields(kind)]
+    assert [
+        name for name in [*names, *VERDICTS, *{claim.experiment for claim in CLAIMS}] if f"`{name}`" not in text
+    ] == []

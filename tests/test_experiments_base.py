@@ -1,0 +1,272 @@
+"""What every experiment stands on: results and their files, subjects that compute once, refusals in one line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from safetensors.torch import save_file
+
+from backsight.chain import ChainEnsemble
+from backsight.core import UserError
+from backsight.data.base import Target
+from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Picture, Result, Subject, run_experiment
+from backsight.experiments.result import FORMAT
+from backsight.experiments.subject import mean_image_of
+from backsight.figures import error_bars
+from backsight.metrics import bootstrap
+from backsight.staging import StagedModel
+from known_chains import Pictures, perfect_chain, subject_of, untrained_chain, untrained_subject
+
+Models = Callable[[str], StagedModel]
+
+
+def result_of(*measurements: Measurement, **fields: Any) -> Result:
+    return Result("an experiment", [{"model": "m"}], measurements, **fields)
+
+
+# ---- results
+
+
+@given(arrays("float64", array_shapes(min_dims=2, max_dims=2), elements=st.floats(-1e6, 1e6) | st.just(math.nan)))
+@settings(max_examples=50, deadline=None)
+def test_values_survive_a_file_with_six_digits(values: Any):
+    before = torch.from_numpy(values)
+    result = Result.from_json(result_of(Measurement({"stage": "encoder", "layer": 3, "on": True}, before)).to_json())
+    after = result.measurements[0].values
+    assert result.measurements[0].labels == {"stage": "encoder", "layer": 3, "on": True}
+    assert torch.allclose(after, before, rtol=1e-5, atol=0, equal_nan=True)
+    assert Result.from_json(result.to_json()).to_json() == result.to_json()
+
+
+def test_everything_survives_a_file(tmp_path: Path):
+    image = (torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+    before = result_of(
+        Measurement({"stage": "encoder"}, torch.tensor([[0.5, math.inf]])),
+        pictures=[Picture({"stage": "input"}, image)],
+        settings={"level": 0.1},
+        notes=["a note"],
+        command="backsight experiment",
+    )
+    before.save(tmp_path)
+    for place in (tmp_path, tmp_path / "result.json"):
+        after = Result.load(place)
+        assert (after.experiment, after.subjects) == ("an experiment", [{"model": "m"}])
+        assert (after.settings, after.notes, after.command) == ({"level": 0.1}, ["a note"], "backsight experiment")
+        assert torch.allclose(after.pictures[0].image, image)
+        assert after.pictures[0].labels == {"stage": "input"}
+        assert after.measurements[0].values[0, 0] == 0.5
+        assert after.measurements[0].values[0, 1].isnan()  # a value that is not finite is no answer
+    assert json.loads((tmp_path / "result.json").read_text())["format"] == FORMAT
+
+
+def test_an_image_counts_where_every_seed_has_an_answer():
+    measurement = Measurement({}, torch.tensor([[1.0, math.nan, 3.0], [2.0, 5.0, 4.0]]))
+    assert measurement.known().tolist() == [[1, 3], [2, 4]]
+    assert measurement.mean() == 2.5
+    assert measurement.interval() == bootstrap(measurement.known())
+    nothing = Measurement({}, torch.full((2, 3), math.nan))
+    assert math.isnan(nothing.mean())
+    assert all(math.isnan(bound) for bound in nothing.interval())
+
+
+def test_the_table_has_a_line_for_each_measurement():
+    result = result_of(
+        Measurement({"stage": "encoder", "metric": "mse"}, torch.tensor([[1.0, 2.0, math.nan]])),
+        Measurement({"stage": "encoder", "region": "a, b"}, torch.full((1, 2), math.nan)),
+    )
+    first, second = csv.DictReader(io.StringIO(result.to_table()))
+    assert list(first) == ["stage", "metric", "region", "mean", "low", "high", "images", "seeds"]
+    assert (first["mean"], first["images"], first["seeds"], first["region"]) == ("1.5", "2", "1", "")
+    assert float(first["low"]) <= 1.5 <= float(first["high"])
+    assert (second["region"], second["mean"], second["images"]) == ("a, b", "", "0")
+
+
+def test_measurements_are_found_by_their_labels():
+    one, other = (Measurement({"stage": stage, "metric": "mse"}, torch.ones(1, 1)) for stage in ("encoder", "decoder"))
+    result = result_of(one, other, pictures=[Picture({"stage": "input"}, torch.zeros(3, 2, 2))])
+    assert result.select(metric="mse") == [one, other]
+    assert result.one(stage="decoder") is other
+    assert result.values_of("stage") == ["encoder", "decoder", "input"]
+    assert result.select(region="object") == []
+    assert len(result.shown(stage="input")) == 1
+    for labels in ({"metric": "mse"}, {"stage": "prediction"}):
+        with pytest.raises(UserError, match="one was expected"):
+            result.one(**labels)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"format": "other/2"}', json.dumps({"format": FORMAT}), "no json"],
+    ids=["empty", "list", "no format", "another format", "no fields", "text"],
+)
+def test_what_is_no_result_is_refused_in_one_line(tmp_path: Path, text: str):
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(UserError) as caught:
+        Result.load(tmp_path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="no result at"):
+        Result.load(tmp_path / "elsewhere")
+
+
+def test_values_have_two_dimensions():
+    with pytest.raises(ValueError, match=r"\(seeds, images\)"):
+        result_of(Measurement({}, torch.ones(3))).to_json()
+
+
+# ---- subjects
+
+
+class Counting:
+    """Counts the passes of a forward model."""
+
+    def __init__(self, model: StagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.passes = 0
+        whole = model.run
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self.passes += 1
+            return whole(*args, **kwargs)
+
+        monkeypatch.setattr(model, "run", run)
+
+
+def test_passes_and_reconstructions_are_computed_once(small_model: Models, monkeypatch: pytest.MonkeyPatch):
+    model = small_model("vit")
+    subject = untrained_subject(model)
+    counting = Counting(model, monkeypatch)
+    for _ in range(2):
+        for batch in subject.batches:
+            images = subject.reconstruct(batch, "encoder")
+            assert images is subject.reconstruct(batch, "encoder")
+            assert images.shape == (2, len(batch.ids), 3, *model.pixels.size)
+            assert (
+                subject.reconstruct(batch, "encoder", "backbone").shape[2:]
+                == subject.trace(batch)["backbone"].shape[1:]
+            )
+    assert counting.passes == len(subject.batches) == 2
+
+
+def test_a_small_cache_forgets_the_oldest_and_stays_right(small_model: Models, monkeypatch: pytest.MonkeyPatch):
+    model = small_model("vit")
+    subject = untrained_subject(model, cache=1)
+    counting = Counting(model, monkeypatch)
+    kept = [subject.reconstruct(batch, "encoder") for batch in subject.batches]
+    again = [subject.reconstruct(batch, "encoder") for batch in subject.batches]
+    assert all(map(torch.equal, kept, again))
+    assert counting.passes == 4
+    assert len(subject._kept.values) == 1
+
+
+def test_options_of_a_reconstruction_are_kept_apart(small_model: Models):
+    subject = untrained_subject(small_model("vit"), 1)
+    batch = subject.batches[0]
+    own, borrowed = subject.reconstruct(batch, "encoder"), subject.reconstruct(batch, "encoder", reads="backbone")
+    assert not torch.equal(own, borrowed)
+    assert own.min() >= 0
+    assert own.max() <= 1
+    assert not own.requires_grad
+
+
+def test_values_are_joined_in_the_order_of_the_images(small_model: Models):
+    model = small_model("vit")
+    data = Pictures(model.pixels.size, 7, unreadable=[2])
+    subject = untrained_subject(model, 1, data=data)
+    assert [name for batch in subject.batches for name in batch.ids] == [f"square {n}" for n in (0, 1, 3, 4, 5, 6)]
+    assert subject.num_images == 6
+    means = subject.collect(lambda batch: batch.images.mean((1, 2, 3)))
+    readable = data.floats[[0, 1, 3, 4, 5, 6]]
+    assert torch.allclose(means, readable.mean((1, 2, 3)).double()[None], atol=1e-6)
+    assert subject.collect(lambda batch: torch.ones(3, len(batch.ids))).shape == (3, 6)
+    assert torch.allclose(subject.mean_image, readable.mean(0), atol=1e-6)
+
+
+def test_the_card_says_what_was_looked_at(small_model: Models):
+    model = small_model("detr")
+    card = untrained_subject(model).card()
+    assert json.loads(json.dumps(card)) == card
+    assert card["stages"] == model.stages
+    assert (card["random"], card["task"], card["num_images"], card["seeds"]) == (True, "detect", 6, [0, 1])
+    assert (card["data"], card["data_fingerprint"], card["size"]) == ("squares", "ab12", list(model.pixels.size))
+
+
+def test_fewer_images(small_model: Models):
+    subject = untrained_subject(small_model("vit"), 1, num_images=5)
+    assert subject.num_images == 5
+    assert subject.only(2).num_images == 2
+    assert torch.equal(subject.only(2).mean_image, subject.mean_image)
+    assert untrained_subject(small_model("vit"), 1, num_images=100).num_images == 6
+
+
+def test_chains_of_another_model_and_no_images_are_refused(small_model: Models):
+    detr, vit = small_model("detr"), small_model("vit")
+    with pytest.raises(UserError, match="this chain inverts small detr"):
+        subject_of(vit, [untrained_chain(detr)])
+    data = Pictures(vit.pixels.size, 2, unreadable=[0, 1])
+    with pytest.raises(UserError, match="squares has no image that can be read"):
+        Subject(vit, ChainEnsemble([untrained_chain(vit)]), data)
+
+
+def test_the_mean_image_of_a_run(tmp_path: Path):
+    assert mean_image_of(tmp_path) is None
+    image = torch.rand(3, 4, 5)
+    save_file({"mean_image": image}, tmp_path / "mean_image.safetensors")
+    found = mean_image_of(tmp_path)
+    assert found is not None
+    assert torch.equal(found, image)
+
+
+# ---- experiments
+
+
+def test_experiments_are_listed_by_their_name():
+    for name, experiment in EXPERIMENTS.items():
+        assert experiment.name == name
+        assert experiment.question.endswith("?")
+
+
+@pytest.mark.parametrize(
+    ("need", "words"), [("masks", "instance masks"), ("boxes", "boxes of objects"), ("labels", "class of the whole")]
+)
+def test_data_that_lacks_something_is_refused_before_anything_is_measured(
+    small_model: Models, tmp_path: Path, need: str, words: str
+):
+    def measure(subjects: Any) -> Result:
+        raise AssertionError("nothing should be measured")
+
+    experiment = Experiment("needy", "What?", measure, lambda result: error_bars({}), needs=(need,))
+    subject = untrained_subject(small_model("vit"), 1)
+    with pytest.raises(UserError, match=f"needy: squares has no {words}"):
+        run_experiment(experiment, [subject], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_with_what_is_needed_fits(small_model: Models):
+    subject = untrained_subject(small_model("vit"), 1)
+    size = subject.model.pixels.size
+    whole = Target(torch.tensor([[0.0, 0, 5, 5]]), torch.tensor([1]), torch.ones(1, *size, dtype=torch.bool), label=3)
+    for batch in subject.batches[:1]:
+        object.__setattr__(batch, "targets", (whole, *batch.targets[1:]))
+    subject.require("masks", "boxes", "labels")
+
+
+def test_a_model_of_another_kind_is_refused(small_model: Models, tmp_path: Path):
+    experiment = Experiment(
+        "detecting", "What?", lambda subjects: result_of(), lambda r: error_bars({}), (), ("detect",)
+    )
+    subject = untrained_subject(small_model("vit"), 1)
+    with pytest.raises(UserError, match="detecting is for models that detect, small vit does not"):
+        run_experiment(experiment, [subject], tmp_path)
+    model = small_model("detr")
+    images = Pictures(model.pixels.size).floats
+    assert experiment.fits(subject_of(model, [perfect_chain(model, images)])) == ""

@@ -1,0 +1,171 @@
+"""Pictures from every stage, and the errors of every stage: known answers, and the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from backsight.core import UserError
+from backsight.experiments import reconstruct, stage_error
+from backsight.metrics import mse, psnr, ssim
+from backsight.staging import StagedModel
+from known_chains import (
+    Pictures,
+    chain_of,
+    check_contract,
+    check_figure,
+    constant_chain,
+    perfect_subject,
+    subject_of,
+    untrained_subject,
+)
+
+Models = Callable[[str], StagedModel]
+
+# ---- reconstruct
+
+
+def test_a_perfect_chain_shows_the_input_from_everywhere(small_model: Models):
+    subject = perfect_subject(small_model("detr"))
+    result = reconstruct.measure([subject], num_pictures=5)
+    assert {p.labels["image"] for p in result.pictures} == {f"square {number}" for number in range(5)}
+    for stage in subject.stages:
+        assert result.one(stage=stage, of="seeds").values.shape == (2, 6)
+        assert result.one(stage=stage, of="seeds").values.max() < 1e-9
+        for source in result.shown(stage="input", row="plain"):
+            image = str(source.labels["image"])
+            assert torch.allclose(result.shown(stage=stage, image=image, row="mean")[0].image, source.image, atol=1e-5)
+            assert result.shown(stage=stage, image=image, row="spread")[0].image.max() < 1e-4
+
+
+def test_rows_are_mean_spread_and_seeds(small_model: Models):
+    model = small_model("vit")
+    dark, light = (torch.full((3, *model.pixels.size), value) for value in (0.4, 0.6))
+    subject = subject_of(model, [constant_chain(model, dark, 3), constant_chain(model, light, 7)])
+    result = reconstruct.measure([subject], num_pictures=1, rows=("mean", "spread", "seeds"))
+    pictures = {p.labels["row"]: p.image for p in result.shown(stage="encoder")}
+    assert list(pictures) == ["mean", "spread", "seed 3", "seed 7"]
+    deviation = 0.2 / 2**0.5  # of 0.4 and 0.6
+    for row, value in [("mean", 0.5), ("spread", deviation / reconstruct.WHITE), ("seed 3", 0.4), ("seed 7", 0.6)]:
+        assert pictures[row].shape == (3, *model.pixels.size)
+        assert torch.allclose(pictures[row], torch.tensor(value), atol=1e-6)
+    images = torch.cat([batch.images for batch in subject.batches])
+    middle = torch.full_like(images, 0.5)
+    assert torch.allclose(result.one(stage="encoder", of="their mean").values[0], mse(middle, images), atol=1e-8)
+    check_figure(reconstruct.draw(result))
+
+
+def test_every_entry_is_shown_and_detections_on_the_input(small_model: Models, tmp_path: Path):
+    subjects = [untrained_subject(small_model("detr"), 1), untrained_subject(small_model("vit"))]
+    result = check_contract("reconstruct", subjects, tmp_path, num_pictures=2, threshold=0.0)
+    assert "prediction@onehot" in result.values_of("stage")
+    assert len(result.shown(row="detected")) == 2
+    assert {p.labels["model"] for p in result.shown(row="detected")} == {"small detr"}
+    assert any("small detr has one seed" in note for note in result.notes)
+    assert {p.labels["model"] for p in result.shown(row="spread")} == {"small vit"}
+    assert result.shown(row="detected")[0].image.shape[-1] > subjects[0].model.pixels.size[1]  # enlarged for letters
+
+
+def named(model: StagedModel, name: str) -> StagedModel:
+    return StagedModel(model.module, model.spec, model.pixels, name=name, weights="given")
+
+
+def test_models_that_saw_the_same_images_share_columns(small_model: Models):
+    model = small_model("vit")
+    subjects = [untrained_subject(named(model, name), 1) for name in ("one", "other")]
+    figure = reconstruct.draw(reconstruct.measure(subjects, num_pictures=2, rows=["mean"]))
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert [title.replace("\n", " ") for title in titles] == [
+        "input", "one backbone", "one encoder", "other backbone", "other encoder"
+    ]  # fmt: skip
+    other = subject_of(subjects[1].model, subjects[1].ensemble.chains, Pictures(model.pixels.size, seed=1))
+    for batch in other.batches:  # other pixels under the same ids: an input of their own
+        assert batch.ids[0].startswith("square")
+    figure = reconstruct.draw(reconstruct.measure([subjects[0], other], num_pictures=2, rows=["mean"]))
+    assert [axes.get_title() for axes in figure.axes].count("input") == 2
+
+
+def test_wrong_rows_and_no_pictures_are_refused(small_model: Models):
+    subject = untrained_subject(small_model("vit"), 1)
+    for rows in (["median"], []):
+        with pytest.raises(UserError, match="the rows of an image are mean, spread, seeds"):
+            reconstruct.measure([subject], rows=rows)
+    nothing = reconstruct.measure([subject], num_pictures=0)
+    assert not nothing.pictures
+    with pytest.raises(UserError, match="no pictures to draw"):
+        reconstruct.draw(nothing)
+
+
+# ---- stage_error
+
+
+def mean_answers(model: StagedModel, images: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Every inverse answers the mean of every channel of its target."""
+    trace = model.run(images)
+
+    def answer(stage: str) -> Callable[[Tensor], Tensor]:
+        target = trace[model.spec.before(stage)]
+        over = (0, 2, 3) if target.ndim == 4 else (0, 1)
+        mean = target.mean(over, keepdim=True).expand_as(target)[:1]
+        return lambda features: mean.expand(len(features), *mean.shape[1:])
+
+    return {stage: answer(stage) for stage in model.stages}
+
+
+def test_a_perfect_chain_has_no_error_at_any_stage(small_model: Models):
+    subject = perfect_subject(small_model("detr"))
+    result = stage_error.measure([subject])
+    for stage in subject.stages:
+        for metric, value in [("mse", 0), ("relative mse", 0), ("layer error", 0), ("ssim", 1)]:
+            assert result.one(stage=stage, metric=metric).mean() == pytest.approx(value, abs=1e-5)
+
+
+def test_the_mean_of_every_channel_has_the_layer_error_one(small_model: Models):
+    model = small_model("detr")
+    images = Pictures(model.pixels.size).floats
+    subject = subject_of(model, [chain_of(model, mean_answers(model, images))])
+    result = stage_error.measure([subject])
+    for stage in model.stages:
+        assert result.one(stage=stage, metric="layer error").mean() == pytest.approx(1, abs=1e-4)
+
+
+def test_the_mean_image_is_the_unit_of_the_relative_error(small_model: Models):
+    model = small_model("vit")
+    images = Pictures(model.pixels.size).floats
+    subject = subject_of(model, [constant_chain(model, images.mean(0))])
+    result = stage_error.measure([subject])
+    assert result.one(stage="mean image", metric="relative mse").mean() == pytest.approx(1)
+    assert result.one(stage="encoder", metric="relative mse").mean() == pytest.approx(1, abs=1e-4)
+    given = torch.zeros(3, *model.pixels.size)
+    black = subject_of(model, [constant_chain(model, images.mean(0))], mean_image=given)
+    found = stage_error.measure([black])
+    for name, metric in [("mse", mse), ("psnr", psnr), ("ssim", ssim)]:
+        expected = metric(given.expand_as(images), images)
+        assert torch.allclose(found.one(stage="mean image", metric=name).values[0], expected)
+
+
+def test_what_cannot_be_measured_is_left_out_with_a_note(small_model: Models, monkeypatch: pytest.MonkeyPatch):
+    def no_weights(images: Tensor, others: Tensor) -> Tensor:
+        raise UserError("LPIPS needs weights")
+
+    monkeypatch.setattr(stage_error, "METRICS", {**stage_error.METRICS, "lpips": no_weights})
+    detr, vit = small_model("detr"), small_model("vit")
+    result = stage_error.measure([untrained_subject(detr, 1), untrained_subject(vit, 1)])
+    assert not result.select(metric="lpips")
+    assert "small detr: no lpips: LPIPS needs weights" in result.notes
+    assert any("small vit: no lpips: it needs images of at least 64 pixels" in note for note in result.notes)
+    monkeypatch.setattr(stage_error, "METRICS", {"mse": mse, "lpips": mse})
+    found = stage_error.measure([untrained_subject(detr, 1)])
+    assert torch.equal(
+        found.one(stage="encoder", metric="lpips").values, found.one(stage="encoder", metric="mse").values
+    )
+
+
+def test_contract_of_stage_error(small_model: Models, tmp_path: Path):
+    subjects = [untrained_subject(small_model(name)) for name in ("detr", "vit")]
+    result = check_contract("stage_error", subjects, tmp_path)
+    assert {"mse", "psnr", "ssim", "relative mse", "layer error"} <= set(result.values_of("metric"))

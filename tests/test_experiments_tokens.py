@@ -1,0 +1,156 @@
+"""Noise in tokens: what a local inverse keeps in its patches, what a global one spreads; routes, pictures, contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from backsight.chain import ChainEnsemble, build_chain
+from backsight.core import Layout, UserError
+from backsight.data import open_data
+from backsight.experiments import EXPERIMENTS, Result, Subject, run_experiment
+from backsight.experiments.token_noise import Route, measure, patch_pixels, routes
+from backsight.figures import to_png
+from backsight.perturb import choose_tokens, generator_for
+from backsight.tasks import make_plans
+from pixel_toy import paint_mean, paint_patches, pixel_model
+from small import build_small
+from stand_in_chains import Painter, paint_grey
+
+
+def subject_of(family: str, data: str, changes: tuple[str, ...] = (), num_images: int = 3) -> Subject:
+    model = build_small(family)
+    plans = make_plans(model, changes)
+    ensemble = ChainEnsemble(build_chain(model, plans, seed).eval() for seed in (0, 1))
+    return Subject(model, ensemble, open_data(data, model.pixels).test, num_images=num_images)
+
+
+@pytest.fixture(scope="module")
+def detector() -> Subject:
+    return subject_of("detr", "world:prior", ("backbone@local=local",))
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Subject:
+    return subject_of("vit", "world:prior:single")
+
+
+# ---- known answers
+
+
+def test_a_local_inverse_keeps_noise_in_its_patches() -> None:
+    model = pixel_model()
+    data = open_data("world:prior", model.pixels).test
+    result = measure([Subject(model, Painter(model, paint_patches(model)), data, num_images=4)])
+    assert len(result.select(metric="containment")) == 3 * 3
+    for each in result.select(metric="containment"):
+        assert torch.equal(each.values, torch.ones(2, 4, dtype=torch.float64))
+    for each in result.select(metric="error", region="untouched"):
+        assert each.values.abs().max() == 0
+    for each in result.select(metric="error", region="noised"):
+        assert each.values.min() > 1e-3
+
+
+def test_what_is_spread_evenly_is_not_contained() -> None:
+    model = pixel_model()
+    data = open_data("world:prior", model.pixels).test
+    result = measure([Subject(model, Painter(model, paint_mean(model)), data, num_images=4)])
+    for each in result.select(metric="containment"):
+        assert each.values.flatten().tolist() == pytest.approx([0] * 8, abs=1e-4)
+
+
+def test_an_inverse_that_does_not_look_has_no_answer() -> None:
+    model = pixel_model()
+    data = open_data("world:prior", model.pixels).test
+    result = measure([Subject(model, Painter(model, paint_grey(model)), data, num_images=4)])
+    assert all(each.values.isnan().all() for each in result.select(metric="containment"))
+    assert {each.mean() for each in result.select(metric="error")} == {0.0}
+    assert len(to_png(EXPERIMENTS["token_noise"].draw(result))) > 10_000  # empty axes, and pictures
+
+
+def test_the_true_local_inverses_are_local(detector: Subject, classifier: Subject) -> None:
+    result = measure([detector, classifier], shares=(0.5,))
+    for labels in ({"model": "small detr", "inverse": "local"}, {"model": "small vit", "inverse": "chain"}):
+        local = result.one(**labels, noised="backbone", stage="backbone", metric="error", region="untouched")
+        assert local.values.abs().max() == 0
+        through = result.one(**labels, noised="backbone", stage="encoder", metric="error", region="untouched")
+        assert through.values.min() > 0  # the model's attention spreads it
+
+
+# ---- the parts
+
+
+def test_routes(detector: Subject, classifier: Subject) -> None:
+    three = [("backbone", "backbone"), ("encoder", "encoder"), ("backbone", "encoder")]
+    assert routes(classifier) == [Route(*pair) for pair in three]
+    assert routes(detector) == [Route(*pair, inverse) for inverse in ("chain", "local") for pair in three]
+    assert routes(detector)[3].options(detector) == {"via": {"backbone": "local"}}
+
+
+def test_patches_of_tokens() -> None:
+    layout = Layout(tokens=1 + 6, width=4, grids=((2, 3),), prefix=1)
+    chosen = torch.tensor([[False, True, False, False, False, False, True]])
+    pixels = patch_pixels(chosen, layout, (16, 24))
+    expected = torch.zeros(1, 16, 24, dtype=torch.bool)
+    expected[0, :8, :8], expected[0, 8:, 16:] = True, True
+    assert torch.equal(pixels, expected)
+    # A grid that was rounded up: the last patches reach over the edge.
+    chosen = torch.tensor([[False, False, False, False, False, True]])
+    pixels = patch_pixels(chosen, Layout(tokens=6, width=4, grids=((2, 3),)), (50, 70))
+    expected = torch.zeros(1, 50, 70, dtype=torch.bool)
+    expected[0, 32:, 64:] = True
+    assert torch.equal(pixels, expected)
+    # A pyramid is covered by its coarsest patches.
+    pyramid = Layout(tokens=24 + 6, width=4, grids=((4, 6), (2, 3)))
+    chosen = choose_tokens(pyramid, 0.5, generator_for(0, "a"))[None]
+    assert float(patch_pixels(chosen, pyramid, (16, 24)).float().mean()) == 0.5
+
+
+def test_the_noise_is_the_same_whatever_the_batches(classifier: Subject) -> None:
+    other = Subject(classifier.model, classifier.ensemble, classifier.data, num_images=3, batch_size=2)
+    one, two = (measure([each], shares=(0.3,), num_pictures=0) for each in (classifier, other))
+    for ours, theirs in zip(one.measurements, two.measurements, strict=True):
+        assert ours.labels == theirs.labels
+        torch.testing.assert_close(ours.values, theirs.values, rtol=1e-4, atol=1e-9)
+    assert not torch.equal(measure([other], shares=(0.3,), seed=1).measurements[0].values, two.measurements[0].values)
+
+
+def test_a_pyramid_is_noised_at_all_levels() -> None:
+    result = measure([subject_of("deformable_detr", "world:prior", num_images=2)], shares=(0.5,), noise="zero")
+    noised = result.one(noised="backbone", stage="backbone", metric="error", region="noised")
+    assert noised.values.shape == (2, 2)
+    assert noised.values.min() > 0
+    assert len(result.select(metric="containment")) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shares": (0.5, 1.5)}, "between 0 and 1"),
+        ({"shares": ()}, "between 0 and 1"),
+        ({"noise": "pink"}, "no noise 'pink': there are uniform, zero, swap"),
+    ],
+)
+def test_mistakes(classifier: Subject, settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        measure([classifier], **settings)
+
+
+def test_tokens_cannot_be_swapped_with_nobody(classifier: Subject) -> None:
+    alone = Subject(classifier.model, classifier.ensemble, classifier.data, num_images=3, batch_size=2)
+    with pytest.raises(UserError, match="single image"):
+        measure([alone], noise="swap")
+    result = measure([classifier], noise="swap", shares=(0.5,))
+    assert result.one(noised="backbone", stage="backbone", metric="containment").mean() == 1
+
+
+def test_contract(detector: Subject, classifier: Subject, tmp_path: Path) -> None:
+    experiment = EXPERIMENTS["token_noise"]
+    run_experiment(experiment, [detector, classifier], tmp_path, {"shares": (0.1, 0.5)})
+    loaded = Result.load(tmp_path)
+    assert (tmp_path / "figure.png").read_bytes() == to_png(experiment.draw(loaded))
+    assert loaded.values_of("share") == [0.1, 0.5]
+    assert all(each.values.shape == (2, 3) for each in loaded.measurements)
+    assert len(loaded.shown(model="small detr", inverse="local", share=0.5, shows="input")) == 3

@@ -1,0 +1,349 @@
+"""All experiments into one folder: every claim finds what it needs, nothing is done twice, a failure stops no other."""
+
+import json
+import shutil
+from copy import copy, deepcopy
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+import backsight.reproduce as module
+from backsight.chain import ChainEnsemble, build_chain
+from backsight.core import UserError
+from backsight.data.world import World
+from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject
+from backsight.experiments.claims import CLAIMS, load_claims
+from backsight.experiments.opening import open_subject, read_settings
+from backsight.figures import image_png
+from backsight.models import load_model
+from backsight.report.experiments import write_experiments_report
+from backsight.reproduce import experiment, find_experiment, read_all_settings, reproduce
+from backsight.staging import StagedModel
+from backsight.tasks import make_plans
+from known_chains import untrained_chain
+from small import build_small
+
+LAWS = ("prior", "defining", "independent")
+QUICK = {
+    "attention_ablation": {"steps": 1, "batch_size": 2},
+    "truth": {"num_scenes": 6, "num_training": 8},
+    "token_noise": {"shares": [0.3]},
+}
+
+
+INVERSES = {
+    "detr": [
+        *("backbone=local:depth=1", "encoder=encoder:depth=1", "decoder=decoder:depth=1"),
+        "prediction@onehot=none",
+    ],
+    "vit": ["encoder=blocks:depth=1"],
+}
+"""Small ones: they are many."""
+
+
+@cache
+def small_model(family: str) -> tuple[StagedModel, ChainEnsemble]:
+    """A small random model with two untrained chains."""
+    model = build_small(family)
+    plans = make_plans(model, INVERSES[family])
+    return model, ChainEnsemble([build_chain(model, plans, seed).eval() for seed in (0, 1)])
+
+
+def small_subject(family: str, law: str, images: int = 4) -> Subject:
+    """The same for every law, by another name, on the drawn world."""
+    known, chains = small_model(family)
+    model = copy(known)
+    model.name = f"{family} {law}"
+    return Subject(model, chains, World(law, model.pixels.size, 2, images, single=family == "vit"), batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def cast() -> dict[str, Subject]:
+    """A detector and a classifier for every law."""
+    found = [small_subject(family, law) for family in ("detr", "vit") for law in LAWS]
+    return {subject.name: subject for subject in found}
+
+
+@pytest.fixture
+def opened(cast, monkeypatch) -> list[str]:
+    """Models are those of the cast, by name; figures (tested elsewhere) are a dot. Gives the names that were opened."""
+    names: list[str] = []
+
+    def open_one(model, chain, data, **options):
+        names.append(model)
+        return cast[model]
+
+    def draw(experiment, result, folder):
+        for name in ("figure.png", "figure.pdf"):
+            Path(folder, name).write_bytes(image_png(torch.zeros(3, 1, 1)))
+
+    monkeypatch.setattr(module, "open_subject", open_one)
+    monkeypatch.setattr(module, "draw", draw)
+    return names
+
+
+def make_run(folder: Path, task: str, weight: float | None, error: float, precision: float) -> Path:
+    """A finished run, as far as ``trade_off`` reads it."""
+    folder.mkdir()
+    config = {"model": {"name": "small", "weights": "random"}, "task": task, "trade_off": weight}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    evaluation = {
+        "seeds": [0, 1, 2],
+        "num_images": 9,
+        "entries": {"backbone": {"mse": [error, error * 1.01, error * 0.99]}},
+        "task_metrics": {"AP": [precision] * 3},
+        "card": {"data": "coco:x", "data_fingerprint": "ab"},
+    }
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    (folder / "card.md").write_text("card")
+    return folder
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.glob("*/*")}
+
+
+def test_every_claim_finds_what_it_needs(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MODELS", ("detr prior", "vit prior"))
+    others = [module.Choice(f"{family} {law}") for family in ("detr", "vit") for law in LAWS[1:]]
+    monkeypatch.setattr(module, "_other_shipped", lambda: others)
+    numbers = {
+        "modular": (None, 0.05, 0.4),
+        "classic": (None, 0.03, 0.4),
+        "low": (0.1, 0.03, 0.41),
+        "high": (0.9, 0.01, 0.3),
+    }
+    runs = [
+        make_run(tmp_path / name, name if weight is None else "joint", weight, error, precision)
+        for name, (weight, error, precision) in numbers.items()
+    ]
+    page = reproduce(tmp_path / "all", settings=QUICK, runs=runs)
+    assert opened == ["detr prior", "vit prior", *(choice.model for choice in others)]  # each once
+    assert Result.load(tmp_path / "all" / "truth").values_of("law") == ["prior", "defining", "independent"]
+
+    found = load_claims(tmp_path / "all" / "claims.json")
+    assert {each.id for each in found} == {claim.id for claim in CLAIMS}
+    left = {each.id: each.reason for each in found if each.verdict == "not tested"}
+    assert "measured its saturation" in left.pop("classic-is-greyish")
+    assert "no local inverse" in left.pop("detr-noise-blends-local")
+    assert all(reason.startswith("no image has an answer") for reason in left.values()), left
+    assert len(left) < 4, left
+    verdicts = {each.id: each.verdict for each in found}
+    assert {verdicts[name] for name in ("classic-below-modular", "error-falls-with-lambda")} == {"holds"}
+    assert verdicts["vit-keeps-detail"] == "undecided"  # of four images nothing can be told
+
+    steps = json.loads((tmp_path / "all" / "reproduce.json").read_text())["steps"]
+    assert [step["experiment"] for step in steps if not step["reason"]] == list(EXPERIMENTS)
+    check_page(page, [each.statement for each in found])
+
+
+FEW = ("stage_error", "abstraction", "trade_off", "detection_errors")
+
+
+def test_what_is_done_is_kept_until_something_changes(opened, cast, tmp_path, monkeypatch):
+    def again(**changes):
+        reproduce(tmp_path, **{"models": ["detr prior", "vit prior"], "experiments": FEW, **changes})
+        return times(tmp_path)
+
+    first = again()
+    assert {name.partition("/")[0] for name in first} == {"stage_error", "abstraction", "detection_errors"}
+    assert again() == first
+    steps = json.loads((tmp_path / "reproduce.json").read_text())["steps"]
+    assert [step["kept"] for step in steps] == [True, True, False, True]
+
+    second = again(settings={"abstraction": {"threshold": 0.4}})
+    assert {name.partition("/")[0] for name in first if second[name] != first[name]} == {"abstraction"}
+    (tmp_path / "stage_error" / "asked.json").unlink()  # interrupted before the end
+    third = again(settings={"abstraction": {"threshold": 0.4}})
+    assert {name.partition("/")[0] for name in first if third[name] != second[name]} == {"stage_error"}
+    monkeypatch.setitem(cast, "vit prior", small_subject("vit", "prior", images=3))
+    fourth = again(settings={"abstraction": {"threshold": 0.4}})
+    changed = {name.partition("/")[0] for name in first if fourth[name] != third[name]}
+    assert changed == {"stage_error", "abstraction"}  # errors of detections have nothing to do with a classifier
+
+
+def test_other_chains_are_other_results(opened, cast, tmp_path, monkeypatch):
+    names = {"models": ["vit prior"], "experiments": ["stage_error"]}
+    reproduce(tmp_path, **names)
+    before = times(tmp_path)
+    known = cast["vit prior"]
+    chains = deepcopy(known.ensemble)
+    with torch.no_grad():
+        next(chains.chains[0].parameters()).add_(0.1)
+    monkeypatch.setitem(cast, "vit prior", Subject(known.model, chains, known.data, batch_size=4))
+    reproduce(tmp_path, **names)
+    assert before.keys() == times(tmp_path).keys()
+    assert set(before.values()).isdisjoint(times(tmp_path).values())
+
+
+def test_a_failure_stops_nothing_else(opened, tmp_path, monkeypatch, caplog):
+    def measure(subjects, *, limit: int = 1):
+        if any("vit" in subject.name for subject in subjects) or limit > 1:
+            raise UserError("no such thing here")
+        return Result("odd", [subject.card() for subject in subjects], [])
+
+    odd = Experiment("odd", "Is it odd?", measure, lambda result: None)
+    monkeypatch.setitem(EXPERIMENTS, "odd", odd)
+    caplog.set_level("INFO")
+    names = {"models": ["detr prior", "vit prior"], "experiments": ["trade_off", "odd", "stage_error"]}
+    page = reproduce(tmp_path / "one", **names)
+    assert Result.load(tmp_path / "one" / "odd").notes == ["vit prior is left out: no such thing here"]
+    assert [card["model"] for card in Result.load(tmp_path / "one" / "odd").subjects] == ["detr prior"]
+    assert "give their folders as runs" in page.read_text()
+    assert (
+        caplog.messages[0] == "[1/3] trade_off: not done: trade_off compares finished runs: give their folders as runs"
+    )
+    assert caplog.messages[2].startswith("[3/3] stage_error: ")
+
+    reproduce(tmp_path / "one", **names, settings={"odd": {"limit": 2}})
+    found = {each.id: each for each in load_claims(tmp_path / "one" / "claims.json")}
+    assert found["classic-below-modular"].reason == "trade_off compares finished runs: give their folders as runs"
+    assert found["error-rises-vit"].verdict == "undecided"
+    assert found["missed-vanish"].reason == "detection_errors was not done"
+    steps = json.loads((tmp_path / "one" / "reproduce.json").read_text())["steps"]
+    assert steps[1]["reason"].count("no such thing here") == 2
+    page = write_experiments_report(tmp_path / "one")  # what an earlier call left of `odd` is not shown
+    assert '<section id="odd">' not in page.read_text()
+    assert '<section id="stage_error">' in page.read_text()
+
+
+def test_an_experiment_for_no_model_says_why(opened, tmp_path):
+    reproduce(tmp_path, models=["vit prior"], experiments=["detection_errors"])
+    (step,) = json.loads((tmp_path / "reproduce.json").read_text())["steps"]
+    assert step["reason"] == "detection_errors is for models that detect, vit prior does not"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"experiments": ["stage-error"]}, "did you mean stage_error?"),
+        ({"experiments": ["xyz"]}, "there are reconstruct, stage_error"),
+        ({"models": ["a", "b"], "chains": ["c"]}, "2 models and 1 chains"),
+        ({"models": ["a", "b", "c"], "data": ["x", "y"]}, "3 models and 2 data"),
+        ({"settings": {"truth": {"scenes": 1}}}, "no setting 'scenes': there are num_scenes, num_training"),
+        ({"settings": {"truth": {"num_scenes": "many"}}}, "num_scenes=many: it is to be of the kind of 200"),
+        ({"models": ["vit prior", "vit prior"], "data": ["world", "world:single"]}, "have one name"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(opened, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=".*".join(message.split("?"))) as error:
+        reproduce(tmp_path, **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(UserError, match="is a file"):
+        reproduce(tmp_path / "out")
+
+
+def test_settings_are_read_as_their_defaults_are():
+    measure = find_experiment("token_noise").measure
+    assert read_settings(measure, ["shares=[0.1, 0.5]", "seed=3"]) == {"shares": [0.1, 0.5], "seed": 3}
+    assert read_settings(measure, ["shares=0.1", "noise=zero"]) == {"shares": [0.1], "noise": "zero"}
+    assert read_settings(find_experiment("abstraction").measure, ["threshold=1"]) == {"threshold": 1.0}
+    assert read_settings(find_experiment("color_perturbation").measure, ["category="]) == {"category": ""}
+    for text in ("seed", "seed=a", "seed=[1", "seed=true"):
+        with pytest.raises(UserError):
+            read_settings(measure, [text])
+    assert read_all_settings(["truth.num_scenes=7", "truth.num_training=9"]) == {
+        "truth": {"num_scenes": 7, "num_training": 9}
+    }
+    with pytest.raises(UserError, match="write EXPERIMENT"):
+        read_all_settings(["num_scenes=7"])
+
+
+# ---- opening what a user names
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run's folder as far as it is opened: chains, the data's name, the mean image."""
+    folder = tmp_path_factory.mktemp("run")
+    model = load_model("zoo/vit-prior")
+    for seed in (0, 1):
+        untrained_chain(model, seed).save(folder / "chains" / str(seed))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"spec": "world:prior:single"}}))
+    save_file({"mean_image": torch.full((3, 96, 96), 0.25)}, folder / "mean_image.safetensors")
+    return folder
+
+
+def test_a_run_says_its_model_its_data_and_its_mean_image(run):
+    for chain, seeds in ((run, [0, 1]), (run / "chains", [0, 1]), (run / "chains" / "1", [1])):
+        subject = open_subject(chain=chain, num_images=3)
+        assert (subject.name, subject.data.name, subject.num_images) == ("zoo/vit-prior", "world:prior:single", 3)
+        assert subject.seeds == seeds
+        assert subject.mean_image.unique().tolist() == [0.25]
+    assert (
+        open_subject("zoo/vit-prior", run, "world:defining:single", num_images=2).data.name == "world:defining:single"
+    )
+
+
+def test_what_cannot_be_opened_says_what_would(run, tmp_path):
+    with pytest.raises(UserError, match="detr-resnet-50 comes without chains: name a run by --chain RUN"):
+        open_subject("detr-resnet-50")
+    with pytest.raises(UserError, match="neither a model nor a chain"):
+        open_subject()
+    with pytest.raises(UserError, match="at least 1"):
+        open_subject(chain=run, num_images=0)
+    shutil.copytree(run / "chains" / "0", tmp_path / "alone")
+    with pytest.raises(UserError, match="name the data by --data"):
+        open_subject(chain=tmp_path / "alone")
+
+
+def test_one_experiment_and_its_page(run, tmp_path):
+    result = experiment("trust", tmp_path, chains=[run], images=4)
+    assert result.subjects[0]["num_images"] == 4
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("result.json", "table.csv", "figure.png", "figure.pdf", "report.html")
+    }
+    page = check_page(tmp_path / "report.html", [EXPERIMENTS["trust"].question, "zoo/vit-prior"])
+    assert page.count("<tr>") > len(result.measurements)
+
+
+def test_an_experiment_on_nothing_says_what_to_name(tmp_path):
+    with pytest.raises(UserError, match="trust looks at models: name some"):
+        experiment("trust", tmp_path)
+    with pytest.raises(UserError, match="give their folders as runs"):
+        experiment("trade_off", tmp_path)
+    runs = [make_run(tmp_path / name, name, None, 0.05, 0.4) for name in ("modular", "classic")]
+    result = experiment("trade_off", tmp_path / "out", settings=[f"runs=[{runs[0]}, {runs[1]}]"])
+    assert result.values_of("task") == ["modular", "classic"]
+
+
+# ---- the page
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, and all text."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def check_page(path: Path, said: list[str]) -> str:
+    """The page is whole in itself and says all of ``said``; gives its source."""
+    source = path.read_text(encoding="utf-8")
+    page = Tags(source)
+    links = [each[name] for _, each in page.tags for name in ("src", "href") if name in each]
+    assert links
+    assert all(link.startswith(("data:image/", "#")) for link in links)
+    anchors = {each.get("id") for _, each in page.tags}
+    assert {link[1:] for link in links if link.startswith("#")} <= anchors
+    assert not {"link", "iframe", "object", "form"} & {tag for tag, _ in page.tags}
+    assert [text for text in said if text not in " ".join(page.text.split())] == []
+    return source
