@@ -166,6 +166,12 @@ def test_what_is_done_is_kept_until_something_changes(opened, cast, tmp_path, mo
     changed = {name.partition("/")[0] for name in first if fourth[name] != third[name]}
     assert changed == {"stage_error", "abstraction"}  # errors of detections have nothing to do with a classifier
 
+    fifth = again(experiments=["stage_error"])
+    assert fifth == fourth
+    assert '<section id="detection_errors">' in (tmp_path / "report.html").read_text()
+    found = {each.id: each.reason for each in load_claims(tmp_path / "claims.json")}
+    assert found["missed-vanish"] != found["vit-noise-stays"] == "token_noise was not done"
+
 
 def test_other_chains_are_other_results(opened, cast, tmp_path, monkeypatch):
     names = {"models": ["vit prior"], "experiments": ["stage_error"]}

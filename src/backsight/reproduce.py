@@ -40,6 +40,10 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 """Where an experiment's own defaults take long, or fill the page: all of it is to take 20 minutes on two cores."""
 
 
+FILES = ("result.json", "table.csv", "figure.png", "figure.pdf")
+"""What an experiment leaves in its folder."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """A model to look at, as :func:`~backsight.experiments.opening.open_subject` takes it; None for its default."""
@@ -108,7 +112,7 @@ def reproduce(
         chains: for each of them a run, one chain, or a name; those that ship with the model by default.
         data: one for all, or one for each; what the chains were trained on by default.
         images: how many test images; None for all.
-        experiments: the names of some; all by default.
+        experiments: the names of some; all by default. What the folder holds of others is shown as it is.
         runs: finished runs, which ``trade_off`` compares.
         settings: of experiments by name, in place of :data:`SETTINGS` and their own.
         device: where to compute.
@@ -280,15 +284,21 @@ def _digest(ensemble: ChainEnsemble) -> str:
 
 
 def _is_done(folder: Path, asked: Mapping[str, Any]) -> bool:
-    files = [folder / name for name in ("asked.json", "result.json", "table.csv", "figure.png", "figure.pdf")]
-    return all(file.is_file() for file in files) and json.loads(files[0].read_text(encoding="utf-8")) == asked
+    return _is_whole(folder) and json.loads((folder / "asked.json").read_text(encoding="utf-8")) == asked
+
+
+def _is_whole(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in (*FILES, "asked.json"))
 
 
 # ---- the end
 
 
 def _conclude(steps: Sequence[Step], out: Path) -> Path:
-    """Test the claims on all results, and write the page."""
+    """Test the claims on all results, also those of experiments that were not asked for again, and write the page."""
+    asked = {step.experiment for step in steps}
+    earlier = [name for name in EXPERIMENTS if name not in asked and _is_whole(out / name)]
+    steps = [*steps, *(Step(name, 0.0, kept=True) for name in earlier)]
     results = {step.experiment: Result.load(out / step.experiment) for step in steps if not step.reason}
     missing = {step.experiment: step.reason for step in steps if step.reason}
     save_claims(judge(CLAIMS, results, missing), out / "claims.json")

@@ -61,7 +61,7 @@ def reproduce(
         chains: For each model a run, one chain, or a name; those that ship with the model if not given.
         data: One for all models, or one for each; what the chains were trained on if not given.
         images: How many test images to look at.
-        experiments: Only these.
+        experiments: Only these; what the folder holds of others is shown as it is.
         runs: Finished runs (modular, classic, joint) for the experiment trade_off.
         set: Settings of experiments, as truth.num_scenes=200.
         device: Where to compute: auto, cpu, cuda.

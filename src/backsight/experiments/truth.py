@@ -1,10 +1,11 @@
 """Does a reconstruction tell the truth? Known changes of drawn scenes, looked for in reconstructions and by probes.
 
-One thing in a scene is changed and the scene drawn again, so the two pictures differ in that alone. Then it is measured
-how much of the change survives: in the reconstructions, and in what a linear probe reads from the very features that
-they are made of. An inverse trained on the squared error paints the average of what it has seen wherever the features
-do not tell (or it did not learn to read) a colour, and an average looks like a prototype that the model keeps. Where
-the probe finds what the inverse does not show, the reconstruction says something about the inverse, not about the model.
+One thing in a scene is changed and the scene drawn again, so the two pictures differ in that alone. Then it is
+measured how much of the change survives: in the reconstructions, and in what a linear probe reads from the very
+features that they are made of. An inverse trained on the squared error paints the average of what it has seen
+wherever the features do not tell (or it did not learn to read) a colour, and an average looks like a prototype that
+the model keeps. Where the probe finds what the inverse does not show, the reconstruction says something about the
+inverse, not about the model.
 """
 
 from __future__ import annotations

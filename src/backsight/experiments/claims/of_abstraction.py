@@ -40,9 +40,10 @@ def _undetected_fades(evidence: Evidence) -> Iterator[Comparison]:
 
 
 def _fades_more(evidence: Evidence) -> Iterator[Comparison]:
-    """Other images: hardly any has both, and those that do are the crowded ones."""
-    for region in (UNDETECTED, BACKGROUND):
-        yield Comparison(f"{region} less {DETECTED}", _faded(evidence, region), _faded(evidence, DETECTED))
+    """Few images have objects of both kinds, and those that do are the crowded ones: these are not paired."""
+    detected = _faded(evidence, DETECTED)
+    yield Comparison(f"{BACKGROUND} less {DETECTED}", _faded(evidence, BACKGROUND) - detected)
+    yield Comparison(f"{UNDETECTED} less {DETECTED}", _faded(evidence, UNDETECTED), detected)
 
 
 def _missed_vanish(evidence: Evidence) -> Iterator[Comparison]:
