@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from backsight.chain import ChainEnsemble
 from backsight.core import UserError
 from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject, draw, run_experiment
+from backsight.experiments.choices import Choice, choose
 from backsight.experiments.claims import CLAIMS, judge, save_claims
 from backsight.experiments.opening import NUM_IMAGES, check_settings, has_chains, open_subject, read_settings
 from backsight.files import write_json
@@ -42,15 +43,6 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 
 FILES = ("result.json", "table.csv", "figure.png", "figure.pdf")
 """What an experiment leaves in its folder."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A model to look at, as :func:`~backsight.experiments.opening.open_subject` takes it; None for its default."""
-
-    model: str | None = None
-    chain: str | None = None
-    data: str | None = None
 
 
 def experiment(
@@ -81,7 +73,7 @@ def experiment(
     """
     chosen, out = find_experiment(name), _folder(out)
     values = read_settings(chosen.measure, settings)
-    subjects = [_open(choice, images, device) for choice in _choices(models, chains, data)]
+    subjects = [_open(choice, images, device) for choice in choose(models, chains, data)]
     if not subjects and not _reads_runs(chosen):
         raise UserError(f"{name} looks at models: name some, as zoo/detr-prior, or their chains by --chain")
     result = run_experiment(chosen, subjects, out, values, command())
@@ -126,8 +118,9 @@ def reproduce(
     out = _folder(out)
     chosen = [find_experiment(name) for name in experiments or EXPERIMENTS]
     values = _settings(settings or {}, runs)
-    cast = _choices(models, chains, data) if models or chains else [Choice(name) for name in MODELS]
-    on_all = cast if models or chains else [*cast, *_other_shipped()]
+    named = bool(models or chains)
+    cast = choose(models if named else MODELS, chains, data)
+    on_all = cast if named or data else [*cast, *_other_shipped()]
     open_once = cache(lambda choice: _open(choice, images, device))
     steps = []
     for number, each in enumerate(chosen, 1):
@@ -171,18 +164,6 @@ def _reads_runs(experiment: Experiment) -> bool:
 
 
 # ---- what to look at
-
-
-def _choices(models: Sequence[str], chains: Sequence[str | Path], data: Sequence[str]) -> list[Choice]:
-    """One for each model, or for each chain where no model is named."""
-    num = len(models) or len(chains)
-    if len(chains) not in (0, num):
-        raise UserError(f"{len(models)} models and {len(chains)} chains: name a chain for each model, or none")
-    if len(data) not in (0, 1, num):
-        raise UserError(f"{num} models and {len(data)} data: name one for all, one for each, or none")
-    columns = ([*models] or [None] * num, [str(each) for each in chains] or [None] * num, [*data] or [None])
-    every = columns[2] * num if len(columns[2]) == 1 else columns[2]
-    return [Choice(*row) for row in zip(columns[0], columns[1], every, strict=True)]
 
 
 def _other_shipped() -> list[Choice]:
