@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from backsight.chain import Plan, build_chain
 from backsight.cli import main
+from backsight.cli.main import gather
 from backsight.core import Pixels
 from backsight.models import MODELS, stage_module
 
@@ -69,6 +70,12 @@ def test_help_of_every_command_is_there(capsys: pytest.CaptureFixture[str]) -> N
             main([command, "--help"])
         assert stop.value.code == 0
         assert "usage: backsight" in capsys.readouterr().out
+
+
+def test_an_option_given_twice_means_both_values() -> None:
+    typed = ["train", "vit", "--inverse", "a=b", "c=d", "--steps", "3", "--inverse=e=f:learning_rate=1e-3"]
+    assert gather(typed) == ["train", "vit", "--inverse", "a=b", "c=d", "e=f:learning_rate=1e-3", "--steps", "3"]
+    assert gather(["models"]) == ["models"]
 
 
 def test_help_loads_nothing_heavy() -> None:

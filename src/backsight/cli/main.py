@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tyro
 
@@ -50,11 +50,27 @@ def _parse(arguments: list[str]) -> Callable[[], None]:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return build().cli(prog="backsight", description=DESCRIPTION, args=arguments, config=PARSING)
+            return build().cli(prog="backsight", description=DESCRIPTION, args=gather(arguments), config=PARSING)
     except SystemExit as stop:
         if stop.code == 2:
             _fail(_in_one_line(said.getvalue()), 2)
         raise
+
+
+def gather(arguments: Sequence[str]) -> list[str]:
+    """An option given twice means both its values: ``--inverse a --inverse b`` is ``--inverse a b``.
+
+    Left as it is, the second would silently replace the first. Positional arguments stay where they are, in front.
+    """
+    groups: dict[str, list[str]] = {"": []}
+    name = ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            groups.setdefault(name, []).extend([value] if equals else [])
+        else:
+            groups[name].append(argument)
+    return groups.pop("") + [each for option, values in groups.items() for each in (option, *values)]
 
 
 def _in_one_line(box: str) -> str:

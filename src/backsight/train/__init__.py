@@ -2,8 +2,9 @@
 
 from backsight.train.budget import Budget
 from backsight.train.loop import Interrupted, Loop, State, Task
-from backsight.train.run import Run, command, open_model, read_size, train, train_run
+from backsight.train.run import Run, command
 from backsight.train.run_folder import RunFolder
+from backsight.train.start import open_model, read_size, train, train_run
 
 __all__ = [
     "Budget",

@@ -17,13 +17,12 @@ from backsight.data import Batch, sum_images
 from backsight.devices import autocast
 from backsight.train.budget import Budget
 from backsight.train.run_folder import RunFolder
+from backsight.train.updates import Updates
 
 LOG_EVERY = 10
 """Batches between two readings of the losses: reading one waits for the device."""
 LOG_AFTER = 5.0
 """Seconds after which they are read all the same."""
-CLIP = 1.0
-"""The largest norm of a network's gradient."""
 
 
 class Task(Protocol):
@@ -89,10 +88,7 @@ class Loop:
         self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
         self.watchers: list[Callable[[State, Mapping[str, float], float], None]] = []
         self.state = State()
-        self.optimisers = {
-            name: torch.optim.Adam(network.parameters(), lr=task.learning_rates[name])
-            for name, network in task.networks.items()
-        }
+        self.updates = Updates(task.networks, task.learning_rates)
         self._unread: list[tuple[int, dict[str, Tensor]]] = []
         self._losses: dict[str, float] = {}
         self._saved, self._read = 0.0, 0.0
@@ -124,7 +120,7 @@ class Loop:
         if batch.ids:
             for name, loss in self._in_precision(self.task.losses(batch.images, batch.valid)):
                 losses[name] = loss.detach()
-                self._update(name, loss, factor)
+                self.updates.apply(name, loss, factor)
             total, counts = sum_images(batch)
             state.image_sum = total if state.image_sum is None else state.image_sum + total
             state.pixel_counts = state.pixel_counts + counts
@@ -141,15 +137,6 @@ class Loop:
             if found is None:
                 return
             yield found
-
-    def _update(self, name: str, loss: Tensor, factor: float) -> None:
-        optimiser = self.optimisers[name]
-        for group in optimiser.param_groups:
-            group["lr"] = self.task.learning_rates[name] * factor
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.task.networks[name].parameters(), CLIP)
-        optimiser.step()
 
     def _look(self, asked: list[int]) -> None:
         """Between two batches: read losses, validate, write checkpoints, stop if asked to."""
@@ -220,7 +207,7 @@ class Loop:
             {
                 "state": vars(self.state),
                 "networks": {name: network.state_dict() for name, network in self.task.networks.items()},
-                "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+                "optimisers": self.updates.state_dict(),
                 "random": torch.get_rng_state(),
             },
         )
@@ -235,7 +222,7 @@ class Loop:
                 setattr(self.state, name, value.to(self.device))
         for name, network in self.task.networks.items():
             network.load_state_dict(checkpoint["networks"][name])
-            self.optimisers[name].load_state_dict(checkpoint["optimisers"][name])
+        self.updates.load_state_dict(checkpoint["optimisers"])
         torch.set_rng_state(checkpoint["random"])
         self._saved = self.state.seconds
 

@@ -98,8 +98,8 @@ _TO_VIT = ("backbone=patch:whole=true,learning_rate=3e-3", "encoder=blocks:depth
 
 CHAINS: dict[str, ChainRecipe] = {
     "detr-prior": ChainRecipe(_TO_DETR, seeds=3, steps=3_000),
-    "detr-independent": ChainRecipe(_TO_DETR, seeds=3, steps=1_000, shipped=1),
-    "detr-defining": ChainRecipe(_TO_DETR, seeds=3, steps=1_000, shipped=1),
+    "detr-independent": ChainRecipe(_TO_DETR, seeds=3, steps=4_000, shipped=1),
+    "detr-defining": ChainRecipe(_TO_DETR, seeds=3, steps=2_000, shipped=1),
     "deformable-detr-prior": ChainRecipe(_TO_DEFORMABLE, seeds=1, steps=600),
     "vit-prior": ChainRecipe(_TO_VIT, seeds=3, steps=2_000),
     "vit-independent": ChainRecipe(_TO_VIT, seeds=3, steps=600, shipped=1),

@@ -1,0 +1,79 @@
+"""Where a run starts: a model and options come in, trained chains go out."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from backsight.chain import ChainEnsemble
+from backsight.core import UserError
+from backsight.devices import choose_device
+from backsight.models import load_model
+from backsight.options import ModelOptions, TrainOptions, parse_size
+from backsight.staging import StagedModel
+from backsight.train.progress import ProgressLine, Tracker
+from backsight.train.run import Run
+from backsight.train.run_folder import RunFolder
+
+
+def train(model: StagedModel | str, **options: Any) -> ChainEnsemble:
+    """Train every inverse of ``model``, all stages and seeds in one pass of the forward model over the images.
+
+    Args:
+        model: a staged model, or what :func:`~backsight.models.load_model` takes.
+        options: the fields of :class:`~backsight.options.TrainOptions`, and, where ``model`` is a name, of
+            :class:`~backsight.options.ModelOptions`.
+
+    Returns:
+        The trained chains, at their best weights on the validation images. The run's folder holds the same.
+
+    Raises:
+        UserError: anything that the user can mend, in one line.
+        Interrupted: Ctrl-C or SIGTERM; the run can be resumed.
+    """
+    of_model = {each.name: options.pop(each.name) for each in fields(ModelOptions) if each.name in options}
+    return train_run(model, TrainOptions(**options), ModelOptions(**of_model))
+
+
+def train_run(model: StagedModel | str, options: TrainOptions, model_options: ModelOptions) -> ChainEnsemble:
+    """:func:`train` with its options in two objects, as the command line has them."""
+    _check(options)
+    folder = RunFolder(options.out)
+    folder.check(resume=options.resume, overwrite=options.overwrite)
+    device = choose_device(model_options.device)
+    model = (open_model(model, model_options) if isinstance(model, str) else model).to(device)
+    run = Run.of(model, options, folder)
+    folder.prepare(overwrite=options.overwrite)
+    with ProgressLine(run.task.networks) as progress, Tracker(options.tracker, folder.path) as tracker:
+        loop = run.loop()
+        loop.watchers = [progress.show, tracker.log]
+        run.begin(loop)
+        state = loop.run()
+    return run.finish(state)
+
+
+def open_model(name: str, options: ModelOptions) -> StagedModel:
+    """The model that a user names, with the options of a command."""
+    size, device = read_size(options.size), choose_device(options.device)
+    given = {"weights": options.weights, "random_weights": options.random_weights, "spec": options.spec}
+    return load_model(name, size=size, device=device, **given).fitting(options.fit)
+
+
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """The (H, W) of an option such as ``384x512``.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _check(options: TrainOptions) -> None:
+    for name in ("seeds", "batch_size", "max_validation", "max_test"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: it has to be at least 1")
+    if options.resume and options.overwrite:
+        raise UserError("--resume goes on with a run and --overwrite replaces it: give one of them")
