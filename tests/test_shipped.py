@@ -35,6 +35,15 @@ def test_a_shipped_model_is_as_good_as_its_card_says(name: str) -> None:
             assert found[figure] == pytest.approx(card["figures"][figure], abs=0.06)
 
 
+LEAST = {"AP": 0.70, "AP50": 0.92, "accuracy": 0.85}
+
+
+def test_the_shipped_models_are_good_at_their_tasks() -> None:
+    for name, card in list_zoo().items():
+        assert card["figures"]["images"] >= 2_000, name
+        assert all(card["figures"].get(figure, 1) >= least for figure, least in LEAST.items()), name
+
+
 def test_the_zoo_lists_its_cards() -> None:
     assert [f"zoo/{name}" for name in list_zoo()] == shipped_names()
     assert all(card["summary"] for card in list_zoo().values())
@@ -57,6 +66,8 @@ def test_the_demo_leaves_its_pages(tmp_path: Path) -> None:
         results = Results.load(page.parent)
         assert results.model.name == subject.model
         assert not results.model.random
+        card = list_zoo()[subject.model.removeprefix("zoo/")]["figures"]
+        assert results.model.figures == {name: value for name, value in card.items() if name != "images"}
         assert len(results.pictures) == 12
         run = tmp_path / "runs" / subject.model.removeprefix("zoo/")
         assert ChainEnsemble.from_pretrained(run).entries == [stage.entry for stage in results.stages]

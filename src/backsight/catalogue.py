@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from backsight.files import write_text
 from backsight.inverses import build_inverse
 from backsight.models import MODELS, Family, blueprint, build_own, is_own, load_model, propose
 from backsight.options import ModelOptions
-from backsight.shipped import ZOO, shipped_names
+from backsight.shipped import shipped_card, shipped_names
 from backsight.staging import StagedModel
 from backsight.train import read_size
 
@@ -145,10 +144,10 @@ def _field(name: int | str | None) -> str:
 def list_zoo() -> dict[str, dict[str, Any]]:
     """The cards of the models that ship with the package, with a ``summary`` of their figures."""
     cards = {}
-    for path in sorted(ZOO.glob("*/card.json")):
-        card = json.loads(path.read_text(encoding="utf-8"))
+    for name in shipped_names():
+        card = shipped_card(name)
         figures = ", ".join(
             f"{name} {value:.3f}" for name, value in card["figures"].items() if isinstance(value, float)
         )
-        cards[path.parent.name] = {**card, "summary": figures}
+        cards[name.removeprefix("zoo/")] = {**card, "summary": figures}
     return cards

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from backsight.core import UserError
 
@@ -26,3 +28,9 @@ def find_shipped(name: str) -> Path | None:
     if name not in shipped_names():
         raise UserError(f"no model '{name}' in the zoo: it has {', '.join(shipped_names()) or 'nothing yet'}")
     return ZOO / name.removeprefix("zoo/")
+
+
+def shipped_card(name: str) -> dict[str, Any]:
+    """What is known of ``zoo/...``: how it was trained, on what, its test figures; empty for any other name."""
+    folder = find_shipped(name)
+    return {} if folder is None else json.loads((folder / "card.json").read_text(encoding="utf-8"))

@@ -22,6 +22,7 @@ from backsight.files import write_bytes
 from backsight.reopen import open_forward_model
 from backsight.report.page import write_report
 from backsight.report.results import INPUT, DataCard, ModelCard, PictureRow, Results, StageErrors, save_pictures
+from backsight.shipped import shipped_card
 from backsight.staging import RANDOM, Prediction, StagedModel, Trace
 from backsight.train import RunFolder, command
 
@@ -170,7 +171,13 @@ def _curves(run: str | Path) -> Iterator[dict[str, Any]]:
 def _model_card(model: StagedModel) -> ModelCard:
     height, width = model.pixels.size
     details = {"family": model.spec.family, "stages": ", ".join(model.stages), "image size": f"{height} x {width}"}
-    return ModelCard(model.name, model.weights, model.weights == RANDOM, details)
+    figures = dict(shipped_card(model.name).get("figures", {}))
+    if figures:
+        num = figures.pop("images")
+        details["test figures"] = (
+            ", ".join(f"{name} {value:.3f}" for name, value in figures.items()) + f" on {num} scenes"
+        )
+    return ModelCard(model.name, model.weights, model.weights == RANDOM, details, figures)
 
 
 def _stage(entry: str, found: Mapping[str, Any]) -> StageErrors:
