@@ -13,7 +13,7 @@ import tyro
 
 from backsight.cli.commands import build
 
-QUIET = ("httpx", "httpx2", "huggingface_hub", "timm", "transformers", "matplotlib", "fontTools")
+QUIET = ("faster_coco_eval", "httpx", "httpx2", "huggingface_hub", "timm", "transformers", "matplotlib", "fontTools")
 """Libraries whose messages are not for our users."""
 
 DESCRIPTION = "See what a vision model still knows about an image, stage by stage."
@@ -23,7 +23,10 @@ PARSING = (tyro.conf.FlagCreatePairsOff,)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command. Exit status 0; 2 for a mistake that the user can mend, on one line; 130 for Ctrl-C."""
+    """Run a command. Exit status 0; 2 for a mistake that the user can mend, on one line; 130 for Ctrl-C.
+
+    0 too where a scheduler's signal stopped a run that can go on, and 1 where another process of it was lost.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for library in QUIET:
         logging.getLogger(library).setLevel(logging.ERROR)
@@ -38,8 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         # By name, since their modules are heavy: whoever raised one has loaded it.
         names = {kind.__name__ for kind in type(error).__mro__}
-        if "Interrupted" in names:
-            _fail(str(error), 130)
+        if names & {"Interrupted", "Lost"}:
+            _fail(str(error), getattr(error, "status", 1))
         if "UserError" not in names:
             raise
         _fail(str(error), 2)

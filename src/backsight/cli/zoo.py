@@ -28,6 +28,7 @@ def zoo_train(
     out: Path | None = None,
     steps: int | None = None,
     minutes: float | None = None,
+    seed: int | None = None,
     chains: bool = False,
 ) -> None:
     """Train one of them again from nothing, by its own recipe: the model, or its inverse chains.
@@ -37,6 +38,7 @@ def zoo_train(
         out: The folder for the weights and the card; runs/zoo/NAME if not given.
         steps: Batches, in place of the recipe's.
         minutes: Stop after this many minutes.
+        seed: Of the model's first weights and of its scenes, in place of the recipe's.
         chains: Train the inverse chains of the model in that folder.
     """
     from backsight.zoo.chains import train_chains
@@ -46,5 +48,5 @@ def zoo_train(
     if chains:
         train_chains(name, out, steps=steps, log=log)
     else:
-        train_forward(name, out, steps=steps, minutes=minutes, log=log)
+        train_forward(name, out, steps=steps, minutes=minutes, seed=seed, log=log)
     print(out / "card.json")

@@ -7,18 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 from backsight.core import Pixels
 from backsight.data.base import Target
 
-INTERPOLATION = {
-    "nearest": InterpolationMode.NEAREST_EXACT,  # what Pillow calls nearest
-    "bilinear": InterpolationMode.BILINEAR,
-    "bicubic": InterpolationMode.BICUBIC,
-    "lanczos": InterpolationMode.LANCZOS,
-}
+INTERPOLATION = ("nearest", "bilinear", "bicubic", "lanczos")
+"""As Pillow names them."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +68,22 @@ def fit(image: Tensor, pixels: Pixels) -> Tensor:
     Padding has the mean colour of the model's pixels, which is nearest to 0 in its normalised space.
     """
     placement = place((image.shape[-2], image.shape[-1]), pixels)
-    mode = INTERPOLATION[pixels.interpolation]
-    if mode is InterpolationMode.LANCZOS:  # for tensors only the newest torchvision has it
-        picture = functional.resize(functional.to_pil_image(image), list(placement.scaled), mode)
-        scaled = functional.pil_to_tensor(picture)
-    else:
-        scaled = functional.resize(image, list(placement.scaled), mode, antialias=True)
-    window = placement.window(scaled)
+    window = placement.window(_resize(image, placement.scaled, pixels.interpolation))
     return _padded(window, pixels) if pixels.fit == "pad" else window.contiguous()
+
+
+def _resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    """``... rows columns`` uint8 -> the same at ``size``."""
+    # Half of the time that the package takes to load: drawn pictures come at their size and need none of it.
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional
+
+    if interpolation == "lanczos":  # for tensors only the newest torchvision has it
+        picture = functional.resize(functional.to_pil_image(image), list(size), InterpolationMode.LANCZOS)
+        return functional.pil_to_tensor(picture)
+    if interpolation == "nearest":  # as Pillow does it
+        return functional.resize(image, list(size), InterpolationMode.NEAREST_EXACT)
+    return functional.resize(image, list(size), InterpolationMode(interpolation), antialias=True)
 
 
 def _padded(picture: Tensor, pixels: Pixels) -> Tensor:
@@ -126,7 +128,6 @@ def _fit_masks(masks: Tensor, placement: Placement, size: tuple[int, int]) -> Te
     """Masks ``n rows columns`` bool -> ``n H W`` bool."""
     if not len(masks):
         return torch.zeros(0, *size, dtype=torch.bool)
-    scaled = functional.resize(masks.to(torch.uint8), list(placement.scaled), InterpolationMode.NEAREST_EXACT)
-    window = placement.window(scaled).bool()
+    window = placement.window(_resize(masks.to(torch.uint8), placement.scaled, "nearest")).bool()
     below, right = size[0] - window.shape[-2], size[1] - window.shape[-1]
-    return functional.pad(window, [0, 0, right, below]) if below or right else window
+    return torch.nn.functional.pad(window, (0, right, 0, below)) if below or right else window
