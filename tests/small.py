@@ -20,6 +20,7 @@ SEED = 0
 
 SMALL_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("test_vit", {}),
+    "eva": ("eva02_tiny_patch14_336", {"embed_dim": 48, "depth": 2, "num_heads": 2}),
     "swin": ("swin_tiny_patch4_window7_224", {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4]}),
 }
 """An architecture that timm has registered, and what makes it small."""

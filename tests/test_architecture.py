@@ -6,10 +6,12 @@ The rules of imports between rooms are contracts of import-linter in ``pyproject
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -25,7 +27,8 @@ TREES = {path.relative_to(ROOT / "src"): ast.parse(path.read_text(encoding="utf-
 
 LONGEST_FUNCTION, LONGEST_FILE = 60, 300
 MEDIAN_FUNCTION, MEDIAN_FILE = 12, 120
-"""Lines, docstrings included."""
+LONGEST_FAMILY = 60
+"""Lines, docstrings included; those of a family of models without blank ones, comments and docstrings."""
 
 SHORT_WORDS = {"emb", "embs", "rep", "reps", "net", "nets", "recon", "recons", "gt"}
 """Written out: features, representation, network, reconstruction, truth."""
@@ -73,6 +76,59 @@ def test_no_file_is_long(capsys: pytest.CaptureFixture[str]) -> None:
         print(f"\nfiles: {len(found)}, median {median(found.values()):g} lines, longest {max(found.values())}")
     assert {name: length for name, length in found.items() if length > LONGEST_FILE} == {}
     assert median(found.values()) <= MEDIAN_FILE
+
+
+# ---- families of models are data
+
+
+def code_lines(source: str) -> int:
+    """The lines of a file that hold code: not blank, no comment, no docstring."""
+    nothing = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    held: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        held |= set() if token.type in nothing else set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            held -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(held)
+
+
+def test_lines_of_code_are_counted() -> None:
+    assert (
+        code_lines(
+            '"""Two\nlines."""\n\n# why\nx = 1  # here\n\n\ndef f():\n    """Says."""\n    return (\n        x\n    )\n'
+        )
+        == 5
+    )
+
+
+def family_files() -> dict[str, Path]:
+    """The files of the families of models, by module."""
+    modules = [node.module or "" for node in ast.walk(TREES[Path("backsight/models/registry.py")])
+               if isinstance(node, ast.ImportFrom)]  # fmt: skip
+    names = [name for name in modules if name.startswith("backsight.models.") and not name.endswith(".family")]
+    return {name: ROOT / "src" / f"{name.replace('.', '/')}.py" for name in names}
+
+
+def test_a_family_is_data_and_hardly_any_code(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {name: code_lines(path.read_text(encoding="utf-8")) for name, path in family_files().items()}
+    assert len(found) > 10
+    with capsys.disabled():
+        print(
+            f"\nfamilies: {len(found)}, median {median(found.values()):g} lines of code, longest {max(found.values())}"
+        )
+    assert {name: length for name, length in found.items() if length > LONGEST_FAMILY} == {}
+
+
+@pytest.mark.parametrize("name", family_files())
+def test_a_family_copies_no_forward(name: str) -> None:
+    """No class, so no forward of its own, and nothing that computes with tensors as one would."""
+    tree = ast.parse(family_files()[name].read_text(encoding="utf-8"))
+    assert [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)] == []
+    named = {node.name for node in ast.walk(tree) if isinstance(node, Function)}
+    assert named.isdisjoint({"forward", "__call__"})
+    roots = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert roots.isdisjoint({"torch.nn.functional", "einops"})
 
 
 # ---- words

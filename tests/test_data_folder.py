@@ -185,11 +185,26 @@ def test_given_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     assert "b.png" in caplog.text
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_single_picture_that_is_none_is_told_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, strict: bool
+) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("text")
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(UserError, match=r"^no picture to show: cannot read .*text\.jpg: it is not a picture[^(]*$"),
+    ):
+        load_images([text], PIXELS, strict=strict)
+    assert caplog.text == ""
+
+
 def test_given_pictures_that_are_none(tmp_path: Path) -> None:
     text = tmp_path / "text.jpg"
     text.write_text("text")
+    (tmp_path / "empty.jpg").touch()
     with pytest.raises(UserError, match=r"no picture to show: cannot read .*text\.jpg: it is not a picture"):
-        load_images([text], PIXELS)
+        load_images([text, tmp_path / "empty.jpg"], PIXELS)
     with pytest.raises(UserError, match=r"no '.*/test\.jpg'; is it '.*/text\.jpg'\?"):
         load_images([tmp_path / "test.jpg"], PIXELS)
     with pytest.raises(UserError, match="none was given"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,17 @@ def test_the_figure_names_every_point(runs: list[Path], tmp_path: Path):
     place = next(each for each in left.findobj(Annotation) if each.get_text() == "λ = 0.1").xy
     assert place == pytest.approx((0.42, 3 * 0.019 + 0.0005))
     assert math.isfinite(left.get_ylim()[1])
+
+
+def test_the_colours_of_the_images_are_no_performance(tmp_path: Path):
+    run = finished(tmp_path / "run", task_metrics={"AP": [0.5, 0.6]})
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    for found in evaluation["entries"].values():
+        found["saturation"] = [0.1, 0.2]
+    write_json(run / "evaluation.json", evaluation)
+    result = measure(runs=[run])
+    assert result.one(metric="saturation").values.tolist() == [[0.1], [0.2]]
+    assert [axes.get_xlabel() for axes in draw(result).axes] == ["AP"]
 
 
 def test_random_weights_are_said(tmp_path: Path):

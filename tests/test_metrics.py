@@ -11,7 +11,7 @@ from skimage import metrics as scikit
 from torch import Tensor
 
 from backsight.core import UserError
-from backsight.metrics import Interval, bootstrap, lpips, mse, psnr, ssim
+from backsight.metrics import Interval, bootstrap, lpips, mse, psnr, saturation, ssim
 from backsight.metrics.image import HIGHEST_PSNR
 
 METRICS = {"mse": mse, "psnr": psnr, "ssim": ssim}
@@ -187,3 +187,11 @@ def test_coverage_over_seeds_and_images():
 def test_values_without_a_mean_are_refused(values: Tensor):
     with pytest.raises(ValueError, match=r"finite|shape"):
         bootstrap(values)
+
+
+def test_saturation_is_the_mean_spread_of_the_channels():
+    images = torch.zeros(3, 3, 2, 2)
+    images[0] = 0.4  # grey
+    images[1, 0] = 1.0  # red
+    images[2, :, 0] = torch.tensor([0.5, 0.3, 0.2])[:, None]  # half of it brown, the rest black
+    assert saturation(images, torch.rand(3, 3, 2, 2)).tolist() == pytest.approx([0.0, 1.0, 0.15])

@@ -11,11 +11,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
 
 from backsight.core import IMAGE, Classes, Layout, Pixels, UserError
 from backsight.models import MODELS, from_timm, load_model, stage_module
 from backsight.staging import StagedModel
+from backsight.verify import verify
 from small import SMALL_TIMM, build_small, random_images, same_answers, save_timm, save_transformers
 
 TRANSFORMERS = [name for name, family in MODELS.items() if family.library == "transformers"]
@@ -140,16 +142,20 @@ def test_known_names_of_timm_are_of_their_family(name: str) -> None:
             assert type(timm.create_model(short)).__name__ == MODELS[name].kind
 
 
-def test_a_larger_image_resamples_the_position_embedding(tmp_path: Path) -> None:
-    module: Any = save_timm("vit", tmp_path)
-    model = load_model(str(tmp_path), size=(96, 128))
-    assert model.pixels.size == (96, 128)
+@pytest.mark.parametrize(("name", "patch"), [("vit", 16), ("eva", 14)])
+def test_another_size_resamples_the_position_embedding(name: str, patch: int, tmp_path: Path) -> None:
+    module: Any = save_timm(name, tmp_path)
+    size = (6 * patch, 8 * patch)
+    model = load_model(str(tmp_path), size=size)
+    assert model.pixels.size == size
     assert model.layout("backbone").grid == (6, 8)
     resized: Any = model.module
-    assert resized.pos_embed.shape == (1, 49, 64)
+    expected = resample_abs_pos_embed(module.pos_embed.detach(), [6, 8], num_prefix_tokens=1)
+    assert resized.pos_embed.shape == (1, 49, module.pos_embed.shape[2])
+    torch.testing.assert_close(resized.pos_embed, expected)
     assert torch.equal(resized.pos_embed[:, 0], module.pos_embed[:, 0])  # the class token has no place
-    assert not torch.equal(resized.pos_embed, torch.zeros_like(resized.pos_embed))
-    with pytest.raises(UserError, match=r"cannot take images of 97x128 pixels: its patches are 16x16"):
+    assert [check.name for check in verify(model) if not check.passed] == []
+    with pytest.raises(UserError, match=rf"cannot take images of 97x128 pixels: its patches are {patch}x{patch}"):
         load_model(str(tmp_path), size=(97, 128))
 
 

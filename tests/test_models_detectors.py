@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from backsight.catalogue import list_stages
 from backsight.core import Pixels, Site, UserError
 from backsight.inverses import build_inverse
-from backsight.models import MODELS, Family, from_transformers, load_model, lw_detr, rt_detr, stage_module
+from backsight.models import MODELS, Family, from_transformers, lw_detr, rt_detr, stage_module
 from backsight.models.spec_file import read_spec
 from backsight.staging import RANDOM, StagedModel
 from backsight.tasks import make_plans
@@ -148,23 +149,45 @@ def test_the_tokens_counted_are_those_of_the_model() -> None:
 
 
 @pytest.mark.parametrize("name", ["rt_detr_v2", "d_fine"])
-def test_the_backbone_is_the_maps_before_the_encoder_changes_its_list(name: str) -> None:
+def test_every_layer_of_a_hybrid_encoder_is_all_of_its_maps(name: str) -> None:
     model = build_small(name)
     module: Any = model.module
+    assert len(module.model.encoder.aifi) == 1
     images = random_images(model)
     trace = model.run(images)
     maps = [outputs_of(model, f"model.encoder_input_proj.{level}", images) for level in range(3)]
     assert torch.equal(trace["backbone"], torch.cat([each.flatten(2).mT for each in maps], 1))
-    attended = outputs_of(model, "model.encoder.aifi.0", images)
-    assert torch.equal(trace["encoder.0"], attended.flatten(2).mT)
-    assert not torch.equal(trace["backbone"][:, -6:], trace["encoder.0"]), "the list's last map is replaced in place"
-    assert len(module.model.encoder.aifi) == 1
+    steps: list[dict[int, str]] = [
+        {2: "aifi.0"},
+        {2: "lateral_convs.0", 1: "fpn_blocks.0"},
+        {1: "lateral_convs.1", 0: "fpn_blocks.1"},
+        {1: "pan_blocks.0"},
+        {2: "pan_blocks.1"},
+    ]
+    for number, step in enumerate(steps):
+        for level, path in step.items():
+            maps[level] = outputs_of(model, f"model.encoder.{path}", images)
+        assert torch.equal(trace[f"encoder.{number}"], torch.cat([each.flatten(2).mT for each in maps], 1))
+        assert model.layout(f"encoder.{number}") == model.layout("encoder"), "what its inverse reads"
+    encoded = outputs_of(model, "model.encoder", images).last_hidden_state
+    assert torch.equal(trace["encoder"], torch.cat([each.flatten(2).mT for each in encoded], 1))
+
+
+@pytest.mark.parametrize("name", ["rt_detr_v2", "d_fine"])
+def test_what_follows_a_layer_follows_from_it_alone(name: str) -> None:
+    """The rest of the pass is the same, whichever images the trace was of: an encoder's layers are cuts."""
+    model = build_small(name)
+    trace, other = (model.run(random_images(model, seed=seed)) for seed in (0, 1))
+    for at in [each for each in model.names if each.startswith(("backbone", "encoder"))]:
+        found = model.resume(at, trace[at], other)
+        for later in ("encoder", "decoder", "prediction"):
+            assert torch.equal(found[later], trace[later]), (at, later)
 
 
 def test_points_that_differ_by_level_are_averaged() -> None:
     module: Any = MODELS["d_fine"].small()
     module.config.decoder_n_points = [3, 6, 3]
-    assert rt_detr.stage(module).stage("decoder").inverses[""][1]["points"] == 4
+    assert MODELS["d_fine"].stage(module).stage("decoder").inverses[""][1]["points"] == 4
 
 
 def test_images_that_the_library_does_not_normalise_keep_their_values() -> None:
@@ -173,6 +196,15 @@ def test_images_that_the_library_does_not_normalise_keep_their_values() -> None:
     pixels = from_transformers.pixels(module, said, None, (1, 1))
     assert pixels == Pixels((640, 640), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     assert pixels == from_transformers.pixels(module, rt_detr.PREPROCESS, None, (1, 1))
+
+
+def test_the_sites_of_a_cut_are_told_in_short() -> None:
+    sites = {row["stage"]: row["site"] for row in list_stages(build_small("rt_detr_v2"))}
+    assert sites["backbone"] == "model.encoder_input_proj: 0, 1, 2 output"
+    assert sites["encoder.0"] == "model: encoder_input_proj.0, encoder_input_proj.1, encoder.aifi.0 output"
+    assert sites["encoder"] == "model.encoder: fpn_blocks.1, pan_blocks.0, pan_blocks.1 output"
+    assert sites["decoder"] == "model.decoder.layers.1 output"
+    assert sites["prediction"] == "the model output [logits, pred_boxes]"
 
 
 # ---- YOLOS
@@ -275,33 +307,3 @@ def test_class_tokens_of_windows_are_left_as_they_are() -> None:
     (after,) = edited.raw["encoder.1"].value
     assert torch.equal(after[:, 0], native[:, 0])
     torch.testing.assert_close(after[:, 1:], native[:, 1:] + 1)
-
-
-# ---- at true size
-
-TRUE: dict[str, tuple[int, int]] = {
-    "conditional-detr-resnet-50": (320, 416),
-    "rtdetr-v2-r18": (320, 416),
-    "rtdetr-v2-r50": (320, 416),
-    "dfine-small-coco": (320, 416),
-    "dfine-large-coco": (320, 416),
-    "yolos-tiny": (320, 416),
-    "yolos-base": (320, 416),
-    "lwdetr-tiny": (320, 384),
-    "lwdetr-small": (320, 384),
-    "rf-detr-nano": (384, 384),
-    "rf-detr-base": (336, 336),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TRUE)
-def test_every_site_holds_at_true_size(name: str) -> None:
-    assert failures(load_model(name, random_weights=True, size=TRUE[name])) == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DETECTORS)
-def test_every_site_holds_at_the_size_that_a_model_names(name: str) -> None:
-    short = next(iter(MODELS[name].names))
-    assert failures(load_model(short, random_weights=True)) == []

@@ -102,6 +102,12 @@ def test_the_page_trains_and_reconstructs(here: Path, capsys: pytest.CaptureFixt
     command, printed = told("reconstruct")
     main([*command, "--device", "cpu"])
     assert capsys.readouterr().out.splitlines() == printed
+    command, printed = told("experiment")
+    main([*command, "--images", "2", "--device", "cpu"])
+    assert capsys.readouterr().out.splitlines() == printed
+    layers = json.loads((here / "layers" / "result.json").read_text())
+    read = {(each["labels"]["layer"], each["labels"]["reads"]) for each in layers["measurements"]}
+    assert read == {(layer, stage) for layer in ENCODER for stage in ("tokens", "encoder")}
     results = json.loads((here / "seen" / "results.json").read_text())
     assert set(results["pictures"][0]["images"]) > {"stem", "stem@local", "tokens", "encoder"}
     assert results["model"]["random"]
@@ -120,6 +126,10 @@ def test_the_page_s_python_runs(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert (here / "seen" / "report.html").is_file()
     with pytest.raises(UserError, match=r"was given in Python \('my hybrid'\): add --model FILE.py:FUNCTION"):
         bs.reconstruct("runs/mine", ["photo.jpg"], "again", device="cpu")
+
+
+ENCODER = ("tokens", "encoder.0", "encoder.1", "encoder")
+"""What stands before the encoder, its layers, and itself, which the last one is."""
 
 
 def stage_names() -> list[str]:
@@ -195,6 +205,36 @@ def test_what_goes_with_a_spec_and_what_does_not(here: Path, capsys: pytest.Capt
     assert "48x-32" in refused(capsys, "stages", "hybrid.py:build", "--spec", "hybrid.yaml", "--size", "48x-32")
 
 
+class Masked(nn.Module):
+    """Patches, those of the padding set to zero, and their mean."""
+
+    def __init__(self, heeds: bool) -> None:
+        super().__init__()
+        self.patches, self.kept, self.heeds = nn.Conv2d(3, 4, 4, 4), nn.Identity(), heeds
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+        maps = self.patches(pixel_values)
+        if pixel_mask is not None and self.heeds:
+            maps = maps * pixel_mask[:, None, ::4, ::4]
+        return self.kept(maps).mean((2, 3))
+
+
+@pytest.mark.parametrize("heeds", [True, False])
+def test_a_model_of_one_s_own_may_take_a_mask(heeds: bool) -> None:
+    sites = {"name": "kept", "site": {"path": "kept", "pattern": "b d h w"}}
+    given = {"pixels": {"size": [8, 16], "fit": "pad"}, "stages": [sites]}
+    if not heeds:
+        with pytest.raises(UserError, match="takes no mask of padded pixels, or ignores it"):
+            stage(Masked(heeds), given)
+        return
+    model = stage(Masked(heeds), given)
+    valid = torch.zeros(1, 8, 16, dtype=torch.bool)
+    valid[..., :8] = True
+    features = model.run(torch.rand(1, 3, 8, 16), valid=valid)["kept"].unflatten(1, (2, 4))
+    assert features[:, :, :2].abs().amin() > 0
+    assert not features[:, :, 2:].any()
+
+
 # ---- mistakes in a spec
 
 
@@ -238,6 +278,11 @@ MISTAKES: dict[str, tuple[str, Any, str]] = {
     "a field of nothing": ("stages/2/site", {"path": "blocks.2", "field": "hidden"}, "has no field 'hidden'"),
     "no tensor": ("stages/2/site", {"path": "blocks.2.attention"}, "is no tensor but a tuple, which has 0, 1"),
     "never visited": ("stages/2/site", "blocks.2.attention.out_proj", "a forward pass never comes by"),
+    "sites that do not join": (
+        "stages/0/site",
+        [{"path": f"stem.{index}", "pattern": "b d h w"} for index in (1, 2)],
+        "the sites of 'stem' cannot be joined, 256 x 32 at 'stem.1' and 64 x 64 at 'stem.2' (tokens x width)",
+    ),
     "no such prediction": ("prediction", "logits", "the output has no field 'logits'"),
     "a prediction of another kind": ("task", "detect", "it has to be B Q C and B Q 4 for a detector"),
     "a size that does not fit": ("pixels/size", [32, 32], "a forward pass over images of 32x32 pixels fails"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +126,13 @@ def test_aspect_is_kept_and_boxes_and_masks_move_along(rows: int, columns: int, 
 def test_batches_say_where_the_pictures_are(mixed: Path, workers: int) -> None:
     source = open_data(f"folder:{mixed}", PAD).train
     (batch,) = loader(source, 16, workers=workers)
-    assert batch.valid is not None
+    assert isinstance(batch.valid, Tensor)
     expected = {"0": (32, 96), "1": (64, 32), "2": (64, 96)}
     assert valid_sizes(batch.valid) == [expected[identity[0]] for identity in batch.ids]
-    assert torch.equal(batch.valid, collate([source[index] for index in range(len(source))]).valid)
-    assert batch.part(1, 3).valid is not None
-    assert torch.equal(batch.part(1, 3).valid, batch.valid[1:3])
+    everything = collate([source[index] for index in range(len(source))])
+    for part, start, stop in ((everything, 0, len(source)), (batch.part(1, 3), 1, 3)):
+        assert isinstance(part.valid, Tensor)
+        assert torch.equal(part.valid, batch.valid[start:stop])
 
 
 def test_nothing_is_said_where_nothing_is_padded(mixed: Path) -> None:
@@ -200,9 +202,9 @@ def test_boxes_are_in_pixels_of_the_padded_image(name: str) -> None:
     model = build_small(name)
     images = random_images(model)
     trace = model.run(images, valid=masks(model, (48, 60), model.pixels.size))
-    assert model._read is not None
+    assert model.read is not None
     for index, size in enumerate([(48, 60), model.pixels.size]):
-        own: Any = model._read(trace.output, size)  # as the library reads them, given the unpadded size
+        own: Any = model.read(trace.output, size)  # as the library reads them, given the unpadded size
         found: Any = model.predict(trace)
         torch.testing.assert_close(found[index].boxes, own[index].boxes, atol=1e-3, rtol=1e-4)
         assert torch.equal(found[index].scores, own[index].scores)
@@ -210,10 +212,8 @@ def test_boxes_are_in_pixels_of_the_padded_image(name: str) -> None:
 
 def test_a_trained_detector_finds_the_same_boxes_in_a_padded_image() -> None:
     plain, wide = load_model("zoo/detr-prior"), load_model("zoo/detr-prior", size=(96, 160)).fitting("pad")
-    images = torch.stack(
-        [each.image for each in map(open_data("world:prior", plain.pixels).test.__getitem__, range(8))]
-    )
-    images = images.float() / 255
+    scenes = open_data("world:prior", plain.pixels).test
+    images = collate([scenes[index] for index in range(8)]).images
     padded, valid = torch.nn.functional.pad(images, (0, 64), value=0.3), masks(wide, *[(96, 96)] * 8)
     expected: Any = plain.predict(plain.run(images))
     found: Any = wide.predict(wide.run(padded, valid=valid))
@@ -329,6 +329,23 @@ def test_experiments_measure_pictures_and_refuse_where_they_cannot(mixed: Path, 
     for name in ("trust", "token_noise", "layer_similarity"):
         assert "compares whole images, and these are padded" in EXPERIMENTS[name].fits(subject)
     assert EXPERIMENTS["reconstruct"].fits(subject) == ""
+
+
+@pytest.mark.parametrize("name", ["stage_error", "intermediate_layers", "reconstruct"])
+def test_no_experiment_looks_at_the_padding(name: str, mixed: Path, detr: StagedModel) -> None:
+    data = open_data(f"folder:{mixed}", detr.pixels).train
+    ensemble = ChainEnsemble([chain.eval() for chain in build_chains(detr, make_plans(detr), [0, 1])])
+    found = []
+    for colour in (0.2, 0.9):
+        subject = Subject(detr, ensemble, data)
+        (batch,) = subject.batches
+        assert batch.valid is not None
+        subject.batches = [replace(batch, images=torch.where(batch.valid[:, None], batch.images, colour))]
+        found.append(EXPERIMENTS[name].measure([subject]).measurements)
+    for one, other in zip(*found, strict=True):
+        assert one.labels == other.labels
+        values = [torch.as_tensor(each.values) for each in (one, other)]
+        torch.testing.assert_close(*values, rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_command_refuses_padding_in_one_line(

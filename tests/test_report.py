@@ -20,7 +20,9 @@ from PIL import Image
 
 from backsight.core import UserError
 from backsight.report import DataCard, ModelCard, PictureRow, Results, StageErrors, save_pictures, write_report
-from backsight.report.page import format_number
+from backsight.report.numbers import format_number
+from backsight.report.rewrite import rewrite_report
+from example_pages import CLAIMS, experiments_page, run_page, run_results
 
 EVIL = "<script>alert('&\"')</script>"
 
@@ -106,8 +108,14 @@ def open_page(results: Results, folder: Path) -> Page:
     return Page(write_report(results, folder / "report.html"))
 
 
-def test_no_request_leaves_the_page(tmp_path):
-    page = open_page(example(tmp_path), tmp_path)
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """That of the example, for all who only read it."""
+    folder = tmp_path_factory.mktemp("page")
+    return open_page(example(folder), folder)
+
+
+def test_no_request_leaves_the_page(page):
     links = [
         value or ""
         for _, attributes in page.tags
@@ -121,8 +129,7 @@ def test_no_request_leaves_the_page(tmp_path):
         assert not re.search(r"url\(|@import|https?:|fetch|XMLHttpRequest|import\(", code)
 
 
-def test_the_content_policy_allows_only_its_own_script(tmp_path):
-    page = open_page(example(tmp_path), tmp_path)
+def test_the_content_policy_allows_only_its_own_script(page):
     (policy,) = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in (policy or "").split(";"))
     (script,) = re.findall(r"<script>(.*?)</script>", page.source, re.DOTALL)
@@ -157,9 +164,9 @@ def _pixels(content: bytes) -> bytes:
     return numpy.array(Image.open(BytesIO(content)).convert("RGB")).tobytes()
 
 
-def test_the_views_are_seeds_mean_and_spread(tmp_path):
-    page = open_page(example(tmp_path), tmp_path)
-    assert [radio["id"] for radio in page.all("input")] == [f"view-{index}" for index in range(5)]
+def test_the_views_are_seeds_mean_and_spread(page):
+    radios = [each for each in page.all("input") if each["type"] == "radio"]
+    assert [radio["id"] for radio in radios] == [f"view-{index}" for index in range(5)]
     views = {image["alt"]: image["src"] or "" for image in page.all("img")}
     mean = numpy.frombuffer(_pixels(base64.b64decode(views["photo.jpg, backbone, mean"].split(",")[1])), dtype="uint8")
     seeds = torch.stack([picture(seed) for seed in (1, 2, 3)]).mean(0).permute(1, 2, 0).flatten() * 255
@@ -171,8 +178,83 @@ def test_the_views_are_seeds_mean_and_spread(tmp_path):
 def test_one_seed_needs_no_views(tmp_path):
     row = save_pictures(tmp_path, "a", "", {"input": [picture(0)], "backbone": [picture(1)]})
     page = open_page(replace(example(tmp_path), pictures=[row]), tmp_path)
-    assert page.all("input") == []
+    assert [each["type"] for each in page.all("input")] == ["range"]
     assert sum(image.get("class", "") == "view-always small" for image in page.all("img")) == 2
+
+
+def test_the_slider_has_a_place_for_every_stage(page):
+    (slider,) = [each for each in page.all("input") if each["type"] == "range"]
+    assert (slider["min"], slider["max"], slider["aria-label"]) == ("0", "2", "Stage")
+    cells = [each for each in page.all("figure") if each.get("class") == "cell"]
+    assert [cell["data-column"] for cell in cells] == ["0", "1", "2"] * 2
+    assert "40 % of the squared error of the mean image" in " ".join(page.text.split())
+    (viewer,) = [each for each in page.all("div") if each.get("class") == "viewer"]
+    assert "hidden" in viewer  # until the script shows it
+
+
+def test_a_chart_has_a_band_for_every_value(page):
+    bands = [each for each in page.all("span") if each.get("class") == "band"]
+    assert [band["title"] for band in bands[:2]] == [
+        f"{stage}: 0.0200\n95 % interval 0.0150 to 0.0250\nseeds 0.0100, 0.0200, 0.0300\nmean image 0.0500"
+        for stage in ("backbone", "encoder (local)")
+    ]
+    assert [band["title"] for band in bands[4:]] == [
+        f"step {step}\nbackbone {1 / (1 + step):#.3g}" for step in range(5)
+    ]
+    assert [band["tabindex"] for band in bands] == ["0", "-1"] * 2 + ["0"] + ["-1"] * 4
+    for band in bands:
+        places = dict(re.findall(r"(\w+): ([\d.]+)%", band["style"] or ""))
+        assert 0 <= float(places["left"]) <= float(places["left"]) + float(places["width"]) <= 100
+        assert float(places["height"]) > 40
+
+
+def test_cells_tell_the_digits_that_the_table_leaves_out(page):
+    titles = [each.get("title") or "" for each in page.all("td")]
+    assert "backbone: MSE 0.02\nRGB in [0, 1]; lower is better\n95 % interval 0.015 to 0.025\nmean image 0.05" in titles
+    assert "encoder (local): Layer error 0.3\nin the target's variance; lower is better" in titles
+
+
+def test_the_page_of_experiments_is_whole_too(tmp_path):
+    page = Page(experiments_page(tmp_path))
+    links = [each[name] or "" for _, each in page.tags for name in ("src", "href") if name in each]
+    assert links
+    assert all(link.startswith(("data:image/", "#")) for link in links)
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    assert not {"link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags}
+    for code in page.code.values():
+        assert not re.search(r"url\(|@import|https?:|fetch|XMLHttpRequest|import\(", code)
+
+
+def test_every_row_of_claims_has_a_cell_for_every_heading(tmp_path):
+    page = Page(experiments_page(tmp_path))
+    (table,) = re.findall(r'<table class="claims sortable">(.*?)</table>', page.source, re.DOTALL)
+    heads, *rows = table.split("<tr")[1:]
+    assert heads.count("<th ") == 5
+    assert [row.count("<th ") + row.count("<td") for row in rows] == [5] * len(CLAIMS)
+    assert "colspan" not in table
+
+
+def test_a_page_is_written_again_from_its_folder(tmp_path):
+    for name in ("run", "all"):
+        (tmp_path / name).mkdir()
+    run_results(tmp_path / "run").save(tmp_path / "run")
+    written = rewrite_report(tmp_path / "run").read_text()
+    assert written == run_page(tmp_path / "run").read_text()
+    page = experiments_page(tmp_path / "all")
+    before = page.read_text()
+    page.unlink()
+    assert rewrite_report(tmp_path / "all").read_text() == before
+    assert "<h2>Claims</h2>" not in rewrite_report(tmp_path / "all" / "stage_error").read_text()
+    with pytest.raises(UserError, match="no results"):
+        rewrite_report(tmp_path)
+
+
+def test_the_scripts_are_few_lines_in_files_of_their_own(tmp_path):
+    scripts = [each for each in files("backsight.report").iterdir() if each.name.endswith(".js")]
+    assert len(scripts) == 5
+    assert sum(len(each.read_text().splitlines()) for each in scripts) <= 250
+    page = open_page(example(tmp_path), tmp_path)
+    assert all(each.read_text().strip() in page.code["script"] for each in scripts)
 
 
 def test_large_pictures_are_inlined_smaller(tmp_path):
@@ -182,8 +264,7 @@ def test_large_pictures_are_inlined_smaller(tmp_path):
     assert source.startswith("data:image/webp")
 
 
-def test_numbers_stand_in_the_table(tmp_path):
-    page = open_page(example(tmp_path), tmp_path)
+def test_numbers_stand_in_the_table(page):
     text = " ".join(page.text.split())
     for shown in (
         "0.0200 [0.0150, 0.0250] 0.0100 · 0.0200 · 0.0300",
@@ -221,7 +302,7 @@ def test_the_same_results_give_the_same_page(tmp_path):
 
 def test_colours_have_enough_contrast():
     """WCAG AA: 4.5 to 1 for every pair of letters and ground, in light and in dark."""
-    css = files("backsight.report").joinpath("page.css").read_text()
+    css = files("backsight.report").joinpath("page.css").read_text(encoding="utf-8")
     colours = dict(re.findall(r"--([\w-]+): light-dark\(([^)]+)\)", css))
     for theme in (0, 1):
         shade = {name: pair.split(",")[theme].strip() for name, pair in colours.items()}

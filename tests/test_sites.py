@@ -109,6 +109,71 @@ def test_a_pyramid_is_one_row_of_tokens(container: type, site: Site) -> None:
     torch.testing.assert_close(model.resume("levels", edit, trace).output, expected)
 
 
+# ---- a cut through several modules, and what is read past a site
+
+
+class Ladder(nn.Module):
+    """Two maps from one module; of the next, the coarse one is changed first, the fine one read after that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bottom, self.inner, self.end = Levels(list), Rungs(), nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.end(self.inner(self.bottom(images)))
+
+
+class Rungs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.coarse, self.fine = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        coarse = self.coarse(levels[1])
+        return self.fine(levels[0]).mean((2, 3)) + coarse.amax((2, 3))
+
+
+@pytest.fixture
+def ladder() -> StagedModel:
+    """``maps`` is what enters the rungs, ``cut`` the fine map and the changed coarse one, ``coarse`` that one alone."""
+    sites = {
+        "maps": (Site("inner", "input", pattern=MAP),),
+        "cut": (Site("bottom.fine", pattern=MAP), Site("inner.coarse", pattern=MAP)),
+        "coarse": (Site("inner.coarse", pattern=MAP),),
+    }
+    stages = tuple(Stage(name, each, levels=len(each)) for name, each in sites.items())
+    return StagedModel(Ladder(), Spec("toy", "features", stages), Pixels((8, 8)), name="toy")
+
+
+def test_sites_of_several_modules_are_one_row_of_tokens(ladder: StagedModel) -> None:
+    module: Any = ladder.module
+    trace = ladder.run(random_images(ladder))
+    fine, coarse = module.bottom(ladder.pixels.normalise(trace.images))
+    assert torch.equal(trace["cut"], torch.cat([fine.flatten(2), module.inner.coarse(coarse).flatten(2)], 2).mT)
+    assert ladder.layout("cut").grids == ladder.layout("maps").grids == ((4, 4), (2, 2))
+    assert torch.equal(ladder.resume("cut", trace["cut"], trace).output, trace.output)
+
+
+def test_an_edit_of_a_cut_reaches_every_module_of_it(ladder: StagedModel) -> None:
+    """The fine map's own module is inside one that had finished when the coarse map was changed."""
+    module: Any = ladder.module
+    trace = ladder.run(random_images(ladder))
+    edit = noisy(trace["cut"])
+    fine, coarse = edit[:, :16].mT.reshape(2, 4, 4, 4), edit[:, 16:].mT.reshape(2, 4, 2, 2)
+    expected = module.end(module.inner.fine(fine).mean((2, 3)) + coarse.amax((2, 3)))
+    edited = ladder.resume("cut", edit, trace)
+    torch.testing.assert_close(edited.output, expected)
+    assert torch.equal(edited["coarse"], edit[:, 16:])
+    assert torch.equal(ladder.resume("cut", edited["cut"], edited).output, edited.output)
+
+
+def test_what_was_edited_at_an_input_is_read_past_a_later_site_too(ladder: StagedModel) -> None:
+    trace = ladder.run(random_images(ladder))
+    once = ladder.resume("maps", noisy(trace["maps"]), trace)
+    assert torch.equal(ladder.resume("coarse", once["coarse"], once).output, once.output)
+    assert not torch.equal(ladder.resume("coarse", once["coarse"], trace).output, once.output)
+
+
 # ---- edits in place
 
 

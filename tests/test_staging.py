@@ -41,22 +41,6 @@ def patched(model: StagedModel) -> list[str]:
     ]
 
 
-HYBRID = "its encoder's layers are maps of a pyramid, side by side: one of them does not decide on all that come later"
-KNOWN_LIMITS = {
-    "test_an_edit_changes_nothing_before_it[rt_detr_v2]": HYBRID,
-    "test_a_resumed_trace_can_be_resumed[rt_detr_v2]": HYBRID,
-    "test_a_resumed_trace_can_be_resumed[d_fine]": HYBRID,
-    "test_gradients_flow_to_the_images[d_fine]": "with these weights the gradient is below what single precision holds",
-}
-"""What docs/models.md says of these families; a test that begins to pass has to leave this list."""
-
-
-@pytest.fixture(autouse=True)
-def _mark_known_limits(request: pytest.FixtureRequest) -> None:
-    if request.node.name in KNOWN_LIMITS:
-        request.applymarker(pytest.mark.xfail(reason=KNOWN_LIMITS[request.node.name]))
-
-
 # ---- run and features
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -12,10 +13,11 @@ from torch import nn
 
 from backsight.chain import ChainEnsemble
 from backsight.core import Pixels, UserError
+from backsight.data import Batch
 from backsight.models import MODELS, stage_module
 from backsight.options import ModelOptions, TrainOptions
 from backsight.staging import RANDOM, StagedModel
-from backsight.train import Budget, Interrupted, Run, RunFolder, train, train_run
+from backsight.train import Budget, Interrupted, NotFinite, Run, RunFolder, train, train_run
 from backsight.train.loop import Loop
 from small import small_pixels
 
@@ -119,35 +121,49 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert losses[0][-1][0] == losses[1][-1][0] == 6
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path: Path) -> None:
-    model = forward_model()
-    settings = options(tmp_path / "run", steps=30, seeds=2, checkpoint_every=0.0)
-    prepared = Run.of(model, settings, RunFolder(settings.out))
-    prepared.folder.prepare(overwrite=False)
-    loop = prepared.loop()
-    prepared.begin(loop)
-    step = loop.step
+def poisoned(monkeypatch: pytest.MonkeyPatch, name: str, at: int) -> None:
+    """Plant a NaN in the weights of the network ``name`` before step ``at``."""
+    original = Loop.step
 
-    def poison(batch: object) -> None:
-        if loop.state.step == 14:
+    def step(self: Loop, batch: Batch) -> None:
+        if self.state.step == at - 1:
             with torch.no_grad():
-                next(prepared.task.networks["1/encoder"].parameters()).fill_(math.nan)
-        step(batch)
+                next(self.task.networks[name].parameters()).view(-1)[0] = math.nan
+        original(self, batch)
 
-    loop.step = poison
-    with pytest.raises(UserError) as caught:
-        loop.run()
-    message = str(caught.value)
-    assert "'encoder' (seed 1)" in message
-    assert "step 15" in message
-    assert "step-" in message
-    assert "\n" not in message
-    good = prepared.folder.load_checkpoint()
-    assert good is not None
-    assert good["state"]["step"] < 15
-    assert all(value.isfinite().all() for each in good["networks"].values() for value in each.values())
-    others = [name for name in prepared.task.networks if name != "1/encoder"]
-    assert all(p.isfinite().all() for name in others for p in prepared.task.networks[name].parameters())
+    monkeypatch.setattr(Loop, "step", step)
+
+
+@pytest.mark.parametrize("look", [10, 30])
+def test_a_nan_in_one_inverse_leaves_the_others_untouched(
+    look: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = {"steps": 30, "evaluate_every": look}
+    whole = run(tmp_path / "whole", **asked)
+    poisoned(monkeypatch, "1/encoder", 15)
+    with pytest.raises(NotFinite, match=r"'encoder' \(seed 1\) at step 15; lower the learning rate") as caught:
+        run(tmp_path / "run", **asked)
+    assert "\n" not in str(caught.value)
+    assert [record.message for record in caplog.records if "stops: its loss is nan" in record.message]
+    left = ChainEnsemble.from_pretrained(tmp_path / "run")
+    for chain, other in zip(whole.chains, left.chains, strict=True):
+        for entry in chain.entries:
+            pairs = list(zip(chain.inverses[entry].parameters(), other.inverses[entry].parameters(), strict=True))
+            assert all(value.isfinite().all() for _, value in pairs)
+            assert all(torch.equal(*pair) for pair in pairs) == (f"{chain.seed}/{entry}" != "1/encoder")
+    assert "'encoder' (seed 1) at step 15" in (tmp_path / "run" / "card.md").read_text()
+    losses = [record["losses"] for record in RunFolder(tmp_path / "run").metrics() if "losses" in record]
+    assert "1/encoder" in losses[0]
+    assert "1/encoder" not in losses[-1]
+    assert losses[0].keys() > losses[-1].keys()
+
+
+def test_when_no_loss_is_finite_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("0/backbone", "0/encoder"):
+        poisoned(monkeypatch, name, 3)
+    with pytest.raises(UserError, match="no loss is finite"):
+        run(tmp_path / "run", seeds=1, steps=20)
+    assert not (tmp_path / "run" / "card.md").exists()
 
 
 def test_a_folder_is_never_overwritten_silently(tmp_path: Path) -> None:
@@ -171,13 +187,40 @@ def test_resuming_another_run_is_refused_by_what_differs(tmp_path: Path) -> None
         run(tmp_path / "run", steps=2, seeds=1)
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    run(tmp_path / "run", steps=2, seeds=1)
+def damage(path: Path) -> None:
+    """Turn one bit, as a failing disk does."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = run(tmp_path / "run", steps=2, seeds=1)
     (tmp_path / "run" / "card.md").unlink()
-    newest = RunFolder(tmp_path / "run").checkpoints()[-1]
-    newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.raises(UserError, match=newest.name):
+    first, newest = RunFolder(tmp_path / "run").checkpoints()
+    damage(newest)
+    resumed = run(tmp_path / "run", steps=2, seeds=1, resume=True)
+    told = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
+    assert len(told) == 1
+    assert newest.name in told[0]
+    assert first.name in told[0]
+    assert same(whole, resumed)
+    (tmp_path / "run" / "card.md").unlink()
+    for path in RunFolder(tmp_path / "run").checkpoints():
+        damage(path)
+    with pytest.raises(UserError, match="--overwrite"):
         run(tmp_path / "run", steps=2, seeds=1, resume=True)
+
+
+def test_checkpoints_are_kept_as_asked_each_with_its_checksum(tmp_path: Path) -> None:
+    run(tmp_path / "run", steps=5, seeds=1, checkpoint_every=0.0, keep_checkpoints=3)
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == [f"step-0000000{step}.pt{end}" for step in (3, 4, 5) for end in ("", ".sha256")]
+    for path in RunFolder(tmp_path / "run").checkpoints():
+        told = path.with_name(f"{path.name}.sha256").read_text().split()
+        assert told == [hashlib.sha256(path.read_bytes()).hexdigest(), path.name]
 
 
 @pytest.mark.parametrize(

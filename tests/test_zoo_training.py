@@ -12,10 +12,12 @@ import torch
 from backsight.core import UserError
 from backsight.data.base import Batch
 from backsight.data.world import World
+from backsight.shipped import shipped_card
 from backsight.zoo.classifier import ClassifierLearner
 from backsight.zoo.detector import PIXELS, DetectorLearner, as_labels
 from backsight.zoo.evaluate import detect, load_forward, measure_detector
 from backsight.zoo.recipes import RECIPES, SIZE, find_recipe, zoo_names
+from backsight.zoo.spread import compare, compare_chains, in_words
 from backsight.zoo.train import rate, train_forward
 
 
@@ -41,6 +43,18 @@ def test_two_steps_leave_a_folder_that_its_library_loads(name, tmp_path):
     ]
     assert sum(weights.numel() for weights in shipped) == card["parameters"]  # frozen normalisation keeps buffers
     assert any(line.startswith("step 0 loss") for line in lines)
+
+
+def test_a_training_is_compared_with_the_shipped_model():
+    shipped = shipped_card("zoo/vit-prior")
+    found = compare("vit-prior", {**shipped["figures"], "accuracy": shipped["figures"]["accuracy"] - 0.2})
+    assert [alike for _, _, alike in found.values()] == [False, True]
+    assert set(found) == {"accuracy", "typical"}
+    assert "outside the spread); typical" in in_words(found)
+    chains = shipped["chains"]["relative"]
+    assert all(alike for _, _, alike in compare_chains("vit-prior", chains).values())
+    worse = {stage: [2 * value for value in values] for stage, values in chains.items()}
+    assert not any(alike for _, _, alike in compare_chains("vit-prior", worse).values())
 
 
 @pytest.mark.parametrize("name", ["detr-prior", "deformable-detr-prior"])

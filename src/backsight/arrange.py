@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,23 +20,45 @@ Size = tuple[int, int]
 
 
 def to_features(values: Sequence[Any], sites: Sequence[Site], size: Size) -> Tensor:
-    """The values at a stage's ``sites`` -> ``B N D``: pyramids joined along N, several sites along D."""
-    joined = []
-    for value, site in zip(values, sites, strict=True):
-        levels = [_flatten(each, site, size) for each in _maps(value)]
-        joined.append(torch.cat(levels, 1) if len(levels) > 1 else levels[0])
-    return torch.cat(joined, -1) if len(joined) > 1 else joined[0]
+    """The values at a stage's ``sites`` -> ``B N D``: pyramids are joined along N, several sites of one module along D,
+    those of several modules along N."""
+    flat = [_rows(value, site, size) for value, site in zip(values, sites, strict=True)]
+    return _joined([_joined(group, -1) for group in _by_module(flat, sites)], 1)
 
 
 def from_features(features: Tensor, like: Sequence[Any], sites: Sequence[Site], size: Size) -> list[Any]:
     """The inverse of :func:`to_features`, in the arrangement of ``like``, whose other tokens stay as they are."""
-    widths = [_flatten(_maps(value)[0], site, size).shape[-1] for value, site in zip(like, sites, strict=True)]
-    parts = features.split(widths, -1)
+    shapes = [_rows(value, site, size).shape for value, site in zip(like, sites, strict=True)]
+    groups = _by_module(shapes, sites)
+    rows = features.split([group[0][1] for group in groups], 1)
+    parts = [
+        part for row, group in zip(rows, groups, strict=True) for part in row.split([shape[2] for shape in group], -1)
+    ]
     return [_unflatten(part, value, site, size) for part, value, site in zip(parts, like, sites, strict=True)]
+
+
+def levels_of(values: Sequence[Any], sites: Sequence[Site]) -> list[Tensor]:
+    """The maps that :func:`to_features` joins along N, in order."""
+    return [each for group in _by_module(values, sites) for each in _maps(group[0])]
+
+
+def _by_module(items: Sequence[Any], sites: Sequence[Site]) -> list[list[Any]]:
+    """``items``, one for each of ``sites``, in a list for each module (and side of it)."""
+    runs = itertools.groupby(zip(items, sites, strict=True), lambda pair: (pair[1].path, pair[1].side))
+    return [[item for item, _ in run] for _, run in runs]
 
 
 def _maps(value: Any) -> list[Tensor]:
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _joined(parts: Sequence[Tensor], axis: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
+
+
+def _rows(value: Any, site: Site, size: Size) -> Tensor:
+    """What stands at one site -> ``B N D``."""
+    return _joined([_flatten(each, site, size) for each in _maps(value)], 1)
 
 
 def _flatten(value: Tensor, site: Site, size: Size) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from backsight.core import Pixels, Spec, UserError
+from backsight.core import Pixels, Site, Spec, UserError
 from backsight.files import write_text
 from backsight.inverses import build_inverse
 from backsight.models import MODELS, Family, blueprint, build_own, is_own, load_model, propose
@@ -53,19 +55,26 @@ def _row(name: str, family: Family, spec: Spec | None, module: nn.Module | None,
     }
 
 
-def model_table(rows: Iterable[dict[str, Any]]) -> list[list[str]]:
-    """The rows of :func:`list_models` in words: for each family its stages with their inverses, then its models with
-    their parameters and the layers of their stages."""
-    table: list[list[str]] = []
-    family = ""
-    for row in rows:
-        if row["family"] != family:
-            family = row["family"]
-            table.append([f"{family} ({row['library']})", "", _inverses_in_words(row["inverses"])])
-        layers = " + ".join(str(number) for number in row["stages"].values() if number)
-        size = "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.1f} M"
-        table.append([f"  {row['model']}", size, f"{layers} layers" if layers else ""])
-    return table
+def model_lines(rows: Iterable[dict[str, Any]], width: int = 100) -> list[str]:
+    """The rows of :func:`list_models` as a page ``width`` characters wide: for each family its stages with their
+    inverses, then its models with their parameters, the layers of their stages that have any, and what they need."""
+    rows = list(rows)
+    longest = max(len(row["model"]) for row in rows)
+    lines: list[str] = []
+    for name, each in itertools.groupby(rows, key=lambda row: row["family"]):
+        family = list(each)
+        heading = f"{name} ({family[0]['library']})  {_inverses_in_words(family[0]['inverses'])}"
+        kept = heading.replace(": ", ":\xa0")  # no line ends between a stage and its inverse
+        lines += ["", *(line.replace("\xa0", " ") for line in textwrap.wrap(kept, width, subsequent_indent="    "))]
+        lines += [_model_line(row, longest) for row in family]
+    return lines[1:]
+
+
+def _model_line(row: Mapping[str, Any], longest: int) -> str:
+    layers = " + ".join(str(number) for number in row["stages"].values() if number)
+    size = "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.1f} M"
+    needs = row["needs"].partition(":")[0]
+    return f"  {row['model']:{longest}}  {size:>7}  {layers + ' layers' if layers else '':21}  {needs}".rstrip()
 
 
 def _inverses_in_words(inverses: Mapping[str, Sequence[str]]) -> str:
@@ -108,12 +117,11 @@ def list_stages(model: StagedModel) -> list[dict[str, Any]]:
     rows = []
     for name in model.names:
         layout, stage = model.layout(name), model.stage_of(name)
-        sites = model.sites(name)
         inverses = [f"{kind} ({variant})" if variant else kind for variant, (kind, _) in stage.inverses.items()]
         rows.append(
             {
                 "stage": name,
-                "site": " + ".join(f"{site.path or 'the model'} {site.side}" + _field(site.field) for site in sites),
+                "site": _sites_in_words(model.sites(name)),
                 "tokens": layout.tokens,
                 "width": layout.width,
                 "grid": " + ".join(f"{h}x{w}" for h, w in layout.grids) or "-",
@@ -137,8 +145,17 @@ def check_inverses(model: StagedModel) -> None:
                 build_inverse(name, source, target, options, {**model.constants, **statistics})
 
 
-def _field(name: int | str | None) -> str:
-    return "" if name is None else f" [{name}]"
+def _sites_in_words(sites: Sequence[Site]) -> str:
+    """``blocks.3 output``, ``the model output [logits, pred_boxes]``, or, through several modules, what they share and
+    then each: ``encoder: aifi.0, pan_blocks.0 output``."""
+    (side, *_), paths = dict.fromkeys(site.side for site in sites), dict.fromkeys(site.path for site in sites)
+    fields = ", ".join(str(site.field) for site in sites if site.field is not None)
+    where = next(iter(paths)) or "the model"
+    if len(paths) > 1:
+        parts = [path.split(".") for path in paths]
+        shared = sum(1 for _ in itertools.takewhile(lambda words: len(set(words)) == 1, zip(*parts, strict=False)))
+        where = ".".join(parts[0][:shared]) + ": " * bool(shared) + ", ".join(".".join(part[shared:]) for part in parts)
+    return f"{where} {side}" + (f" [{fields}]" if fields else "")
 
 
 def list_zoo() -> dict[str, dict[str, Any]]:

@@ -56,6 +56,7 @@ class InverseChain(nn.Module):
         super().__init__()
         self.inverses = nn.ModuleDict(inverses)
         self.plans, self.stages, self.model, self.seed = dict(plans), list(stages), dict(model), seed
+        self.folder: Path | None = None  # that it was loaded from
 
     @property
     def entries(self) -> list[str]:
@@ -172,7 +173,9 @@ class InverseChain(nn.Module):
             )
             inverse.load_state_dict(_read_state(folder / f"{entry}.safetensors", saved["sha256"]))
             inverses[entry] = inverse
-        return cls(inverses, plans, index["stages"], index["model"], index["seed"]).eval()
+        chain = cls(inverses, plans, index["stages"], index["model"], index["seed"]).eval()
+        chain.folder = folder
+        return chain
 
 
 class ChainEnsemble:
@@ -224,11 +227,8 @@ class ChainEnsemble:
         parent = folder / "chains" if (folder / "chains").is_dir() else folder
         found = sorted(parent.glob("*/chain.json"), key=lambda path: (len(path.parent.name), path.parent.name))
         if not found:
-            unfinished = (
-                " (its training has not finished: run it again with --resume)"
-                if (folder / "config.yaml").is_file()
-                else ""
-            )
+            begun = (folder / "config.yaml").is_file()
+            unfinished = " (its training has not finished: run it again with --resume)" if begun else ""
             raise UserError(
                 f"no chains in {folder}{unfinished or ': name the folder of a run, with chains/0/chain.json in it'}"
             )

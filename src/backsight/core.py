@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -69,7 +70,16 @@ class Pixels:
 
     @staticmethod
     def _channels(values: tuple[float, float, float], like: Tensor) -> Tensor:
-        return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)
+        if type(like) is not Tensor:  # a tracer's own kind, which is not to be kept
+            return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)
+        return _constant(tuple(values), like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, float, float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``3 1 1``, copied to the device once: each copy from new memory waits until a GPU has done all its work."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device).view(3, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -143,20 +153,27 @@ class Site:
 class Stage:
     """One processing stage: where its features are, and what inverts the component that ends there.
 
-    ``sites`` are concatenated along D (a prediction is logits and boxes). ``layers`` are the sites of the
-    intermediate layers, in order: layer ``encoder.3`` is ``stage("encoder").layers[3]``. ``inverses`` maps the
-    variant's name ("" is the default) to ``(name in INVERSES, options)``.
+    Several ``sites`` of one module are joined along D (a prediction is logits and boxes), those of several modules
+    along N (the maps of a pyramid). ``layers`` are the intermediate layers in order, one site or several each: layer
+    ``encoder.3`` is ``stage("encoder").layers[3]``. ``inverses`` maps the variant's name ("" is the default) to
+    ``(name in INVERSES, options)``.
     """
 
     name: str
     sites: tuple[Site, ...]
-    layers: tuple[Site, ...] = ()
+    layers: tuple[Site | tuple[Site, ...], ...] = ()
     inverses: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
     prefix: int = 0
     levels: int = 1
     gridded: bool = True
     classes: int = 0
     scores: Literal["softmax", "sigmoid"] = "softmax"
+
+    @property
+    def cuts(self) -> dict[str, tuple[Site, ...]]:
+        """The sites of every layer by its name, then of the stage itself."""
+        layers = [layer if isinstance(layer, tuple) else (layer,) for layer in self.layers]
+        return {**{f"{self.name}.{index}": sites for index, sites in enumerate(layers)}, self.name: self.sites}
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -12,14 +13,14 @@ from torch import Tensor
 from backsight.chain import ChainEnsemble, InverseChain
 from backsight.core import UserError, split_entry
 from backsight.data import Batch
-from backsight.metrics import bootstrap, mse, on_valid, psnr, ssim
+from backsight.metrics import bootstrap, mse, on_valid, psnr, saturation, ssim
 from backsight.staging import StagedModel
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """``B 3 H W``, ``B 3 H W`` -> ``B``."""
 
-METRICS: Mapping[str, Metric] = {"mse": mse, "psnr": psnr, "ssim": ssim}
-"""What is measured on images, RGB in [0, 1]."""
+METRICS: Mapping[str, Metric] = {"mse": mse, "psnr": psnr, "ssim": ssim, "saturation": saturation}
+"""What is measured on images, RGB in [0, 1]; ``saturation`` is that of the reconstruction itself."""
 
 
 @dataclass(frozen=True)
@@ -73,42 +74,80 @@ def evaluate(
     batches: Iterable[Batch],
     mean_image: Tensor,
     metrics: Mapping[str, Metric] = METRICS,
+    gather: Callable[[Any], list[Any]] = lambda found: [found],
 ) -> Evaluation:
     """Measure every entry and seed of ``ensemble`` on ``batches``; ``mean_image`` is ``3 H W``.
 
-    Of padded images only the pictures count, and the tokens at least partly under them.
+    Of padded images only the pictures count, and the tokens at least partly under them. Where several processes have
+    a part of every batch each (an empty one, if need be), ``gather`` gives what all have found, in their order.
+
+    Raises:
+        UserError: there is no image at all.
     """
-    found: dict[str, list[dict[str, Tensor]]] = {entry: [] for entry in ensemble.entries}
     layers = {(entry, index): _Share() for entry in ensemble.entries for index in range(len(ensemble.chains))}
-    against: list[dict[str, Tensor]] = []
-    ids: list[str] = []
-    for batch in batches:
-        if not batch.ids:
-            continue
-        ids.extend(batch.ids)
-        features = model.features(batch.images, model.stages, batch.valid)
-        against.append(_measure(mean_image.expand_as(batch.images), batch, metrics))
-        for entry in ensemble.entries:
-            stage, _ = split_entry(entry)
-            before = model.spec.before(stage)
-            target = features.get(before, batch.images)
-            counted = None if batch.valid is None else model.layout(before).under(batch.valid)
-            by_seed = []
-            for index, chain in enumerate(ensemble.chains):
-                output = chain.inverses[entry](features[stage]).float()
-                layers[entry, index].add(output, target, counted)
-                by_seed.append(_measure(_finish(chain, output, stage), batch, metrics))
-            found[entry].append({name: torch.stack([each[name] for each in by_seed]) for name in metrics})
+    rows = [_row(model, ensemble, batch, mean_image, metrics, layers) if batch.ids else None for batch in batches]
+    parts = gather((rows, {key: share.on_cpu() for key, share in layers.items()}))
+    rows = [row for step in zip_longest(*(rows for rows, _ in parts)) for row in step if row is not None]
+    if not rows:
+        raise UserError("none of the images to measure on can be read: look at the lines above")
+    shares = {key: _Share.joined([found[key] for _, found in parts]) for key in layers}
     seeds = tuple(chain.seed for chain in ensemble.chains)
     entries = {
         entry: EntryErrors(
-            {name: torch.cat([part[name] for part in parts], 1) for name in metrics},
-            torch.tensor([layers[entry, index].value() for index in range(len(seeds))]),
+            {name: torch.cat([row.entries[entry][name] for row in rows], 1) for name in metrics},
+            torch.tensor([shares[entry, index].value() for index in range(len(seeds))]),
         )
-        for entry, parts in found.items()
+        for entry in ensemble.entries
     }
-    mean = {name: torch.cat([part[name] for part in against]) for name in metrics}
-    return Evaluation(entries, mean, seeds, tuple(ids))
+    mean = {name: torch.cat([row.against[name] for row in rows]) for name in metrics}
+    return Evaluation(entries, mean, seeds, tuple(identity for row in rows for identity in row.ids))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is measured on one batch: ``entries`` by entry and metric ``S B``, ``against`` the mean image ``B``."""
+
+    ids: tuple[str, ...]
+    entries: Mapping[str, Mapping[str, Tensor]]
+    against: Mapping[str, Tensor]
+
+
+def _row(
+    model: StagedModel,
+    ensemble: ChainEnsemble,
+    batch: Batch,
+    mean_image: Tensor,
+    metrics: Mapping[str, Metric],
+    layers: Mapping[tuple[str, int], _Share],
+) -> _Row:
+    """Measure one batch; ``layers``, by entry and place of the seed, take up the errors on features."""
+    features = model.features(batch.images, model.stages, batch.valid)
+    entries = {}
+    for entry in ensemble.entries:
+        stage, _ = split_entry(entry)
+        before = model.spec.before(stage)
+        target = features.get(before, batch.images)
+        counted = None if batch.valid is None else model.layout(before).under(batch.valid)
+        by_seed = []
+        for index, chain in enumerate(ensemble.chains):
+            output = chain.inverses[entry](features[stage]).float()
+            layers[entry, index].add(output, target, counted)
+            by_seed.append(_measure(_finish(chain, output, stage), batch, metrics))
+        entries[entry] = {name: torch.stack([each[name] for each in by_seed]) for name in metrics}
+    return _Row(batch.ids, entries, _measure(mean_image.expand_as(batch.images), batch, metrics))
+
+
+def join_seeds(parts: Sequence[Evaluation]) -> Evaluation:
+    """Evaluations on the same images of chains that do not share a forward model, as one of all their seeds."""
+    first = parts[0]
+    entries = {
+        entry: EntryErrors(
+            {name: torch.cat([part.entries[entry].image[name] for part in parts]) for name in errors.image},
+            torch.cat([part.entries[entry].layer for part in parts]),
+        )
+        for entry, errors in first.entries.items()
+    }
+    return Evaluation(entries, first.mean_image, tuple(seed for part in parts for seed in part.seeds), first.ids)
 
 
 def _finish(chain: InverseChain, output: Tensor, stage: str) -> Tensor:
@@ -140,6 +179,20 @@ class _Share:
         self.sum = self.sum + by_channel.sum(0)
         self.squares = self.squares + by_channel.square().sum(0)
         self.count += len(by_channel)
+
+    def on_cpu(self) -> _Share:
+        """The same, ready to be sent to another process."""
+        self.sum, self.squares = torch.as_tensor(self.sum).cpu(), torch.as_tensor(self.squares).cpu()
+        return self
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Share]) -> _Share:
+        """What all ``parts`` together would have taken up."""
+        whole = cls()
+        for part in parts:
+            whole.error, whole.count = whole.error + part.error, whole.count + part.count
+            whole.sum, whole.squares = whole.sum + part.sum, whole.squares + part.squares
+        return whole
 
     def value(self) -> float:
         mean = torch.as_tensor(self.sum) / self.count

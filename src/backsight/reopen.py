@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from backsight.chain import ChainEnsemble
+from backsight.chain import ChainEnsemble, InverseChain
 from backsight.core import Pixels, UserError
 from backsight.models import is_own, load_model, place
+from backsight.models.weights import fill, read_state
 from backsight.staging import RANDOM, StagedModel
 
 _BY_NAME = "add --model FILE.py:FUNCTION, or reconstruct(..., model=...) in Python"
@@ -23,8 +25,11 @@ def open_forward_model(
 
     ``given`` is the model itself, or the name to take in place of that which the chains keep.
 
+    A run of joint training holds a forward model for each chain, in ``forward/<seed>`` beside ``chains/<seed>``.
+
     Raises:
-        UserError: it is not to be had any more, or its weights are not those that the chains were trained on.
+        UserError: it is not to be had any more, its weights are not those that the chains were trained on, or every
+            chain has another one.
     """
     if isinstance(given, StagedModel):
         ensemble.to(device).check(given.to(device))
@@ -37,8 +42,29 @@ def open_forward_model(
     options = {"weights": file, "random_weights": random, "spec": spec, "device": device}
     model = load_model(name, size=tuple(known["size"]), **options)
     model.pixels = _pixels(known["pixels"])
+    if "fine_tuned" in known:
+        _fine_tuned(model, ensemble.chains)
     ensemble.to(device).check(model)
     return model
+
+
+def _fine_tuned(model: StagedModel, chains: Sequence[InverseChain]) -> None:
+    """Put the weights into ``model`` that were trained together with the chain."""
+    folder, seed = chains[0].folder, chains[0].seed
+    if len(chains) > 1:
+        raise UserError(
+            "joint training gave every seed a forward model of its own: name the chain of one, as RUN/chains/"
+            f"{seed} (there are {', '.join(str(chain.seed) for chain in chains)})"
+        )
+    if folder is None:
+        raise UserError("this chain's forward model was trained with it: load the chain from the folder of its run")
+    path = folder.resolve().parent.parent / "forward" / str(seed) / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"no file {path}: the chain was trained jointly with this forward model, keep them together")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != chains[0].model["fine_tuned"]["sha256"]:
+        raise UserError(f"{path} is damaged (its SHA-256 is not the one in chain.json): copy it again, or train again")
+    fill(model.module, read_state(path), str(path))
+    model.weights = model.weights if model.weights == RANDOM else f"{model.weights}, trained jointly with the chain"
 
 
 def _name(known: Mapping[str, Any]) -> str:

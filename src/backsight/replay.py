@@ -7,18 +7,18 @@ trace, so it costs nothing and cannot differ; everything later runs for real, on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from backsight.arrange import clone, from_features, pick_argument, read_field, to_features, write_field
+from backsight.arrange import clone, pick_argument, read_field, to_features, write_field
 from backsight.core import IMAGE, Site, Spec, UserError
 
 Sites = Mapping[str, tuple[Site, ...]]
-"""The sites of every stage and layer by name. Those of one name share their module and side."""
+"""The sites of every stage and layer by name."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,14 @@ class Trace:
             raise UserError(f"the trace has nothing at '{name}': it holds {', '.join(self.features)}")
         return self.features[name]
 
-    def before(self, order: int) -> Trace:
-        """Only what had happened before ``order``."""
+    def before(self, order: int, without: Collection[str] = ()) -> Trace:
+        """Only what had happened before ``order``, and not the calls of the modules at the paths ``without``."""
         raw = {name: call for name, call in self.raw.items() if call.order < order}
-        calls = {path: [call for call in calls if call.order < order] for path, calls in self.calls.items()}
+        calls = {
+            path: [call for call in calls if call.order < order]
+            for path, calls in self.calls.items()
+            if path not in without
+        }
         return Trace(self.images, {name: self.features[name] for name in raw}, raw, calls, valid=self.valid)
 
     def end(self) -> int:
@@ -75,11 +79,7 @@ class Reached(Exception):
 
 def named_sites(spec: Spec) -> dict[str, tuple[Site, ...]]:
     """The sites of ``spec``, layers (``encoder.0`` ...) before the stage that they lead to."""
-    sites: dict[str, tuple[Site, ...]] = {}
-    for stage in spec.stages:
-        sites |= {f"{stage.name}.{index}": (layer,) for index, layer in enumerate(stage.layers)}
-        sites[stage.name] = stage.sites
-    return sites
+    return {name: sites for stage in spec.stages for name, sites in stage.cuts.items()}
 
 
 def kept_modules(module: nn.Module, sites: Sites) -> dict[str, nn.Module]:
@@ -94,8 +94,13 @@ def kept_modules(module: nn.Module, sites: Sites) -> dict[str, nn.Module]:
         raise UserError(
             f"the model has no submodule '{path}': its children are {', '.join(dict(module.named_children()))}"
         )
-    spine = {""} | {".".join(path.split(".")[:depth]) for path in paths for depth in range(1, path.count(".") + 1)}
+    spine = ancestors(paths)
     return {path: each for path, each in modules.items() if path in spine | paths or _parent(path) in spine}
+
+
+def ancestors(paths: Iterable[str]) -> set[str]:
+    """The modules that those at ``paths`` are in; the model itself, "", always."""
+    return {""} | {".".join(path.split(".")[:depth]) for path in paths for depth in range(1, path.count(".") + 1)}
 
 
 def _parent(path: str) -> str | None:
@@ -103,15 +108,17 @@ def _parent(path: str) -> str | None:
 
 
 @contextmanager
-def stubbed(modules: Mapping[str, nn.Module], trace: Trace, start: int, own: str | None) -> Iterator[None]:
+def stubbed(modules: Mapping[str, nn.Module], trace: Trace, start: int, edited: Sequence[Site]) -> Iterator[None]:
     """For the time of a pass, answer from ``trace`` every call that had finished before ``start``.
 
-    ``own`` is the module whose output holds the edited site: it too is answered from the trace, and edited by a hook.
+    The modules whose output holds an ``edited`` site too are answered from the trace, and edited by a hook; those
+    around one run, to pass it on.
     """
+    own, around = {site.path for site in edited if site.side == "output"}, ancestors(site.path for site in edited)
     with ExitStack() as stack:
         for path, module in modules.items():
-            known = [call.value for call in trace.calls.get(path, []) if call.order < start or path == own]
-            if known:
+            known = [call.value for call in trace.calls.get(path, []) if call.order < start or path in own]
+            if known and path not in around:
                 stack.enter_context(_forward_of(module, _answers(known, module.forward)))
         yield
 
@@ -145,8 +152,8 @@ class Recorder:
 
     ``wanted``: leave the pass once these are captured (None: run to the end). ``keep_calls``: record what re-entry
     needs.
-    On a replay, ``base`` is the trace that is replayed (what it counted keeps its place in the order) and ``edit`` the
-    name of the edited site with its new features.
+    On a replay, ``base`` is the trace that is replayed (what it counted keeps its place in the order), ``edit`` the
+    edited sites with what is to stand there, and ``start`` the place where the real computation begins again.
     """
 
     sites: Sites
@@ -155,17 +162,19 @@ class Recorder:
     wanted: set[str] | None = None
     keep_calls: bool = True
     base: Trace | None = None
-    edit: tuple[str, Tensor] | None = None
+    edit: Mapping[Site, Any] = field(default_factory=dict)
+    start: int = 0
+    begun: bool = False
     next: int = 0
     counts: dict[str, int] = field(default_factory=dict)
-    seen: set[str] = field(default_factory=set)
+    seen: dict[str, dict[int, Any]] = field(default_factory=dict)
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
         """Hooks on every kept module for the time of one pass."""
         with ExitStack() as stack:
             for path, module in self.modules.items():
-                entering, leaving = self._names_at(path, "input"), self._names_at(path, "output")
+                entering, leaving = self._places_at(path, "input"), self._places_at(path, "output")
                 if entering:
                     hook = self._entering(entering)
                     stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
@@ -174,58 +183,66 @@ class Recorder:
                     stack.callback(module.register_forward_hook(hook, prepend=True).remove)
             yield
 
-    def _names_at(self, path: str, side: str) -> list[str]:
-        return [name for name, (site, *_) in self.sites.items() if site.path == path and site.side == side]
+    def _places_at(self, path: str, side: str) -> list[tuple[str, int]]:
+        """The sites on one side of the module at ``path``: a stage's or layer's name, and which of its sites."""
+        return [
+            (name, index)
+            for name, sites in self.sites.items()
+            for index, site in enumerate(sites)
+            if (site.path, site.side) == (path, side)
+        ]
 
-    def _entering(self, names: list[str]) -> Callable[..., Any]:
+    def _entering(self, places: list[tuple[str, int]]) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-            for name in names:
-                value, write = pick_argument(module, args, kwargs, self.sites[name][0].field)
-                (value,) = self._visit(name, [value], shares_order=False)
-                args, kwargs = write(value)
+            for name, index in places:
+                value, write = pick_argument(module, args, kwargs, self.sites[name][index].field)
+                args, kwargs = write(self._visit(name, index, self._as_it_was(name, index, value)))
             return args, kwargs
 
         return hook
 
-    def _leaving(self, path: str, names: list[str]) -> Callable[..., Any]:
+    def _as_it_was(self, name: str, index: int, value: Any) -> Any:
+        """What stood at an input before the replayed part, which an edit there may have put in the place of ``value``;
+        outputs are kept with their calls. Once a part of the edit is made, ``value`` may carry it on, and stays."""
+        known = self.base.raw.get(name) if self.base is not None and not self.begun else None
+        return clone(known.value[index]) if known is not None and known.order < self.start else value
+
+    def _leaving(self, path: str, places: list[tuple[str, int]]) -> Callable[..., Any]:
         def hook(_: nn.Module, __: tuple, output: Any) -> Any:
-            for name in names:
-                fields = [site.field for site in self.sites[name]]
-                values = self._visit(name, [read_field(output, each) for each in fields], shares_order=True)
-                for each, value in zip(fields, values, strict=True):
-                    output = write_field(output, each, value)
+            for name, index in places:
+                each = self.sites[name][index].field
+                output = write_field(output, each, self._visit(name, index, read_field(output, each)))
             if self.keep_calls:
                 self._count(path, output)
             return output
 
         return hook
 
-    def _visit(self, name: str, values: list[Any], *, shares_order: bool) -> list[Any]:
-        """Capture what stands at a site, edited if this is the place of the edit; leave the pass if that was all.
-
-        A site on the output side shares its place in the order with the call that it ends.
-        """
-        if name in self.seen:
-            raise UserError(
-                f"the site of '{name}' ('{self.sites[name][0].path}') runs more than once in a forward pass"
-            )
-        self.seen.add(name)
-        sites, size = self.sites[name], (self.trace.images.shape[-2], self.trace.images.shape[-1])
-        if self.edit is not None and sites == self.sites[self.edit[0]]:
+    def _visit(self, name: str, index: int, value: Any) -> Any:
+        """Capture what stands at a site, edited if this is the place of the edit; leave the pass if that was all."""
+        site, seen = self.sites[name][index], self.seen.setdefault(name, {})
+        if index in seen:
+            raise UserError(f"the site of '{name}' ('{site.path}') runs more than once in a forward pass")
+        if site in self.edit:
             # A copy: what the library does to it in place must reach neither the caller's features nor their trace.
-            values = clone(from_features(self.edit[1], values, sites, size))
-        if name not in self.trace.raw:
-            kept = [clone(value) for value in values]
-            self.trace.raw[name] = Call(self._place(name, shares_order), kept)
-            self.trace.features[name] = to_features(kept, sites, size)
+            value, self.begun = clone(self.edit[site]), True
+        seen[index] = clone(value) if name not in self.trace.raw else value
+        if name not in self.trace.raw and len(seen) == len(self.sites[name]):
+            self._keep(name, [seen[index] for index in range(len(seen))], site.side)
         if self.wanted is not None and self.wanted <= self.trace.features.keys():
             raise Reached
-        return values
+        return value
 
-    def _place(self, name: str, shares_order: bool) -> int:
+    def _keep(self, name: str, values: list[Any], side: str) -> None:
+        """A name's place in the order is that of its last site, which on the output side shares it with the call that
+        it ends."""
         if self.base is not None and name in self.base.raw:
-            return self.base.raw[name].order
-        return self.next if shares_order else self._take()
+            order = self.base.raw[name].order
+        else:
+            order = self.next if side == "output" else self._take()
+        size = (self.trace.images.shape[-2], self.trace.images.shape[-1])
+        self.trace.raw[name] = Call(order, values)
+        self.trace.features[name] = to_features(values, self.sites[name], size)
 
     def _take(self) -> int:
         self.next += 1

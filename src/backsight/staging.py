@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backsight.arrange import infer_grids
+from backsight.arrange import from_features, infer_grids, levels_of
 from backsight.core import (
     IMAGE,
     Classes,
@@ -32,7 +32,7 @@ from backsight.core import (
     UserError,
     valid_sizes,
 )
-from backsight.replay import Call, Reached, Recorder, Trace, kept_modules, named_sites, stubbed
+from backsight.replay import Call, Reached, Recorder, Trace, ancestors, kept_modules, named_sites, stubbed
 
 Prediction = Classes | list[Detections]
 """A classifier's :class:`Classes`, or a detector's :class:`Detections` for each image."""
@@ -78,7 +78,7 @@ class StagedModel:
         self.module = module.eval().requires_grad_(False)
         self.spec, self.pixels, self.name, self.weights = spec, pixels, name, weights
         self.constants, self.arguments, self.reopen = dict(constants or {}), dict(arguments or {}), dict(reopen or {})
-        self._read = read
+        self.read = read
         self._lock = threading.RLock()
         self._layouts: dict[str, Layout] = {}
         self._sites = named_sites(spec)
@@ -130,6 +130,16 @@ class StagedModel:
             self._pass(trace, Recorder(sites, self._modules, trace, wanted, keep_calls=False))
         return {name: trace[name] for name in names}
 
+    def answer(self, images: Tensor, names: Sequence[str], valid: Tensor | None = None, **arguments: Any) -> Trace:
+        """A whole pass that keeps the output and the features at ``names`` alone: what training the model itself needs.
+
+        ``arguments`` go to its module beside its own, as the ``labels`` of a loss that it computes itself.
+        """
+        sites = {name: self._sites[self._known(name)] for name in names if name != IMAGE}
+        trace = Trace(images, valid=valid)
+        self._pass(trace, Recorder(sites, self._modules, trace, keep_calls=False), arguments)
+        return trace
+
     def resume(self, at: str, features: Tensor, trace: Trace, until: str | None = None) -> Trace:
         """The rest of the forward pass of ``trace``, its features at ``at`` replaced by ``features`` (``B N D``).
 
@@ -141,21 +151,24 @@ class StagedModel:
         self._known(at)
         if features.shape != trace[at].shape:
             raise UserError(f"features at '{at}' have shape {tuple(trace[at].shape)}, got {tuple(features.shape)}")
-        start = trace.raw[at].order
-        edited = trace.before(start)
+        start, sites = trace.raw[at].order, self._sites[at]
+        paths = {site.path for site in sites}
+        edited = trace.before(start, without=paths | ancestors(paths))
         if until in edited.features:
             raise UserError(f"'{until}' comes before '{at}': nothing changes there, stop at '{at}' or later")
+        size = (trace.images.shape[-2], trace.images.shape[-1])
+        edit = dict(zip(sites, from_features(features, trace.raw[at].value, sites, size), strict=True))
         recorder = Recorder(
             self._sites,
             self._modules,
             edited,
             self._wanted(until),
             base=trace,
-            edit=(at, features),
+            edit=edit,
+            start=start,
             next=trace.end(),
         )
-        site = self._sites[at][0]
-        with self._lock, stubbed(self._modules, trace, start, site.path if site.side == "output" else None):
+        with self._lock, stubbed(self._modules, trace, start, sites):
             self._pass(edited, recorder)
         return edited
 
@@ -165,19 +178,19 @@ class StagedModel:
         Raises:
             UserError: the model predicts nothing, or the pass was left early.
         """
-        if self._read is None:
+        if self.read is None:
             raise UserError(f"{self.name} predicts nothing: it is staged for its features only")
         if trace.output is None:
             raise UserError("this pass was left before its prediction: run it without 'until'")
         height, width = trace.images.shape[-2:]
-        found = self._read(trace.output, (height, width))
+        found = self.read(trace.output, (height, width))
         if trace.valid is None or isinstance(found, Classes):
             return found
         # A masked detector gives its boxes as shares of the valid part, its positions being counted there alone.
         parts = zip(found, valid_sizes(trace.valid), strict=True)
         return [each.scaled(rows / height, columns / width) for each, (rows, columns) in parts]
 
-    def _pass(self, trace: Trace, recorder: Recorder) -> None:
+    def _pass(self, trace: Trace, recorder: Recorder, more: Mapping[str, Any] | None = None) -> None:
         shape, size = tuple(trace.images.shape), self.pixels.size
         if len(shape) != 4 or shape[1:] != (3, *size):
             raise UserError(
@@ -186,10 +199,10 @@ class StagedModel:
             )
         if trace.valid is not None:
             self._require_mask()
-        self._forward(trace, recorder)
+        self._forward(trace, recorder, more or {})
 
-    def _forward(self, trace: Trace, recorder: Recorder) -> None:
-        pixels, arguments = self.pixels.normalise(trace.images), self.arguments
+    def _forward(self, trace: Trace, recorder: Recorder, more: Mapping[str, Any]) -> None:
+        pixels, arguments = self.pixels.normalise(trace.images), {**self.arguments, **more}
         if trace.valid is not None:
             pixels = pixels.masked_fill(~trace.valid[:, None], 0)
             arguments = {**arguments, MASK: trace.valid.long()}
@@ -225,7 +238,7 @@ class StagedModel:
         picture[:, :, : height // 2] = 1
         traces = [Trace(self.pixels.restore(picture), valid=each) for each in (valid, torch.ones_like(valid))]
         for trace in traces:
-            self._forward(trace, Recorder(self._sites, self._modules, trace, {last}, keep_calls=False))
+            self._forward(trace, Recorder(self._sites, self._modules, trace, {last}, keep_calls=False), {})
         return not torch.equal(traces[0][last], traces[1][last])
 
     def _require_mask(self) -> None:
@@ -265,8 +278,9 @@ class StagedModel:
         tokens, width = features.shape[1:]
         grids: tuple[tuple[int, int], ...] = ()
         if stage.gridded:
-            pattern = self._sites[name][0].pattern
-            grids = infer_grids(raw.value[0], pattern, tokens - stage.prefix, self.pixels.size, stage.levels)
+            sites = self._sites[name]
+            levels = levels_of(raw.value, sites)
+            grids = infer_grids(levels, sites[0].pattern, tokens - stage.prefix, self.pixels.size, stage.levels)
             if not grids:
                 raise UserError(
                     f"cannot place the {tokens} tokens at '{name}' on a grid over {self.pixels.size} pixels: "

@@ -27,12 +27,13 @@ def add(group: Group, name: str, function: Callable[..., None]) -> None:
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
     """Columns with a heading each, as wide as the terminal allows."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
     table.columns[0].no_wrap = True
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # [logits] is a field here, not a style
     Console().print(table)
 
 

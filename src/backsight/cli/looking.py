@@ -17,11 +17,15 @@ def models(json: Path | None = None) -> None:
     Args:
         json: Write the same to a file.
     """
-    from backsight.catalogue import list_models, model_table
+    import shutil
+
+    from backsight.catalogue import list_models, model_lines
 
     rows = list_models()
-    print_table(["model", "parameters", "stages and their inverses"], model_table(rows))
+    print(*model_lines(rows, min(100, shutil.get_terminal_size((100, 24)).columns)), sep="\n")
+    print("\nweights: fetched from the hub when first used, or from --weights FILE; --random-weights does without.")
     print("Any other model of these families works too, by its name on the hub or its folder; or one of your own.")
+    print("No family needs an extra.")
     save(json, rows)
 
 

@@ -1,12 +1,10 @@
-"""The commands that train inverses and show what they give."""
+"""The commands that show what inverses give."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tyro.conf import OmitArgPrefixes, Positional
-
-from backsight.options import ModelOptions, TrainOptions
+from tyro.conf import Positional
 
 
 def demo(out: Path = Path("demo"), minutes: float = 4.5, seeds: int = 1, seed: int = 0) -> None:
@@ -22,25 +20,6 @@ def demo(out: Path = Path("demo"), minutes: float = 4.5, seeds: int = 1, seed: i
 
     for page in run_demo(out, minutes=minutes, seeds=seeds, seed=seed):
         print(page)
-
-
-def train(
-    model: Positional[str],
-    options: OmitArgPrefixes[TrainOptions] = TrainOptions(),  # noqa: B008  (frozen)
-    model_options: OmitArgPrefixes[ModelOptions] = ModelOptions(),  # noqa: B008  (frozen)
-) -> None:
-    """Train every inverse of a model, all stages and seeds in one pass over the forward model.
-
-    Args:
-        model: A name (detr-resnet-50, timm/vit_base_patch16_224, zoo/detr-prior), a folder with a saved model, or a
-            function in a file of your own (my_module.py:build).
-    """
-    from backsight.train import train_run
-
-    ensemble = train_run(model, options, model_options)
-    if ensemble.model["weights"] == "random":
-        print("random weights: this run shows that the method works, not what a trained model knows")
-    print(f"{options.out / 'card.md'}\n{options.out / 'chains'}")
 
 
 def reconstruct(
@@ -71,8 +50,9 @@ def report(folder: Positional[Path]) -> None:
     """One HTML page from results.
 
     Args:
-        folder: A folder with results.json.
+        folder: What reconstruct, demo, experiment or reproduce left: a folder with results.json, result.json or
+            reproduce.json.
     """
-    from backsight.report import Results, write_report
+    from backsight.report.rewrite import rewrite_report
 
-    print(write_report(Results.load(folder), folder / "report.html"))
+    print(rewrite_report(folder))

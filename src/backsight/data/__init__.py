@@ -15,6 +15,7 @@ from backsight.data.folder import load_images, open_folder
 from backsight.data.huggingface import open_huggingface, open_parquet
 from backsight.data.loader import batches, loader
 from backsight.data.source import Reading
+from backsight.data.streams import Stream, open_stream
 
 __all__ = [
     "DATA",
@@ -24,6 +25,7 @@ __all__ = [
     "Reading",
     "Sample",
     "Splits",
+    "Stream",
     "Target",
     "UnreadableImage",
     "batches",
@@ -50,11 +52,13 @@ DATA: dict[str, Callable[[str, Reading], Splits]] = {
     "folder": open_folder,
     "hf": open_huggingface,
     "parquet": open_parquet,
+    "stream": open_stream,
+    "wds": open_stream,
     "world": _open_world,
 }
 """What stands before the colon of a data specification -> what opens it."""
 
-FORMS = "coco:DIR[:SPLIT], folder:DIR, hf:NAME[:SPLIT], parquet:FILE_OR_DIR, world"
+FORMS = "coco:DIR[:SPLIT], folder:DIR, hf:NAME[:SPLIT], parquet:FILE_OR_DIR, stream:NAME, wds:PATTERN, world"
 """The data specifications there are, for help texts."""
 
 
@@ -62,7 +66,8 @@ def open_data(spec: str, pixels: Pixels, *, seed: int = 0, strict: bool = False,
     """Open a data set for a model: train, validation and test, disjoint by id.
 
     Args:
-        spec: ``coco:DIR[:SPLIT]``, ``folder:DIR``, ``hf:NAME[:SPLIT]``, ``parquet:FILE_OR_DIR`` or ``world``.
+        spec: ``coco:DIR[:SPLIT]``, ``folder:DIR``, ``hf:NAME[:SPLIT]``, ``parquet:FILE_OR_DIR``, ``stream:NAME``,
+            ``wds:PATTERN`` or ``world``.
         pixels: what the model expects of an image; the samples are resized to it.
         seed: of the division, where the data do not come in parts.
         strict: fail at the first picture that cannot be read, instead of naming, skipping and counting it.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from backsight.core import Pixels, UserError
 from backsight.data.base import Batch, Splits, Target, collate
+from backsight.data.decode import UnreadableImage
 from backsight.data.source import Reading, Source, file_facts
 from backsight.data.split import PART, arrange
 
@@ -120,8 +121,14 @@ def load_images(paths: Sequence[str | Path], pixels: Pixels, *, strict: bool = F
     files: list[str] = []
     for path in map(Path, paths):
         files += [str(path / image) for image in find_images(path)] if path.is_dir() else [str(_existing(path))]
-    source = ImageFiles("the given pictures", Path(), files, Reading(pixels, strict=strict))
-    samples = [source[index] for index in range(len(source))]
+    alone = len(files) == 1  # without it there is nothing to go on with, so that no notice of skipping comes before
+    source = ImageFiles("the given pictures", Path(), files, Reading(pixels, strict=strict or alone))
+    try:
+        samples = [source[index] for index in range(len(source))]
+    except UnreadableImage as error:
+        if not alone:
+            raise
+        raise UserError(f"no picture to show: {error.__cause__}") from error
     if all(sample is None for sample in samples):
         reason = next(iter(source.unreadable.values()), "none was given")
         raise UserError(f"no picture to show: {reason}")

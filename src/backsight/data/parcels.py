@@ -73,7 +73,7 @@ class Parcels(Dataset):
 
     def __getitem__(self, indices: Sequence[int]) -> Parcel | UserError:
         try:
-            if isinstance(self.data, MadeInBatches):
+            if isinstance(self.data, MadeInBatches) and indices:
                 batch = self.data.batch(indices)
                 return Parcel(batch.images, batch.ids, pack(batch.targets), {}, batch.valid)
             samples = [self.data[index] for index in indices]

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from backsight.core import Pixels
+from backsight.core import Pixels, UserError
 from backsight.data.base import Sample, Target
 from backsight.data.decode import UnreadableImage, read_image
 from backsight.data.fit import fit, fit_target, valid_pixels
@@ -35,8 +35,11 @@ class Source(ABC):
     """A map-style data set (:class:`~backsight.data.base.ImageData`) of pictures that are decoded when asked for.
 
     A picture that cannot be read gives None, one line in the log, and an entry in ``unreadable`` (id -> reason);
-    under ``strict`` it raises :class:`UnreadableImage` instead. ``ids`` are in the order of the indices.
+    under ``strict`` it raises :class:`UnreadableImage` instead. ``ids`` are in the order of the indices; without the
+    folder ``root``, where all pictures are in one, nothing can go on.
     """
+
+    root: Path = Path()
 
     def __init__(self, name: str, ids: Sequence[str], classes: Mapping[int, str], reading: Reading) -> None:
         self.name = name
@@ -55,6 +58,8 @@ class Source(ABC):
         try:
             image = self.read(index)
         except UnreadableImage as error:
+            if not self.root.is_dir():  # no single picture is to blame
+                raise UserError(f"{self.root} has vanished: once it is back, --resume goes on") from error
             if self.reading.strict:
                 raise UnreadableImage(f"{error} (mend or remove it, or leave out strict)") from error
             self.record(identity, str(error))

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from backsight.core import Classes, UserError
 from backsight.data import Batch
-from backsight.experiments.fine_tuning import FineTuning, duplicate, fine_tune, training_data
+from backsight.experiments.fine_tuning import FineTuning, fine_tune, training_data
 from backsight.experiments.gather import by_seed, gather
 from backsight.experiments.model_lines import lines_of, title_of
 from backsight.experiments.registry import Experiment
 from backsight.experiments.result import Label, Measurement, Picture, Result
 from backsight.experiments.subject import Subject
-from backsight.figures.plate import Block, Panel, plate
+from backsight.figures import Block, Panel, page, panel_part, picture_parts
 from backsight.metrics import mse
+from backsight.models import duplicate
 from backsight.perturb import patch_attention_mask
 from backsight.staging import StagedModel, Trace
 
@@ -191,10 +192,10 @@ def draw(result: Result) -> Figure:
             if name == title_of(result, model)
         }
     panels = [
-        Panel("Accuracy", "top-1", lines_of(result, "condition", metric="top-1"), limits=(0, 1)),
-        Panel("Reconstruction from the last stage", "mean squared error", errors),
+        Panel("Accuracy", lines_of(result, "condition", metric="top-1"), label="top-1", limits=(0, 1)),
+        Panel("Reconstruction from the last stage", errors, label="mean squared error"),
     ]
-    return plate(panels, [_block(result, model) for model in models])
+    return page([panel_part(panels), *picture_parts([_block(result, model) for model in models])])
 
 
 def _block(result: Result, model: str) -> Block:
@@ -202,11 +203,8 @@ def _block(result: Result, model: str) -> Block:
     images = sorted({int(each.labels["image"]) for each in result.shown(model=model)})
     conditions = list(dict.fromkeys(str(each.labels["condition"]) for each in result.shown(model=model)))
     order = ["input", *(each for each in conditions if each != "input")]
-    rows = {
-        f"image {image + 1}": [result.shown(model=model, image=image, condition=each)[0].image for each in order]
-        for image in images
-    }
-    return Block(title_of(result, model), order, rows)
+    rows = [[result.shown(model=model, image=image, condition=each)[0].image for each in order] for image in images]
+    return Block(title_of(result, model), order, [f"image {image + 1}" for image in images], rows)
 
 
 ATTENTION_ABLATION = Experiment(

@@ -17,8 +17,7 @@ from backsight.experiments.registry import Experiment
 from backsight.experiments.result import Measurement, Picture, Result
 from backsight.experiments.subject import Subject
 from backsight.experiments.task_answers import measure_task
-from backsight.figures.lines import ErrorPoint
-from backsight.figures.plate import Block, Panel, plate
+from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
 from backsight.perturb import FILTERS, HUES, VISIBLE, colour_vector, recolour, region_mean
 from backsight.staging import Trace
 
@@ -216,29 +215,28 @@ def draw(result: Result) -> Figure:
     """Pairwise error and retention over stages, the task over filters; under them the first image of each model."""
     apart, kept = (lines_of(result, metric=metric, region=region) for metric, region in _DRAWN)
     panels = [
-        Panel("How far six recolourings are apart", "pairwise MSE, whole image", apart),
-        Panel("Hue that is found again", "hue retention, in the object", kept, limits=(-0.15, 1.08), marks={"": 0.0}),
+        Panel("How far six recolourings are apart", apart, label="pairwise MSE"),
+        Panel("Hue found again in the object", kept, {"": 0.0}, label="hue retention", limits=(-0.15, 1.08)),
     ]
     tasks = {metric: lines_of(result, "filter", metric=metric) for metric in ("top-1", "AP")}
     if any(tasks.values()):
         label = " or ".join(metric for metric, lines in tasks.items() if lines)
         lines = {name: list(map(_renamed, points)) for found in tasks.values() for name, points in found.items()}
-        panels.append(Panel("The task on recoloured images", label, lines, limits=(0, 1)))
-    return plate(panels, [_block(result, str(model)) for model in result.values_of("model")])
+        panels.append(Panel("The task on recoloured images", lines, label=label, limits=(0, 1)))
+    blocks = [block for model in result.values_of("model") for block in _blocks(result, str(model))]
+    return page([panel_part(panels), *picture_parts(blocks)])
 
 
 def _renamed(point: ErrorPoint) -> ErrorPoint:
     return replace(point, stage=NAMES.get(point.stage, point.stage))
 
 
-def _block(result: Result, model: str) -> Block:
+def _blocks(result: Result, model: str) -> list[Block]:
     """A row for every filter, a column for every stage."""
     stages = list(dict.fromkeys(str(each.labels["stage"]) for each in result.shown(model=model, image=0)))
-    rows = {
-        NAMES.get(name, name): [each.image for each in result.shown(model=model, image=0, filter=name)]
-        for name in FILTERS
-    }
-    return Block(title_of(result, model), stages, rows if stages else {})
+    rows = [[each.image for each in result.shown(model=model, image=0, filter=name)] for name in FILTERS]
+    names = [NAMES.get(name, name) for name in FILTERS]
+    return [Block(title_of(result, model), stages, names, rows)] if stages else []
 
 
 COLOR_PERTURBATION = Experiment(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ from backsight.core import UserError
 from backsight.data import ImageData, loader, open_data
 from backsight.data.world import LENGTHS, World
 from backsight.experiments.subject import Subject
-from backsight.models import MODELS, stage_module
 from backsight.staging import StagedModel
 
 _LARGEST_GRADIENT = 1.0
@@ -50,12 +48,6 @@ def training_data(subject: Subject, spec: str = "") -> ImageData:
     return data
 
 
-def duplicate(model: StagedModel) -> StagedModel:
-    """A staged model with weights of its own, equal to those of ``model``."""
-    module = copy.deepcopy(model.module)
-    return stage_module(module, MODELS[model.spec.family], model.pixels, name=model.name, weights=model.weights)
-
-
 def fine_tune(
     model: StagedModel,
     data: ImageData,
@@ -64,7 +56,7 @@ def fine_tune(
 ) -> StagedModel:
     """Train a classifier on ``data`` by cross-entropy, in place, as long as ``changed`` is in force; returns it.
 
-    Gradients are cut to a norm of 1. Take :func:`duplicate` first to keep a model as it is.
+    Gradients are cut to a norm of 1. Take :func:`~backsight.models.duplicate` first to keep a model as it is.
 
     Raises:
         UserError: the data has classes that the model does not.

@@ -50,12 +50,17 @@ def open_subject(
     ensemble = ChainEnsemble.from_pretrained(source)
     staged = open_forward_model(ensemble, choose_device(device), model)
     places = list(_places(ensemble.folder or Path(source)))
-    spec = data or next(filter(None, map(_data_of, places)), None)
+    spec = data or trained_on(ensemble, source)
     if spec is None:
         raise UserError(f"the chains of {staged.name} do not say what they were trained on: name the data by --data")
     splits = open_data(spec, staged.pixels, masks=True)
     mean = next((image for image in map(mean_image_of, places) if image is not None), None)
     return Subject(staged, ensemble, splits.test, num_images=num_images, batch_size=batch_size, mean_image=mean)
+
+
+def trained_on(ensemble: ChainEnsemble, source: str | Path) -> str | None:
+    """The data that chains loaded from ``source`` were trained on; None where nothing says so."""
+    return next(filter(None, map(_data_of, _places(ensemble.folder or Path(source)))), None)
 
 
 def _shipped_chains(model: str | None) -> str:

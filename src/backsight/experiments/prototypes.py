@@ -20,8 +20,7 @@ from backsight.experiments.registry import Experiment
 from backsight.experiments.result import Measurement, Picture, Result
 from backsight.experiments.shown import points
 from backsight.experiments.subject import Subject
-from backsight.figures.lines import ErrorPoint
-from backsight.figures.plate import Block, Panel, plate
+from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
 from backsight.perturb import VISIBLE, chroma, colour_vector, hue_unit, recolour, region_mean
 
 if TYPE_CHECKING:
@@ -182,11 +181,11 @@ def draw(result: Result) -> Figure:
     saturation = lines_of(result, metric="saturation", **{"class": EVERY})
     by_class = {title_of(result, model): _by_class(result, model) for model in models}
     panels = [
-        Panel("Is it the class's own hue?", "alignment", alignment, limits=(-0.5, 1.05), marks={"": 0.0}),
-        Panel("How much colour appears?", "saturation", saturation, limits=(0, None)),
-        Panel("Class by class, last stage", "alignment", by_class, (-1.05, 1.05), {"": 0.0}, joined=False),
+        Panel("Is it the class's own hue?", alignment, {"": 0.0}, label="alignment", limits=(-0.5, 1.05)),
+        Panel("How much colour appears?", saturation, label="saturation"),
+        Panel("Class by class, last stage", by_class, {"": 0.0}, label="alignment", limits=(-1.05, 1.05), joined=False),
     ]
-    return plate(panels, [_block(result, model) for model in models])
+    return page([panel_part(panels), *picture_parts([_block(result, model) for model in models])])
 
 
 def _by_class(result: Result, model: str) -> list[ErrorPoint]:
@@ -200,8 +199,8 @@ def _block(result: Result, model: str) -> Block:
     shown = result.shown(model=model)
     stages = list(dict.fromkeys(str(each.labels["stage"]) for each in shown))
     images = sorted({int(each.labels["image"]) for each in shown})
-    rows = {f"image {image + 1}": [each.image for each in result.shown(model=model, image=image)] for image in images}
-    return Block(title_of(result, model), stages, rows)
+    rows = [[each.image for each in result.shown(model=model, image=image)] for image in images]
+    return Block(title_of(result, model), stages, [f"image {image + 1}" for image in images], rows)
 
 
 PROTOTYPES = Experiment(

@@ -52,7 +52,7 @@ class Subject:
         if not self.batches:
             raise UserError(f"{data.name} has no image that can be read: give other data")
         self._given_mean = mean_image
-        self._kept = _Kept(cache)
+        self._kept = Kept(cache)
 
     @property
     def name(self) -> str:
@@ -173,7 +173,7 @@ def _read(data: ImageData, num_images: int | None, batch_size: int, device: torc
             yield batch.to(device)
 
 
-class _Kept:
+class Kept:
     """What was computed, the least recently used forgotten first once it exceeds ``limit`` bytes."""
 
     def __init__(self, limit: int) -> None:
@@ -181,6 +181,7 @@ class _Kept:
         self.values: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 
     def get(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """What is kept under ``key``; computed now if nothing is."""
         if key in self.values:
             self.values.move_to_end(key)
             return self.values[key][0]

@@ -19,8 +19,7 @@ from backsight.experiments.registry import Experiment
 from backsight.experiments.result import Measurement, Picture, Result
 from backsight.experiments.shown import points
 from backsight.experiments.subject import Subject
-from backsight.figures.lines import ErrorPoint
-from backsight.figures.plate import Block, Panel, plate
+from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
 from backsight.inverses.base import times_finer
 from backsight.perturb import NOISES, Noise, choose_tokens, generator_for, noise_tokens, region_mean
 
@@ -202,10 +201,11 @@ def draw(result: Result) -> Figure:
     lines = {(model, inverse): _pairs(result, model, inverse) for model in result.values_of("model")
              for inverse in result.values_of("inverse")}  # fmt: skip
     panels = [panel for slot in range(3) if (panel := _panel(result, lines, slot)) is not None]
-    drawn = [point for panel in panels for line in panel.lines.values() for point in line]
+    drawn = [point for panel in panels for line in panel.table.values() for point in line]
     lowest = min((point.bounds[1] for point in drawn), default=0.0)
     panels = [replace(panel, limits=(min(-0.05, lowest - 0.05), 1.08)) for panel in panels]
-    return plate(panels, [_block(result, *line, pairs) for line, pairs in lines.items() if pairs])
+    blocks = [block for line, pairs in lines.items() if pairs for block in _blocks(result, *line, pairs)]
+    return page([panel_part(panels), *picture_parts(blocks)])
 
 
 def _pairs(result: Result, model: str, inverse: str) -> list[_Pair | None]:
@@ -231,20 +231,21 @@ def _panel(result: Result, lines: Mapping[tuple[str, str], list[_Pair | None]], 
         return None
     title = ("From " if slot == 2 else "Noise at ") + " or ".join(dict.fromkeys(titles))
     label = "containment in the patches" if slot == 0 else ""
-    return Panel(title, label, drawn, marks={"": 1.0}, across="tokens replaced")
+    return Panel(title, drawn, {"": 1.0}, label=label, across="tokens replaced")
 
 
-def _block(result: Result, model: str, inverse: str, pairs: Sequence[_Pair | None]) -> Block:
+def _blocks(result: Result, model: str, inverse: str, pairs: Sequence[_Pair | None]) -> list[Block]:
     """A row for every share; the image with the patches marked, and what is read on each of the routes."""
     known = [pair for pair in pairs if pair]
-    rows = {}
-    for share, name in _percentages(result).items():
+    shares, rows = _percentages(result), []
+    for share in shares:
         labels = {"model": model, "inverse": inverse, "share": float(share), "image": 0}
         shown = [result.shown(**labels, noised=a, stage=b, shows="reconstruction") for a, b in known]
         marked = result.shown(**labels, noised=known[0][0], stage=known[0][1], shows="input")
-        rows[name] = [found[0].image if found else None for found in (marked, *shown)]
-    has_pictures = any(picture is not None for row in rows.values() for picture in row)
-    return Block(_name(result, model, inverse), ["input", *map(_title, known)], rows if has_pictures else {})
+        rows.append([found[0].image if found else None for found in (marked, *shown)])
+    if all(picture is None for row in rows for picture in row):
+        return []
+    return [Block(_name(result, model, inverse), ["input", *map(_title, known)], list(shares.values()), rows)]
 
 
 def _name(result: Result, model: str, inverse: str) -> str:

@@ -26,6 +26,9 @@ TASKS = ("modular", "classic", "joint")
 """The ways to train inverses; a run that does not say is modular."""
 
 
+OF_IMAGES = ("mse", "saturation")
+"""What is read of the images that runs reconstruct; all else is of the model's task."""
+
 PAPER = ("AP", "accuracy")
 """The performances that the figure shows, where runs know them."""
 
@@ -91,8 +94,9 @@ def measure(subjects: Sequence[Subject] = (), *, runs: Sequence[str | Path] | Pa
     Reads finished runs, computes nothing, and has no subjects.
 
     Labels: ``run`` (its folder's name), ``model``, ``task`` (``modular``, ``classic``, ``joint``), ``trade_off``
-    (lambda, where the run has one), ``stage``, ``metric``: ``mse`` and whatever the run says of its task, ``AP`` or
-    ``accuracy``. A value for each seed, one column: runs keep means over their test images.
+    (lambda, where the run has one), ``stage``, ``metric``: ``mse`` and ``saturation`` of the images, and whatever
+    the run says of its task, ``AP`` or ``accuracy``. A value for each seed, one column: runs keep means over their
+    test images.
 
     Args:
         subjects: none are needed, those that are given are not looked at.
@@ -140,7 +144,9 @@ def _values(run: FinishedRun, model: str, entry: str, name: str) -> Iterator[Mea
     labels: dict[str, Label] = {"run": name, "model": model, "task": run.task, "stage": entry}
     if run.trade_off is not None:
         labels["trade_off"] = run.trade_off
-    metrics = {"mse": run.evaluation["entries"][entry]["mse"], **(run.evaluation.get("task_metrics") or {})}
+    found = run.evaluation["entries"][entry]
+    of_images = {metric: found[metric] for metric in OF_IMAGES if metric in found}
+    metrics = {**of_images, **(run.evaluation.get("task_metrics") or {})}
     for metric, values in metrics.items():
         yield Measurement({**labels, "metric": metric}, torch.tensor(values, dtype=torch.float64).reshape(-1, 1))
 
@@ -197,7 +203,7 @@ def draw(result: Result) -> Figure:
 def _task_metrics(result: Result, model: str) -> list[str]:
     """AP or accuracy, as the paper has it; whatever else there is where both are missing."""
     metrics = dict.fromkeys(str(each.labels["metric"]) for each in result.select(model=model))
-    return [name for name in PAPER if name in metrics] or [name for name in metrics if name != "mse"]
+    return [name for name in PAPER if name in metrics] or [name for name in metrics if name not in OF_IMAGES]
 
 
 def _title(result: Result, model: str) -> str:

@@ -8,7 +8,7 @@ from backsight.figures.error_panels import Panel, panel_part
 from backsight.figures.heat_maps import heat_map_part
 from backsight.figures.house_style import DARK_PALETTE, PALETTE, style, to_pdf, to_png, to_svg
 from backsight.figures.lines import ErrorPoint, curves, error_bars
-from backsight.figures.page import Part, page, picture_part
+from backsight.figures.page import Block, Part, page, picture_part, picture_parts
 from backsight.figures.pictures import draw_detections, image_png
 from backsight.figures.scatter import ScatterPoint, scatter_part
 from backsight.figures.side_by_side import grid
@@ -16,6 +16,7 @@ from backsight.figures.side_by_side import grid
 __all__ = [
     "DARK_PALETTE",
     "PALETTE",
+    "Block",
     "ErrorPoint",
     "Panel",
     "Part",
@@ -29,6 +30,7 @@ __all__ = [
     "page",
     "panel_part",
     "picture_part",
+    "picture_parts",
     "scatter_part",
     "style",
     "to_pdf",

@@ -22,6 +22,10 @@ class Panel:
         baselines: values to compare with by name, drawn as dashed lines.
         from_zero: the axis begins at zero or below.
         top: where the axis ends at least, None for where the values do.
+        limits: (low, high) of the vertical axis, in place of these two.
+        label: of the vertical axis, where the title does not say what is measured.
+        across: of the horizontal axis.
+        joined: whether the points of a line are joined; not where their order means nothing.
     """
 
     title: str
@@ -29,6 +33,10 @@ class Panel:
     baselines: Mapping[str, float] = field(default_factory=dict)
     from_zero: bool = True
     top: float | None = None
+    limits: tuple[float, float] | None = None
+    label: str = ""
+    across: str = ""
+    joined: bool = True
 
 
 def panel_part(panels: Sequence[Panel], columns: int = 3, heading: str = "", height: float = 1.9) -> Part:
@@ -74,10 +82,16 @@ def _draw_panel(
 ) -> list[Line]:
     axes.grid(axis="y")
     axes.set_title(wrapped(panel.title, 0.9 * width), loc="left", pad=4)
+    axes.set_ylabel(panel.label, labelpad=3)
+    axes.set_xlabel(panel.across)
     lines = add_errors(axes, panel.table, panel.baselines, panel.from_zero, names, baseline_names)
+    for line in lines if not panel.joined else ():
+        getattr(line.handle, "lines", [line.handle])[0].set_linestyle("none")
     stages = stages_of(panel.table)
     axes.set_xlim(-0.5, max(1, len(stages)) - 0.5)
-    if panel.top is not None:
+    if panel.limits is not None:
+        axes.set_ylim(*panel.limits)
+    elif panel.top is not None:
         axes.set_ylim(top=max(panel.top, axes.get_ylim()[1]))
     name_stages(axes, stages, 0.85 * width / max(1, len(stages)))
     return lines

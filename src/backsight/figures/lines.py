@@ -135,7 +135,7 @@ def _add_points(axes: Any, index: int, name: str, points: Sequence[ErrorPoint], 
     dots = [(place, error) for place, errors in several for error in errors]
     look: dict[str, Any] = {"s": 9, "facecolors": "none", "edgecolors": colour, "linewidths": 0.8}
     axes.scatter([place for place, _ in dots], [error for _, error in dots], transform=beside, **look)
-    return Line(means[-1], handle, name)
+    return Line(means[-1] if means else -math.inf, handle, name)
 
 
 def name_stages(axes: Any, stages: Sequence[str], room: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,12 @@ _GAP = 0.05
 
 _FEWEST = 7
 """Fewer columns of pictures leave the right of the page empty: large pictures show no more, and take many pages."""
+
+_MOST = 10
+"""More columns make the pictures too small."""
+
+_GUTTER = 0.2
+"""Between two blocks of pictures, in units of a picture."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +56,76 @@ def page(parts: Sequence[Part]) -> Figure:
 
 def _heading(text: str) -> Part:
     """A strip with nothing but a heading."""
-    written = wrapped(text, WIDTH)
+    return _headings({0.008: wrapped(text, WIDTH)})
+
+
+def _headings(texts: Mapping[float, str]) -> Part:
+    """A strip with nothing but headings, by the share of the width at which they begin."""
     look: Any = {"fontsize": LETTERS + 1, "fontweight": "bold", "va": "center"}
-    return Part(LINE_HEIGHT * 1.5 * (1 + written.count("\n")), lambda place: place.text(0.008, 0.5, written, **look))
+    lines = max(text.count("\n") + 1 for text in texts.values())
+    return Part(
+        LINE_HEIGHT * 1.5 * lines, lambda place: [place.text(at, 0.5, text, **look) for at, text in texts.items()]
+    )
+
+
+@dataclass(frozen=True)
+class Block:
+    """Pictures of one kind under a ``heading``: for every one of ``names`` a row of ``3 H W`` in [0, 1] (None leaves a
+    place empty), one for each of ``columns``."""
+
+    heading: str
+    columns: Sequence[str]
+    names: Sequence[str]
+    rows: Sequence[Sequence[Tensor | None]]
+
+
+def picture_parts(blocks: Sequence[Block]) -> list[Part]:
+    """Blocks below each other; those with the same names of rows beside each other where there is room."""
+    return [part for shelf in _shelves(blocks) for part in _shelf_parts(shelf)]
+
+
+def _shelves(blocks: Sequence[Block]) -> list[list[Block]]:
+    shelves: list[list[Block]] = []
+    for block in blocks:
+        last = shelves[-1] if shelves else []
+        together = sum(len(each.columns) for each in [*last, block])
+        if last and list(last[0].names) == list(block.names) and together <= _MOST:
+            last.append(block)
+        else:
+            shelves.append([block])
+    return shelves
+
+
+def _shelf_parts(shelf: Sequence[Block]) -> list[Part]:
+    """The headings, and under them one table of pictures with gaps between the blocks."""
+    columns: list[str | None] = []
+    rows: list[list[Tensor | None]] = [[] for _ in shelf[0].names]
+    starts: list[float] = []
+    for block in shelf:
+        gap = [None] if columns else []
+        starts.append(_width([*columns, *gap]))
+        columns += [*gap, *block.columns]
+        for row, more in zip(rows, block.rows, strict=True):
+            row += [*gap, *more]
+    side = _side(columns)
+    texts = {(2 * LINE_HEIGHT + start * side) / WIDTH if start else 0.008: block.heading
+             for start, block in zip(starts, shelf, strict=True)}  # fmt: skip
+    return [_headings(texts), picture_part(rows, columns, shelf[0].names)]
+
+
+def _width(columns: Sequence[str | None]) -> float:
+    """Of all columns together, in units of a picture."""
+    return sum(_GUTTER if title is None else 1.0 for title in columns)
+
+
+def _side(columns: Sequence[str | None]) -> float:
+    """The width of a picture, in inches."""
+    return (WIDTH - 2 * LINE_HEIGHT) / max(_FEWEST, _width(columns))
 
 
 def picture_part(
     rows: Sequence[Sequence[Tensor | None]],
-    columns: Sequence[str],
+    columns: Sequence[str | None],
     row_labels: Sequence[str],
     captions: Sequence[Sequence[str]] | None = None,
     heading: str = "",
@@ -66,7 +134,7 @@ def picture_part(
 
     Args:
         rows: ``3 H W`` in [0, 1] each; None leaves its place empty.
-        columns: The title of every column.
+        columns: The title of every column; None for a gap without pictures.
         row_labels: The name of every row, "" for none.
         captions: A line under every picture, such as its error.
         heading: Over all of it.
@@ -76,17 +144,19 @@ def picture_part(
     """
     if not rows or any(len(row) != len(columns) for row in rows):
         raise ValueError(f"every row needs {len(columns)} pictures, one for each column; there are {len(rows)} rows")
-    places = max(_FEWEST, len(columns))
-    side = (WIDTH - 2 * LINE_HEIGHT) / places
-    titles = [wrapped(title, side) for title in columns]
+    side = _side(columns)
+    titles = [wrapped(title or "", side) for title in columns]
     proportions = [_proportion(row) for row in rows]
     lines = 1.3 * (1 + max(title.count("\n") for title in titles)) + (1.2 * len(rows) if captions else 0)
     height = sum(side * proportion + _GAP for proportion in proportions) + LINE_HEIGHT * lines + _GAP
     names = [shortened(label, side * proportion) for label, proportion in zip(row_labels, proportions, strict=True)]
     texts = captions or [[""] * len(columns)] * len(rows)
+    widths = [_width([title]) for title in columns]
+    empty = max(0.0, _FEWEST - sum(widths))  # the pictures stand on the left of what is left free
+    ratios = {"height_ratios": proportions, "width_ratios": [*widths, *([empty] if empty else [])]}
 
     def draw(place: Any) -> None:
-        spaces = place.subplots(len(rows), places, squeeze=False, gridspec_kw={"height_ratios": proportions})
+        spaces = place.subplots(len(rows), len(ratios["width_ratios"]), squeeze=False, gridspec_kw=ratios)
         for down, row in enumerate(rows):
             for across, picture in enumerate(row):
                 _show(spaces[down, across], picture, titles[across] if down == 0 else "", texts[down][across])

@@ -80,26 +80,25 @@ def _draw_point(axes: Any, point: ScatterPoint, index: int) -> Any:
 
 
 def _write_texts(axes: Any, points: Sequence[ScatterPoint], height: float) -> None:
-    """To the right of each point, a little higher where another text stands; ``height`` of the axes in points."""
+    """To the right of each point and of those close by, above each other; ``height`` of the axes in points."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    placed = [((each.across - left) / (right - left), (each.height - bottom) / (top - bottom) * height, each)
+              for each in points if math.isfinite(each.across)]  # fmt: skip
     taken: list[tuple[float, float]] = []
-    for point in sorted((each for each in points if math.isfinite(each.across)), key=lambda each: each.height):
-        across = (point.across - left) / (right - left)
-        own = (point.height - bottom) / (top - bottom) * height
-        place = own
-        while any(abs(across - x) < 0.25 and abs(place - y) < 1.3 * LETTERS for x, y in taken):
-            place += 1
-        taken.append((across, place))
-        where: Any = {"textcoords": "offset points", "fontsize": LETTERS, "va": "center"}
-        if place > own:  # a thin line says whose it is
-            where["arrowprops"] = {
-                "arrowstyle": "-",
-                "linewidth": 0.5,
-                "color": ink(),
-                "relpos": (0, 0.5),
-                "shrinkB": 2,
-            }
-        axes.annotate(point.text, (point.across, point.height), (6 if place == own else 14, place - own), **where)
+    for across, own, point in sorted(placed, key=lambda each: each[1:2]):
+        start = max(x for x, y, _ in placed if 0 <= x - across < 0.1 and abs(y - own) < 3 * LETTERS)
+        up = own
+        while any(abs(start - x) < 0.25 and abs(up - y) < 1.3 * LETTERS for x, y in taken):
+            up += 1
+        taken.append((start, up))
+        where: Any = {"textcoords": "axes fraction", "fontsize": LETTERS, "va": "center"}
+        moved = up > own or start > across
+        if moved:  # a thin line says whose it is
+            line = {"arrowstyle": "-", "linewidth": 0.5, "color": ink(), "relpos": (0, 0.5), "shrinkB": 2}
+            where["arrowprops"] = line
+        axes.annotate(
+            point.text, (point.across, point.height), (start + (0.03 if moved else 0.015), up / height), **where
+        )
 
 
 def _make_room(axes: Any, points: Sequence[ScatterPoint]) -> None:

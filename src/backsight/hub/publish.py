@@ -60,6 +60,10 @@ def publish(
     """
     from huggingface_hub import get_token
 
+    if any("fine_tuned" in chain.model for chain in chains):
+        raise UserError(
+            "joint training gave these chains a forward model of their own, which is not published: push a modular run"
+        )
     if repository.count("/") != 1:
         raise UserError(f"'{repository}' is no name of a repository: write owner/name")
     if get_token() is None:

@@ -54,6 +54,23 @@ def mse(images: Tensor, others: Tensor, mask: Tensor | None = None) -> Tensor:
     return (errors * inside).sum((1, 2)) / inside.sum((1, 2))
 
 
+def saturation(images: Tensor, others: Tensor) -> Tensor:
+    """How colourful ``images`` are: the largest channel less the smallest, meant over all pixels; 0 is grey.
+
+    Colour weighed by brightness (chroma), since that of a dark pixel is noise. It measures no distance: ``others`` are
+    not looked at, they are there so that it can be taken wherever the others are.
+
+    Args:
+        images: ``B 3 H W`` in [0, 1].
+        others: ``B 3 H W`` in [0, 1].
+
+    Returns:
+        ``B`` in [0, 1], float64.
+    """
+    one, _ = _checked(images, others)
+    return (one.amax(1) - one.amin(1)).mean((1, 2))
+
+
 def psnr(images: Tensor, others: Tensor) -> Tensor:
     """Peak signal-to-noise ratio, ``-10 log10(MSE)``, in dB; higher is closer, at most :data:`HIGHEST_PSNR`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from backsight.models.detr import DETR
+from backsight.models.duplicate import duplicate
 from backsight.models.family import Family
 from backsight.models.load import blueprint, load_model, stage_module
 from backsight.models.own import place, stage
@@ -20,6 +21,7 @@ __all__ = [
     "Family",
     "blueprint",
     "build_own",
+    "duplicate",
     "is_own",
     "load_model",
     "place",

@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 from backsight.core import Spec
-from backsight.models.detr import prediction_stage, read_with, small, stages_before
+from backsight.models.detection import prediction_stage, read_with
+from backsight.models.detr import small, stages_before
 from backsight.models.family import Family, Read
 
 

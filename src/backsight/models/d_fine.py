@@ -7,11 +7,12 @@ from typing import Any
 from torch import nn
 
 from backsight.models.family import Family
-from backsight.models.rt_detr import PREPROCESS, SMALL, check_size, read_detections, stage
+from backsight.models.hybrid_encoder import check_size, stage
+from backsight.models.rt_detr import PREPROCESS, SMALL, read_detections
 
 
 def small() -> nn.Module:
-    """A tiny D-FINE on a tiny HGNetV2."""
+    """A tiny D-FINE on a tiny HGNetV2, whose convolutions are drawn wide enough for an image to come through."""
     from transformers import DFineConfig, DFineForObjectDetection, HGNetV2Config
 
     widths: dict[str, Any] = {
@@ -19,7 +20,11 @@ def small() -> nn.Module:
         **{"stage_out_channels": [8, 16, 16, 24], "hidden_sizes": [8, 16, 16, 24], "stage_num_blocks": [1, 1, 1, 1]},
         **{"stage_numb_of_layers": [1, 1, 1, 1], "out_indices": [2, 3, 4], "embedding_size": 8},
     }
-    return DFineForObjectDetection(DFineConfig(backbone_config=HGNetV2Config(**widths), depth_mult=0.34, **SMALL))
+    module = DFineForObjectDetection(DFineConfig(backbone_config=HGNetV2Config(**widths), depth_mult=0.34, **SMALL))
+    for layer in module.model.backbone.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+    return module
 
 
 _NARROW: dict[str, Any] = {

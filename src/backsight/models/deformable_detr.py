@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from backsight.core import Site, Spec, Stage
-from backsight.models.detr import layer_sites, mirror, prediction_stage, read_with
+from backsight.models.detection import layer_sites, mirror, prediction_stage, read_with
+from backsight.models.detr import SMALL_BACKBONE
 from backsight.models.family import Family, Read
 from backsight.models.sizes import expect_tokens
 
@@ -54,10 +55,7 @@ def small(**variant: bool) -> nn.Module:
     """A tiny Deformable DETR: four levels of width 32, two layers each, seven queries; ``variant`` as the library's."""
     from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
 
-    backbone: dict[str, Any] = {
-        **{"embedding_size": 8, "hidden_sizes": [8, 16, 16, 24], "depths": [1, 1, 1, 1], "layer_type": "basic"},
-        **{"out_features": ["stage2", "stage3", "stage4"]},
-    }
+    backbone = {**SMALL_BACKBONE, "out_features": ["stage2", "stage3", "stage4"]}
     options: dict[str, Any] = {
         **{"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2},
         **{"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "encoder_n_points": 2, "decoder_n_points": 2},

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
-from backsight.core import Detections, Site, Spec, Stage
+from backsight.core import Site, Spec, Stage
+from backsight.models.detection import layer_sites, mirror, prediction_stage, read_with
 from backsight.models.family import Family, Read
 
 
@@ -42,29 +43,6 @@ def stages_before(module: Any, prediction: Stage) -> Spec:
     )
 
 
-def mirror(config: Any, part: str, **more: int) -> dict[str, int]:
-    """The sizes of the encoder or decoder (``part``), which its inverse repeats, and ``more``."""
-    names = {"depth": "layers", "heads": "attention_heads", "feedforward": "ffn_dim"}
-    return {ours: getattr(config, f"{part}_{theirs}") for ours, theirs in names.items()} | more
-
-
-def prediction_stage(classes: int, scores: Literal["softmax", "sigmoid"] = "softmax") -> Stage:
-    """The prediction of a detector of transformers: ``classes`` logits and a box (cx, cy, w, h) of every query."""
-    return Stage(
-        "prediction",
-        (Site("", field="logits"), Site("", field="pred_boxes")),
-        inverses={"": ("prediction", {}), "onehot": ("prediction", {"onehot": True})},
-        gridded=False,
-        classes=classes,
-        scores=scores,
-    )
-
-
-def layer_sites(path: str, count: int) -> tuple[Site, ...]:
-    """The output of every layer of the encoder or decoder at ``path``."""
-    return tuple(Site(f"{path}.layers.{index}") for index in range(count))
-
-
 def read_detections(module: Any) -> Read:
     """The likeliest class of every query that is not "no object", through the library's own post-processing."""
     from transformers import DetrImageProcessor
@@ -72,24 +50,11 @@ def read_detections(module: Any) -> Read:
     return read_with(DetrImageProcessor(), module)
 
 
-def read_with(processor: Any, module: Any) -> Read:
-    """All that ``processor.post_process_object_detection`` makes of the output of ``module``, however faint."""
-    labels = dict(module.config.id2label)
-
-    def read(output: Any, size: tuple[int, int]) -> list[Detections]:
-        sizes = [size] * len(output.logits)
-        found = processor.post_process_object_detection(output, threshold=-1.0, target_sizes=sizes)
-        return [Detections(each["boxes"], each["scores"], each["labels"], labels) for each in found]
-
-    return read
-
-
-_SMALL_BACKBONE: dict[str, Any] = {
-    "hidden_sizes": [8, 16, 16, 24],
-    "depths": [1, 1, 1, 1],
-    "layer_type": "basic",
-    "out_features": ["stage4"],
+SMALL_BACKBONE: dict[str, Any] = {
+    **{"embedding_size": 8, "hidden_sizes": [8, 16, 16, 24], "depths": [1, 1, 1, 1], "layer_type": "basic"},
+    **{"out_features": ["stage4"]},
 }
+"""What makes a ResNet tiny: one block a stage, the last at stride 32."""
 
 
 def small(kind: str) -> nn.Module:
@@ -97,7 +62,7 @@ def small(kind: str) -> nn.Module:
     from transformers import AutoConfig, AutoModelForObjectDetection, ResNetConfig
 
     options: dict[str, Any] = {
-        "backbone_config": ResNetConfig(embedding_size=8, **_SMALL_BACKBONE),
+        "backbone_config": ResNetConfig(**SMALL_BACKBONE),
         **{"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2},
         **{"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_queries": 7, "num_labels": 4},
     }

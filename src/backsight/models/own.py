@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backsight.arrange import pick_argument, read_field
+from backsight.arrange import pick_argument, read_field, to_features
 from backsight.core import Classes, Detections, Pixels, Site, Spec, UserError
 from backsight.models.family import Read
 from backsight.models.spec_file import Answer, OwnSpec, expand, read_spec
@@ -47,7 +47,8 @@ def stage(
             :class:`~backsight.core.Detections` for each image, where the spec's ``prediction`` does not do.
 
     Raises:
-        UserError: a mistake in the spec, a path that names no submodule, or a pattern that does not fit what is there.
+        UserError: a mistake in the spec, a path that names no submodule, a pattern that does not fit what is there, or
+            pictures to be padded for a model that takes no mask.
     """
     if isinstance(spec, Spec):
         if pixels is None:
@@ -60,8 +61,8 @@ def stage(
     found = expand(own.spec, module)
     seen = survey(module, pixels, own.arguments)
     for each in found.stages:
-        for site in (*each.sites, *each.layers):
-            _check(site, module, seen)
+        for label, sites in each.cuts.items():
+            _check_cut(label, sites, [_check(site, module, seen) for site in sites], seen.size)
     return StagedModel(
         module,
         found,
@@ -71,7 +72,7 @@ def stage(
         weights=weights,
         arguments=own.arguments,
         reopen={} if own.raw is None else {"spec": own.raw},
-    )
+    ).fitting(pixels.fit)
 
 
 def load_own(
@@ -107,8 +108,22 @@ def place(name: str) -> str:
 # ---- what is at the sites
 
 
-def _check(site: Site, module: nn.Module, seen: Survey) -> None:
-    """Refuse a site that is never visited, has no such field, or another arrangement than its pattern."""
+def _check_cut(name: str, sites: Sequence[Site], values: Sequence[Any], size: tuple[int, int]) -> None:
+    """Refuse several sites whose shapes cannot be joined."""
+    try:
+        to_features(values, sites, size)
+    except RuntimeError as error:
+        shapes = [to_features([each], [site], size).shape for each, site in zip(values, sites, strict=True)]
+        found = " and ".join(f"{n} x {d} at '{site.path}'" for (_, n, d), site in zip(shapes, sites, strict=True))
+        raise UserError(
+            f"the sites of '{name}' cannot be joined, {found} (tokens x width): those of one module need equal tokens, "
+            "those of several equal widths"
+        ) from error
+
+
+def _check(site: Site, module: nn.Module, seen: Survey) -> Any:
+    """What stands at a site, as shapes; refused if it is never visited, has no such field, or another arrangement than
+    its pattern."""
     value = _value_at(site, module, seen)
     where = f"the {site.side} of '{site.path}'" + ("" if site.field is None else f" [{site.field}]")
     maps = list(value) if isinstance(value, list | tuple) else [value]
@@ -120,6 +135,7 @@ def _check(site: Site, module: nn.Module, seen: Survey) -> None:
         if site.pattern not in fitting:
             offer = f"'{fitting[0]}' fits" if fitting else "tokens are 'b n d', maps 'b h w d' or 'b d h w'"
             raise UserError(f"the pattern '{site.pattern}' does not fit {where}, of shape {tuple(each.shape)}: {offer}")
+    return value
 
 
 def _value_at(site: Site, module: nn.Module, seen: Survey) -> Any:

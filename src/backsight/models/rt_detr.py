@@ -1,5 +1,4 @@
-"""Hugging Face's RT-DETRv2, and what D-FINE has of it: a hybrid encoder over three maps, queries that start at the
-likeliest places."""
+"""Hugging Face's RT-DETRv2, and what D-FINE has of it."""
 
 from __future__ import annotations
 
@@ -7,44 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from backsight.core import Site, Spec, Stage
-from backsight.models.detr import layer_sites, mirror, prediction_stage, read_with
+from backsight.models.detection import read_with
 from backsight.models.family import Family, Read
-from backsight.models.sizes import expect_multiples, expect_tokens
-
-MAP = "b d h w"
-
-
-def stage(module: Any) -> Spec:
-    """Backbone: the projected maps. Encoder: the maps after attention on the coarsest, then fusion up and down; each
-    of its layers is one map. Decoder: its last layer, which the heads read.
-    """
-    config, encoder = module.config, module.model.encoder
-    points = config.decoder_n_points
-    points = points if isinstance(points, int) else max(1, round(sum(points) / len(points)))
-    paths = [f"{part}.{i}" for part in ("aifi", "fpn_blocks", "pan_blocks") for i in range(len(getattr(encoder, part)))]
-    layers = tuple(Site(f"model.encoder.{path}", pattern=MAP) for path in paths)
-    mixing = {**mirror(config, "encoder", points=points), "depth": len(layers)}
-    reading = mirror(config, "decoder", points=points)
-    decoders = layer_sites("model.decoder", config.decoder_layers)
-    encoded = Site("model.encoder", field="last_hidden_state", pattern=MAP)
-    return Spec(
-        family=config.model_type,
-        task="detect",
-        stages=(
-            Stage("backbone", (Site("model.encoder", "input", 0, MAP),), inverses={"": ("pyramid", {})}),
-            Stage("encoder", (encoded,), layers, {"": ("deformable_encoder", mixing)}),
-            Stage("decoder", decoders[-1:], decoders, {"": ("deformable_decoder", reading)}, gridded=False),
-            prediction_stage(config.num_labels, "sigmoid"),
-        ),
-    )
-
-
-def check_size(module: Any, size: tuple[int, int]) -> None:
-    """Maps are doubled and joined, so every grid is half the one before; queries start at tokens."""
-    config = module.config
-    expect_multiples(config.model_type, size, max(config.feat_strides))
-    expect_tokens(config.model_type, size, config.feat_strides, config.num_queries)
+from backsight.models.hybrid_encoder import check_size, stage
 
 
 def read_detections(module: Any) -> Read:

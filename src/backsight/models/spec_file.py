@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -97,7 +98,11 @@ def expand(spec: Spec, module: nn.Module) -> Spec:
         replace(
             stage,
             sites=tuple(site for each in stage.sites for site in found(each)),
-            layers=tuple(site for each in stage.layers for site in found(each)),
+            layers=tuple(
+                part
+                for each in stage.layers
+                for part in (found(each) if isinstance(each, Site) else [tuple(itertools.chain(*map(found, each)))])
+            ),
         )
         for stage in spec.stages
     ]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from backsight.core import Site, Spec, Stage
-from backsight.models.detr import prediction_stage, read_with
+from backsight.models.detection import prediction_stage, read_with
 from backsight.models.family import Family, Read
 
 

@@ -19,7 +19,7 @@ from backsight.perturb.colour import (
     rgb_to_hsv,
     to_grey,
 )
-from backsight.perturb.tokens import NOISES, Noise, choose_tokens, generator_for, noise_tokens
+from backsight.perturb.tokens import NOISES, Noise, choose_tokens, generator_for, noise_tokens, tokens_at
 
 __all__ = [
     "FILTERS",
@@ -41,4 +41,5 @@ __all__ = [
     "region_mean",
     "rgb_to_hsv",
     "to_grey",
+    "tokens_at",
 ]

@@ -46,7 +46,12 @@ def choose_tokens(layout: Layout, share: float, generator: torch.Generator) -> T
     order = torch.randperm(h * w, generator=generator)
     places = torch.zeros(h * w, dtype=torch.bool)
     places[order[: round(share * h * w)]] = True
-    levels = [_spread(places.view(h, w), grid).flatten() for grid in layout.grids]
+    return tokens_at(layout, places.view(h, w))
+
+
+def tokens_at(layout: Layout, places: Tensor) -> Tensor:
+    """The tokens of ``places``, ``h w`` bool over the coarsest grid of ``layout``: ``N`` bool, no prefix token."""
+    levels = [_spread(places, grid).flatten() for grid in layout.grids]
     return torch.cat([torch.zeros(layout.prefix, dtype=torch.bool), *levels])
 
 

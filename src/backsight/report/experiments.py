@@ -16,6 +16,7 @@ from backsight.core import UserError
 from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Result
 from backsight.experiments.claims import VERDICTS, Judgement, Part, load_claims
 from backsight.files import write_text
+from backsight.report.numbers import format_effect
 from backsight.report.page import environment
 from backsight.report.views import data_uri
 
@@ -67,18 +68,39 @@ class Row:
         """The effect that the verdict hangs on."""
         return self.claim.parts[0] if self.claim.parts else None
 
+    @property
+    def told(self) -> str:
+        """What a pointer on its interval is told: the effect, what is claimed, and the condition."""
+        claim, part = self.claim, self.part
+        if part is None:
+            return claim.reason
+        effect = f"{format_effect(part.mean)} [{format_effect(part.low)}, {format_effect(part.high)}]"
+        low, high = ("" if bound is None else format_effect(bound) for bound in claim.bounds)
+        claimed = f"from {low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}"
+        against = f"{claimed}, compared with {format_effect(claim.null)}"
+        return f"{claim.verdict}: {effect}\n{claim.unit}\nclaimed: {against}\n{claim.condition}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A measurement in the table of an experiment: its labels, (mean, low, high, images, seeds), and the same in words
+    with the digits that the table leaves out."""
+
+    labels: Sequence[Any]
+    numbers: Sequence[float | int]
+    told: str
+
 
 @dataclass(frozen=True)
 class Section:
-    """An experiment on the page: ``figure`` is a data URI, ``columns`` are the labels of the measurements, ``rows``
-    their values with (mean, low, high, images, seeds)."""
+    """An experiment on the page: ``figure`` is a data URI, ``columns`` are the labels of the measurements."""
 
     name: str
     question: str
     result: Result
     figure: str
     columns: Sequence[str]
-    rows: Sequence[tuple[Sequence[Any], Sequence[float | int]]]
+    rows: Sequence[Line]
 
 
 def write_experiments_report(folder: str | Path) -> Path:
@@ -93,24 +115,20 @@ def write_experiments_report(folder: str | Path) -> Path:
     places = {step.experiment: folder / step.experiment for step in done} if steps else {"": folder}
     sections = [_section(place) for place in places.values()]
     claims = load_claims(folder / "claims.json") if steps else []
-    templates = environment()
-    templates.filters["effect"] = format_effect
-    page = templates.get_template("experiments.html").render(
-        title="What survives, stage by stage" if steps else sections[0].question,
-        command=command or sections[0].result.command,
-        sections=sections,
-        rows=[Row(claim, _bar(claim)) for claim in claims],
-        counts={verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS},
-        cards=_cards(sections),
-        steps=steps,
+    page = (
+        environment()
+        .get_template("experiments.html")
+        .render(
+            title="What survives, stage by stage" if steps else sections[0].question,
+            command=command or sections[0].result.command,
+            sections=sections,
+            rows=[Row(claim, _bar(claim)) for claim in claims],
+            counts={verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS},
+            cards=_cards(sections),
+            steps=steps,
+        )
     )
     return write_text(folder / "report.html", page)
-
-
-def format_effect(value: float) -> str:
-    """Three decimals, of large numbers none: what is smaller than that is no effect in the unit of any claim."""
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
-    return "0.000" if text == "-0.000" else text.replace("-", "\N{MINUS SIGN}")
 
 
 def _read_steps(folder: Path) -> tuple[str, list[Step]]:
@@ -135,7 +153,7 @@ def _section(folder: Path) -> Section:
             f"{folder} has a result of '{result.experiment}', an experiment that this version does not know"
         )
     columns = list(dict.fromkeys(name for each in result.measurements for name in each.labels))
-    rows = [([each.labels.get(name, "") for name in columns], _numbers(each)) for each in result.measurements]
+    rows = [_line(each, columns) for each in result.measurements]
     return Section(experiment.name, experiment.question, result, _figure(folder / "figure.png"), columns, rows)
 
 
@@ -151,9 +169,13 @@ def _figure(path: Path) -> str:
     return data_uri(stream.getvalue(), "image/webp")
 
 
-def _numbers(measurement: Measurement) -> list[float | int]:
+def _line(measurement: Measurement, columns: Sequence[str]) -> Line:
     seeds, images = measurement.known().shape
-    return [*measurement.interval(), images, seeds]
+    value, low, high = measurement.interval()
+    labels = [measurement.labels.get(name, "") for name in columns]
+    condition = f"{', '.join(str(label) for label in labels if label != '')}\n{images} images, {seeds} seeds"
+    told = f"{value:.6g} [{low:.6g}, {high:.6g}]\n{condition}" if math.isfinite(value) else f"no answer\n{condition}"
+    return Line(labels, (value, low, high, images, seeds), told)
 
 
 def _cards(sections: Sequence[Section]) -> list[Mapping[str, Any]]:

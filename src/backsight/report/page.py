@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from backsight.core import split_entry
-from backsight.figures import ErrorPoint, curves, error_bars, to_svg
 from backsight.files import write_text
+from backsight.report.charts import error_charts, training_chart
+from backsight.report.numbers import entry_title, format_effect, format_number, known, mean
 from backsight.report.results import Bounds, Results, StageErrors
-from backsight.report.views import build_gallery, data_uri, spread_colours
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_CHART = (3.9, 2.5)
-"""Width and height in inches: two stand side by side on a wide screen, one fits a narrow one."""
+from backsight.report.views import build_gallery, spread_colours
 
 
 @dataclass(frozen=True)
@@ -45,22 +37,24 @@ MEASURES = (
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A figure for a light page and one for a dark page, as data URIs, with its words."""
+class TableCell:
+    """The number to sort by, its interval, every seed's own, and what a pointer on it is told."""
 
-    light: str
-    dark: str
-    text: str
-    caption: str
+    mean: float | None
+    interval: Bounds | None = None
+    seeds: tuple[float | None, ...] = ()
+    told: str = ""
 
 
 @dataclass(frozen=True)
-class TableCell:
-    """The number to sort by, its interval, and every seed's own."""
+class TableRow:
+    """The errors of one ``entry``; of the mean image where that is "". ``share`` is the part of the mean image's MSE
+    that is left, in percent."""
 
-    mean: float | None
-    interval: Bounds | None
-    seeds: tuple[float | None, ...]
+    name: str
+    entry: str
+    cells: tuple[TableCell, ...]
+    share: float | None = None
 
 
 def write_report(results: Results, path: str | Path, folder: str | Path | None = None) -> Path:
@@ -78,7 +72,6 @@ def write_report(results: Results, path: str | Path, folder: str | Path | None =
         UserError: a picture is missing or lies outside ``folder``.
     """
     path = Path(path)
-    gallery = build_gallery(results.pictures, Path(folder) if folder else path.parent)
     measures = [measure for measure in MEASURES if any(measure.key in stage.metrics for stage in results.stages)]
     measures += [LAYER] if any(stage.layer_error for stage in results.stages) else []
     page = (
@@ -86,12 +79,12 @@ def write_report(results: Results, path: str | Path, folder: str | Path | None =
         .get_template("page.html")
         .render(
             results=results,
-            gallery=gallery,
+            gallery=build_gallery(results.pictures, Path(folder) if folder else path.parent),
             colours=spread_colours(9),
             measures=measures,
             table=_table(results, measures),
-            charts=_error_charts(results),
-            training=_training_chart(results),
+            charts=error_charts(results),
+            training=training_chart(results),
         )
     )
     return write_text(path, page)
@@ -106,23 +99,8 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=format_number, entry=entry_title, digest=script_digest)
+    environment.filters.update(number=format_number, effect=format_effect, entry=entry_title, digest=script_digest)
     return environment
-
-
-def format_number(value: str | int | float | None) -> str:
-    """Three digits of a fraction, zeros too, all of a whole number, a dash for what is not known, text as it is."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".removesuffix(".")
-    return f"{value:,}" if isinstance(value, int) else value
-
-
-def entry_title(entry: str) -> str:
-    """``backbone@local`` -> ``backbone (local)``."""
-    stage, variant = split_entry(entry)
-    return f"{stage} ({variant})" if variant else stage
 
 
 def script_digest(script: Markup) -> str:
@@ -130,77 +108,39 @@ def script_digest(script: Markup) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _table(results: Results, measures: list[Measure]) -> list[tuple[str, bool, list[TableCell]]]:
-    """(name, whether it is the mean image, cells) for every stage, then for the mean image."""
-    rows = [(entry_title(stage.entry), False, [_cell(stage, m) for m in measures]) for stage in results.stages]
+def _table(results: Results, measures: Sequence[Measure]) -> list[TableRow]:
+    """A row for every stage, then one for the mean image."""
+    rows = [_row(stage, measures, results) for stage in results.stages]
     if results.mean_image:
-        cells = [TableCell(results.mean_image.get(measure.key), None, ()) for measure in measures]
-        rows.append(("mean image", True, cells))
+        cells = tuple(TableCell(results.mean_image.get(measure.key)) for measure in measures)
+        rows.append(TableRow("mean image", "", cells))
     return rows
 
 
-def _cell(stage: StageErrors, measure: Measure) -> TableCell:
-    if measure is LAYER:
-        return TableCell(_mean(stage.layer_error or []), None, tuple(stage.layer_error or ()))
-    seeds = tuple(stage.metrics.get(measure.key, ()))
-    interval = stage.intervals.get(measure.key)
-    return TableCell(interval[0] if interval else _mean(seeds), interval, seeds)
+def _row(stage: StageErrors, measures: Sequence[Measure], results: Results) -> TableRow:
+    cells = tuple(_cell(stage, measure, results.mean_image.get(measure.key)) for measure in measures)
+    share = _share(mean(stage.metrics.get("mse", ())), results.mean_image.get("mse"))
+    return TableRow(entry_title(stage.entry), stage.entry, cells, share)
 
 
-def _mean(values: tuple[float | None, ...] | list[float | None]) -> float | None:
-    known = _known(values)
-    return math.fsum(known) / len(known) if known else None
+def _share(error: float | None, guess: float | None) -> float | None:
+    found = known([error, guess])
+    return 100 * found[0] / found[1] if len(found) == 2 and found[1] > 0 else None
 
 
-def _known(values: tuple[float | None, ...] | list[float | None]) -> list[float]:
-    return [value for value in values if value is not None and math.isfinite(value)]
+def _cell(stage: StageErrors, measure: Measure, guess: float | None) -> TableCell:
+    """``guess`` is what the mean image has in this column."""
+    seeds = tuple((stage.layer_error if measure is LAYER else stage.metrics.get(measure.key)) or ())
+    interval = None if measure is LAYER else stage.intervals.get(measure.key)
+    value = interval[0] if interval else mean(seeds)
+    return TableCell(value, interval, seeds, _told(stage.entry, measure, value, interval, guess))
 
 
-def _error_charts(results: Results) -> list[Chart]:
-    """Image error and layer error per stage, whichever was measured."""
-    image = [_point(stage, stage.metrics.get("mse", []), stage.intervals.get("mse")) for stage in results.stages]
-    layer = [_point(stage, stage.layer_error or []) for stage in results.stages]
-    mean_image = _known([results.mean_image.get("mse")])
-    charts = [
-        _error_chart(image, {"mean image": mean_image[0]} if mean_image else {}, "MSE of the image, RGB in [0, 1]"),
-        _error_chart(layer, {"the target's mean": 1.0}, "layer error, in the target's variance"),
-    ]
-    return [chart for chart in charts if chart]
-
-
-def _point(stage: StageErrors, values: list[float | None], interval: Bounds | None = None) -> ErrorPoint | None:
-    """The stage as a figure needs it; None when nothing of it is known."""
-    seeds = _known(values)
-    bounds = _known(interval or ())
-    known = (bounds[0], bounds[1], bounds[2]) if len(bounds) == 3 else None
-    return ErrorPoint(entry_title(stage.entry), seeds, known) if seeds else None
-
-
-def _error_chart(points: list[ErrorPoint | None], baselines: Mapping[str, float], label: str) -> Chart | None:
-    known = [point for point in points if point]
-    if not known:
-        return None
-    name = "mean, 95 % interval" if any(point.interval for point in known) else "mean of seeds"
-    said = ", ".join(f"{point.stage} {format_number(point.bounds[0])}" for point in known)
-    against = "".join(f"; {name} {format_number(value)}" for name, value in baselines.items())
-    return _chart(
-        lambda dark: error_bars({name: known}, baselines, label, size=_CHART, dark=dark),
-        text=f"{label}, per stage: {said}{against}",
-        caption=f"{label[0].upper()}{label[1:]}, per stage. Lower is better.",
-    )
-
-
-def _training_chart(results: Results) -> Chart | None:
-    records = [{**record, "entry": entry_title(record["entry"])} for record in results.curves]
-    if not records:
-        return None
-    return _chart(
-        lambda dark: curves(records, size=_CHART, dark=dark),
-        text=f"Training loss over steps of {', '.join(dict.fromkeys(record['entry'] for record in records))}",
-        caption="Training loss of every inverse, one line per seed, each in the space of its own target.",
-    )
-
-
-def _chart(draw: Callable[[bool], Figure], text: str, caption: str) -> Chart:
-    light, dark = (data_uri(to_svg(draw(dark)), "image/svg+xml") for dark in (False, True))
-    return Chart(light, dark, text, caption)
+def _told(entry: str, measure: Measure, value: float | None, interval: Bounds | None, guess: float | None) -> str:
+    """A cell in words, with the digits that the table leaves out."""
+    if not known([value]):
+        return ""
+    lines = [f"{entry_title(entry)}: {measure.title} {value:.6g}", f"{measure.unit}; {measure.better}"]
+    bounds = known(interval or ())
+    lines += [f"95 % interval {bounds[1]:.6g} to {bounds[2]:.6g}"] if len(bounds) == 3 else []
+    return "\n".join([*lines, *(f"mean image {each:.6g}" for each in known([guess]))])

@@ -182,7 +182,7 @@ def _model_card(model: StagedModel) -> ModelCard:
 
 def _stage(entry: str, found: Mapping[str, Any]) -> StageErrors:
     metrics = {name: found[name] for name in ("mse", "psnr", "ssim")}
-    intervals = {name: tuple(bounds) for name, bounds in found["interval"].items()}
+    intervals = {name: tuple(bounds) for name, bounds in found["interval"].items() if name in metrics}
     return StageErrors(entry, metrics, intervals, found["layer_error"])
 
 

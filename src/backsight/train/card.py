@@ -6,12 +6,19 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-LIBRARIES = ("backsight", "torch", "torchvision", "timm", "transformers", "accelerate")
+LIBRARIES = ("backsight", "torch", "torchvision", "timm", "transformers")
 
 
 def versions() -> dict[str, str]:
     """The versions of everything that the figures of a run may depend on."""
     return {name: version(name) for name in LIBRARIES}
+
+
+def task_in_words(facts: Mapping[str, Any]) -> str:
+    """``joint, lambda 0.9, update chain, from decoder``."""
+    parts = {"trade_off": "lambda", "update": "update", "stage": "from", "begins_with": "begun with the inverses of"}
+    told = [f"{words} {facts[name]}" for name, words in parts.items() if facts.get(name) is not None]
+    return ", ".join([facts["task"], *told])
 
 
 def write_card(facts: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
@@ -20,6 +27,8 @@ def write_card(facts: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     if facts["weights"] == "random":
         lines += ["**Random weights: this run shows that the method works, not what a trained model knows.**", ""]
     lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in facts.items()]
+    for name, values in evaluation.get("task_metrics", {}).items():
+        lines.append(f"- {name} of the forward model on the test images: {', '.join(f'{each:.3f}' for each in values)}")
     mean = evaluation["mean_image"]
     lines += [
         "",

@@ -1,19 +1,16 @@
-"""What a run shows while it goes on: a line on the terminal, curves in a tracker."""
+"""What a run shows while it goes on: a line on the terminal."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from backsight.core import UserError
-from backsight.train.loop import LOG_EVERY, State
+from backsight.train.loop import State
 
 QUIET = 15.0
 """Seconds between two lines where the output is no terminal."""
@@ -73,40 +70,3 @@ class ProgressLine:
             if values:
                 found.append(f"{entry} {sum(values) / len(values):.4f}")
         return "  ".join(found)
-
-
-class Tracker:
-    """Curves of the losses through accelerate's trackers: tensorboard, trackio, wandb, or none."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
-        self._tracker: Any = None
-
-    def __enter__(self) -> Tracker:
-        if self.name == "none":
-            return self
-        from accelerate import PartialState
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-        PartialState()  # the trackers ask it whether this is the main process
-        kind = LOGGER_TYPE_TO_CLASS[self.name]
-        needs_folder = {"logging_dir": str(self.folder)} if kind.requires_logging_directory else {}
-        try:
-            self._tracker = kind(self.name if needs_folder else "backsight", **needs_folder)
-            self._tracker.start()
-        except ImportError as error:
-            raise UserError(
-                f"--tracker {self.name} needs a package that is missing: pip install 'backsight[{self.name}]'"
-            ) from error
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        if self._tracker is not None:
-            self._tracker.finish()
-
-    def log(self, state: State, losses: Mapping[str, float], share: float) -> None:
-        """Send the losses of the last reading."""
-        if self._tracker is not None and (state.step % LOG_EVERY == 0 or share >= 1):
-            self._tracker.log({f"loss/{name}": value for name, value in losses.items()}, step=state.step)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,19 +15,30 @@ from torch import Tensor
 
 from backsight.chain import ChainEnsemble, InverseChain, describe
 from backsight.core import UserError
-from backsight.data import Batch, ImageData, Splits, loader, mean_of, open_data
+from backsight.data import Batch, ImageData, Splits, mean_of, open_data
 from backsight.devices import autocast, choose_precision, peak_memory
-from backsight.evaluate import evaluate
 from backsight.files import write_bytes, write_json, write_text
 from backsight.options import TrainOptions
 from backsight.staging import StagedModel
-from backsight.tasks import Modular, build_chains, make_plans
+from backsight.tasks import Task, check_truth, facts_of, make_task
 from backsight.train.budget import Budget
-from backsight.train.card import versions, write_card
+from backsight.train.card import task_in_words, versions, write_card
+from backsight.train.compiling import compile_task
+from backsight.train.feature_cache import FeatureCache
+from backsight.train.held_out import HeldOut
 from backsight.train.loop import Loop, State
+from backsight.train.norms import share_statistics
+from backsight.train.outcome import measure, measure_performance, save_models
+from backsight.train.processes import Processes
+from backsight.train.quicken import arrange_memory
+from backsight.train.reading import count_batches, length, train_batches
 from backsight.train.run_folder import RunFolder
+from backsight.train.saving import keep_features, keep_images, settle_micro_batch
+from backsight.train.stopping import NotFinite, summary
 
-SAME_TO_RESUME = ("model", "data", "inverses", "seeds", "batch_size", "budget", "precision")
+TASK = ("task", "trade_off", "update", "stage", "forward_learning_rate", "begins_with")
+
+SAME_TO_RESUME = ("model", "data", *TASK, "inverses", "seeds", "batch_size", "budget", "precision")
 """What a resumed run has to share with the one that was started."""
 
 
@@ -40,25 +51,44 @@ class Run:
     """Everything that one run consists of."""
 
     model: StagedModel
-    chains: list[InverseChain]
-    task: Modular
+    task: Task
     splits: Splits
     budget: Budget
     precision: str
     options: TrainOptions
     folder: RunFolder
+    processes: Processes = field(default_factory=Processes)
+    asked: list[int] = field(default_factory=list)
+    """The signals to stop that have come."""
+    cache: FeatureCache | None = None
+    """The forward model's features of the training images, where they are kept."""
+    frozen_performance: dict[str, list[float]] | None = None
+    """What a forward model that is not trained does on the validation images: the same at every look."""
 
     @classmethod
-    def of(cls, model: StagedModel, options: TrainOptions, folder: RunFolder) -> Run:
+    def of(
+        cls, model: StagedModel, options: TrainOptions, folder: RunFolder, processes: Processes | None = None
+    ) -> Run:
         """Open the data, build the inverses, and settle what was left open. Writes nothing."""
         splits = open_data(options.data, model.pixels, seed=options.seed, strict=options.strict)
+        splits = keep_images(splits, options, model.pixels)
         an_epoch = count_batches(splits.train, options.batch_size)
         budget = Budget.of(options.steps, options.epochs, options.minutes, an_epoch)
-        plans = make_plans(model, options.inverse)
-        seeds = range(options.seed, options.seed + options.seeds)
-        chains = [chain.to(model.device).train() for chain in build_chains(model, plans, seeds)]
+        if options.task == "joint":
+            check_truth(model, splits.train)
         precision = choose_precision(options.precision, model.device)
-        return cls(model, chains, Modular(model, chains), splits, budget, precision, options, folder)
+        task, processes = make_task(model, options), processes or Processes()
+        processes.same_weights([model.module, *task.networks.values()])
+        arrange_memory(task.networks.values(), model.device)
+        for network in task.networks.values():
+            share_statistics(network, processes)
+        cache = keep_features(task, options, splits.train, processes.rank)
+        return cls(model, task, splits, budget, precision, options, folder, processes, cache=cache)
+
+    @property
+    def chains(self) -> list[InverseChain]:
+        """The inverses, a chain for each seed."""
+        return self.task.chains
 
     @property
     def device(self) -> torch.device:
@@ -72,21 +102,22 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """All that is needed to run it again, in YAML's own types."""
-        options = {name: str(value) if name == "out" else value for name, value in asdict(self.options).items()}
         data = {
-            name: {"images": len(each), "fingerprint": each.fingerprint()} for name, each in vars(self.splits).items()
+            name: {"images": length(each), "fingerprint": each.fingerprint()}
+            for name, each in vars(self.splits).items()
         }
         return _plain(
             {
                 "command": command(),
                 "model": describe(self.model),
                 "data": {"spec": self.options.data, **data},
+                **facts_of(self.model, self.options),
                 "inverses": {entry: asdict(plan) for entry, plan in self.chains[0].plans.items()},
                 "seeds": [chain.seed for chain in self.chains],
                 "batch_size": self.options.batch_size,
                 "budget": asdict(self.budget),
                 "precision": self.precision,
-                "options": options,
+                "options": asdict(self.options),
                 "versions": versions(),
             }
         )
@@ -95,7 +126,7 @@ class Run:
         """The training loop of this run."""
         options, an_epoch = self.options, self.batches_an_epoch
         every = max(SHORTEST_LOOK, min(an_epoch, self.budget.steps // 10 if self.budget.steps else 10 * SHORTEST_LOOK))
-        return Loop(
+        loop = Loop(
             self.task,
             self.epoch,
             an_epoch,
@@ -106,110 +137,139 @@ class Run:
             device=self.device,
             evaluate_every=options.evaluate_every or every,
             checkpoint_every=options.checkpoint_every,
+            processes=self.processes,
+            asked=self.asked,
         )
+        loop.micro_batch = settle_micro_batch(self.task, options, self.epoch(0, 0), self.precision)
+        compile_task(self.task, options.compile, loop.micro_batch or options.batch_size, self.precision)
+        return loop
 
     def begin(self, loop: Loop) -> None:
         """Write the configuration; on a resumed run, go back to the newest checkpoint."""
-        config = self.config()
-        if not self.folder.started:
-            self.folder.write_config(config)
-            return
-        self.folder.check_config(config, SAME_TO_RESUME)
-        checkpoint = self.folder.load_checkpoint()
+        config, folder = self.config(), self.folder
+
+        def kept() -> dict[str, Any] | None:
+            if not folder.started:
+                folder.write_config(config)
+                return None
+            folder.check_config(config, SAME_TO_RESUME)
+            return folder.load_checkpoint()
+
+        checkpoint = self.processes.from_main(kept)
         if checkpoint is not None:
             loop.load(checkpoint)
-        self.folder.forget_after(loop.state.step)
+        folder.forget_after(loop.state.step)
 
     # ---- data
 
     def epoch(self, number: int, start: int) -> Iterator[Batch]:
-        """The batches of epoch ``number``, from batch ``start`` on."""
-        options = self.options
-        order = {"seed": options.seed, "epoch": number, "shuffle": True, "start": start}
-        return loader(self.splits.train, options.batch_size, workers=options.workers, device=self.device, **order)
+        """This process's part of the batches of epoch ``number``, from batch ``start`` on.
 
-    def held_out(self, data: ImageData, at_most: int) -> Iterator[Batch]:
-        """The first ``at_most`` readable images of ``data``, in batches."""
-        count = 0
-        for batch in loader(data, self.options.batch_size, device=self.device):
-            keep = min(len(batch.ids), at_most - count)
-            if keep:
-                yield batch.part(0, keep)
-            count += keep
-            if count == at_most:
-                break
-        if not count:
-            raise UserError(f"none of the {len(data)} held-out images of {data.name} can be read")
+        Where it has no image it gets one that does not count, so that all processes compute the same.
+        """
+        nothing = torch.zeros(1, 3, *self.model.pixels.size, device=self.device)
+        found = train_batches(self.splits.train, self.options, self.processes, self.device, number, start)
+        for batch in found if self.cache is None else self.cache.over(found):
+            yield batch if batch.ids or self.processes.count == 1 else Batch(nothing, (), ())
+
+    @property
+    def held_out(self) -> HeldOut:
+        """How images are looked at that are not trained on."""
+        return HeldOut(self.options.batch_size, self.device, self.processes, self.asked)
+
+    @property
+    def validation(self) -> tuple[ImageData, int]:
+        """The images that the best weights are picked on, and how many of them at the most."""
+        return self.splits.validation, self.options.max_validation
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """The error of every network on the validation images, as in training."""
-        networks = self.task.networks.values()
-        for network in networks:
-            network.eval()
-        totals: dict[str, Tensor | float] = dict.fromkeys(self.task.networks, 0.0)
-        count = 0
-        for batch in self.held_out(self.splits.validation, self.options.max_validation):
-            count += len(batch.ids)
-            with autocast(self.precision, self.device):
-                for name, loss in self.task.losses(batch.images, batch.valid):
-                    totals[name] = totals[name] + loss.double() * len(batch.ids)
-        for network in networks:
-            network.train()
-        return {name: float(total) / count for name, total in totals.items()}
+    def validate(self) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Every loss on the validation images, as in training, and how well the forward models do their task there."""
+        self.task.train(False)
+        try:
+            losses = self.held_out.losses(self.task, *self.validation, self.precision)
+            return losses, self.performance()
+        finally:
+            self.task.train()
+
+    def performance(self) -> dict[str, list[float]]:
+        """How well the forward models do their task on the validation images; computed once where they are frozen."""
+        if self.frozen_performance is not None:
+            return self.frozen_performance
+        with autocast(self.precision, self.device):
+            look = self.held_out
+            found = measure_performance(self.task, lambda: look.batches(*self.validation), look.gather)
+        if self.options.task != "joint":
+            self.frozen_performance = found
+        return found
 
     # ---- the end
 
     def finish(self, state: State) -> ChainEnsemble:
-        """Take the best weights, save the chains, measure them on the test images; the card is written last."""
+        """Take the best weights, save the chains, measure them on the test images; the card is written last.
+
+        Raises:
+            NotFinite: some networks stopped early; all else is done and written.
+            Asked: a signal to stop came; the newest checkpoint is that of the end.
+        """
+        mean = self.processes.from_main(lambda: self.mean_image(state)).to(self.device)
+        for name, network in self.task.networks.items():
+            if name in state.best:
+                network.load_state_dict(state.best[name]["weights"])
+        self.task.train(False)
+        if self.processes.main:
+            save_models(self.task, self.folder.path)
+            write_bytes(self.folder.path / "mean_image.safetensors", save({"mean_image": mean.cpu()}))
+        with autocast(self.precision, self.device):
+            errors = measure(self.task, self.test_batches, mean, self.held_out.gather).as_json()
+            task_metrics = measure_performance(self.task, self.test_batches, self.held_out.gather)
+        facts = self.facts(state)
+        found = {**errors, **({"task_metrics": task_metrics} if task_metrics else {})}
+        if self.processes.main:
+            write_json(self.folder.path / "evaluation.json", {**found, "card": facts})
+            write_text(self.folder.path / "card.md", write_card(facts, found))
+        self.processes.wait()
+        if state.stopped:
+            raise NotFinite(f"{self.folder.path} is done, but some stopped: {summary(state.stopped)}")
+        return ChainEnsemble(self.chains)
+
+    def mean_image(self, state: State) -> Tensor:
+        """The mean of all training images seen, ``3 H W``, which the main process knows."""
         if state.image_sum is None:
             raise UserError(f"none of the training images of {self.options.data} can be read")
-        for chain in self.chains:
-            for entry, inverse in chain.items():
-                if f"{chain.seed}/{entry}" in state.best:
-                    inverse.load_state_dict(state.best[f"{chain.seed}/{entry}"]["weights"])
-            chain.eval().requires_grad_(False)
-            chain.save(self.folder.path / "chains" / str(chain.seed))
-        ensemble = ChainEnsemble(self.chains)
-        mean = mean_of(state.image_sum, state.pixel_counts).float()
-        write_bytes(self.folder.path / "mean_image.safetensors", save({"mean_image": mean.cpu()}))
-        with autocast(self.precision, self.device):
-            errors = evaluate(
-                self.model, ensemble, self.held_out(self.splits.test, self.options.max_test), mean
-            ).as_json()
-        facts = self.facts(state)
-        write_json(self.folder.path / "evaluation.json", {**errors, "card": facts})
-        write_text(self.folder.path / "card.md", write_card(facts, errors))
-        return ensemble
+        return mean_of(state.image_sum, state.pixel_counts).float().cpu()
+
+    def test_batches(self) -> Iterator[Batch]:
+        """The test images that figures are reported on."""
+        return self.held_out.batches(self.splits.test, self.options.max_test)
 
     def facts(self, state: State) -> dict[str, Any]:
         """What the card states of the run."""
         pixels, splits = self.model.pixels, self.splits
-        unreadable = {data.name: len(getattr(data, "unreadable", {})) for data in vars(splits).values()}
+        unreadable = [set(getattr(data, "unreadable", ())) for data in vars(splits).values()]
+        skipped = [set().union(*found) for found in zip(*self.held_out.gather(unreadable), strict=True)]
         return {
             "model": self.model.name,
             "weights": self.model.weights,
             "data": self.options.data,
             "data_fingerprint": splits.test.fingerprint(),
-            "images": f"{len(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test",
-            "unreadable_images_skipped": sum(unreadable.values()),
+            "images": f"{length(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test",
+            "unreadable_images_skipped": sum(map(len, skipped)),
             "image_size": f"{pixels.size[0]}x{pixels.size[1]} (H x W), {pixels.fit}, crop {pixels.crop_fraction:g}",
+            "task": task_in_words(facts_of(self.model, self.options)),
             "seeds": ", ".join(str(chain.seed) for chain in self.chains),
             "steps": state.step,
             "images_seen": state.images,
             "images_per_second": round(state.images / max(state.seconds, 1e-9), 2),
             "device": _device_name(self.device),
-            "device_hours": round(state.seconds / 3600, 4),
+            "processes": self.processes.count,
+            "device_hours": round(self.processes.count * state.seconds / 3600, 4),
             "peak_memory_GiB": round(peak_memory(self.device) / 2**30, 2),
             "precision": self.precision,
+            **({"stopped_early": summary(state.stopped)} if state.stopped else {}),
             "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
             "command": command(),
         }
-
-
-def count_batches(data: ImageData, batch_size: int) -> int:
-    """How many batches an epoch has, the last and smaller one included."""
-    return math.ceil(len(data) / batch_size)
 
 
 def command() -> str:
@@ -226,7 +286,9 @@ def _device_name(device: torch.device) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Only what YAML and JSON have: tuples become lists."""
+    """Only what YAML and JSON have: tuples become lists, paths text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -11,18 +11,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from backsight.core import UserError
-from backsight.files import write_checkpoint, write_text
+from backsight.files import write_text
+from backsight.train import checkpoints
 
-KEPT_CHECKPOINTS = 2
 OWN = (
     "config.yaml",
     "metrics.jsonl",
     "checkpoints",
     "chains",
+    "forward",
     "mean_image.safetensors",
     "evaluation.json",
     "card.md",
@@ -32,10 +32,16 @@ OWN = (
 
 
 class RunFolder:
-    """The folder of one run."""
+    """The folder of one run.
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    Args:
+        path: of the folder.
+        keep: how many checkpoints to keep, the newest ones.
+        writes: whether this process writes into it: of several that share a run, one does.
+    """
+
+    def __init__(self, path: str | Path, *, keep: int = checkpoints.KEPT, writes: bool = True) -> None:
+        self.path, self.keep, self.writes = Path(path), keep, writes
 
     @property
     def finished(self) -> bool:
@@ -67,6 +73,8 @@ class RunFolder:
 
     def prepare(self, *, overwrite: bool) -> None:
         """Make the folder; drop the run in it if it is to be replaced, and what a killed process left half written."""
+        if not self.writes:
+            return
         for name in OWN if overwrite else ():
             path = self.path / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -98,6 +106,8 @@ class RunFolder:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""
+        if not self.writes:
+            return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -115,32 +125,26 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop what ``metrics.jsonl`` says of steps after ``step``: they will be run again."""
+        if not self.writes:
+            return
         kept = [json.dumps(record) for record in self.metrics() if record["step"] <= step]
         write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
 
     # ---- checkpoints
 
-    def save_checkpoint(self, step: int, state: dict[str, Any]) -> Path:
+    def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after ``step`` batches, then drop all but the last few checkpoints."""
-        path = write_checkpoint(self.path / "checkpoints" / f"step-{step:08d}.pt", state)
-        for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
-            old.unlink()
-        return path
+        if self.writes:
+            checkpoints.write(self.path / "checkpoints", step, state, self.keep)
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints there are, oldest first."""
-        return sorted((self.path / "checkpoints").glob("step-*.pt"))
+        return checkpoints.found(self.path / "checkpoints")
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest checkpoint, None if there is none yet.
+        """The newest checkpoint that is whole, None if there is none yet.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: all of them are damaged.
         """
-        found = self.checkpoints()
-        if not found:
-            return None
-        try:
-            return torch.load(found[-1], map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise UserError(f"{found[-1]} is damaged: delete it to resume from the checkpoint before it") from error
+        return checkpoints.newest(self.path / "checkpoints")

@@ -11,9 +11,15 @@ from backsight.devices import choose_device
 from backsight.models import load_model
 from backsight.options import ModelOptions, TrainOptions, parse_size
 from backsight.staging import StagedModel
-from backsight.train.progress import ProgressLine, Tracker
+from backsight.tasks import check_choice
+from backsight.train.processes import joined
+from backsight.train.progress import ProgressLine
+from backsight.train.reading import check_stream
 from backsight.train.run import Run
 from backsight.train.run_folder import RunFolder
+from backsight.train.saving import check_saving
+from backsight.train.signals import Asked, Interrupted, asked_to_stop
+from backsight.train.trackers import Tracker
 
 
 def train(model: StagedModel | str, **options: Any) -> ChainEnsemble:
@@ -35,21 +41,42 @@ def train(model: StagedModel | str, **options: Any) -> ChainEnsemble:
     return train_run(model, TrainOptions(**options), ModelOptions(**of_model))
 
 
-def train_run(model: StagedModel | str, options: TrainOptions, model_options: ModelOptions) -> ChainEnsemble:
+def train_run(
+    model: StagedModel | str, options: TrainOptions, model_options: ModelOptions | None = None
+) -> ChainEnsemble:
     """:func:`train` with its options in two objects, as the command line has them."""
-    _check(options)
-    folder = RunFolder(options.out)
-    folder.check(resume=options.resume, overwrite=options.overwrite)
-    device = choose_device(model_options.device)
-    model = (open_model(model, model_options) if isinstance(model, str) else model).to(device)
-    run = Run.of(model, options, folder)
-    folder.prepare(overwrite=options.overwrite)
-    with ProgressLine(run.task.networks) as progress, Tracker(options.tracker, folder.path) as tracker:
-        loop = run.loop()
-        loop.watchers = [progress.show, tracker.log]
-        run.begin(loop)
-        state = loop.run()
-    return run.finish(state)
+    model_options = model_options or ModelOptions()
+    with joined(model_options.device) as processes:
+        _check(options)
+        check_choice(options)
+        if options.task == "joint" and processes.count > 1:
+            raise UserError("joint training runs in one process: start it without torchrun")
+        if (options.micro_batch or options.memory) and processes.count > 1:
+            raise UserError("--micro-batch and --memory are for one process: of several, each has a part of the batch")
+        check_saving(options)
+        check_stream(options)
+        folder = RunFolder(options.out, keep=options.keep_checkpoints, writes=processes.main)
+        processes.from_main(lambda: folder.check(resume=options.resume, overwrite=options.overwrite))
+        device = choose_device(model_options.device)
+        model = (open_model(model, model_options) if isinstance(model, str) else model).to(device)
+        run = Run.of(model, options, folder, processes)
+        processes.from_main(lambda: folder.prepare(overwrite=options.overwrite))
+        return _train(run)
+
+
+def _train(run: Run) -> ChainEnsemble:
+    """From the first batch to the card, in the process that shows and tracks it or in one beside it."""
+    tracker = run.options.tracker if run.processes.main else "none"
+    with asked_to_stop() as run.asked:
+        with ProgressLine(run.task.covers) as progress, Tracker(tracker, run.folder.path) as curves:
+            loop = run.loop()
+            loop.watchers = [progress.show, curves.log] if run.processes.main else []
+            run.begin(loop)
+            state = loop.run()
+        try:
+            return run.finish(state)
+        except Asked as asked:
+            raise Interrupted(asked.number, state.step) from None
 
 
 def open_model(name: str, options: ModelOptions) -> StagedModel:
@@ -72,7 +99,7 @@ def read_size(text: str | None) -> tuple[int, int] | None:
 
 
 def _check(options: TrainOptions) -> None:
-    for name in ("seeds", "batch_size", "max_validation", "max_test"):
+    for name in ("seeds", "batch_size", "max_validation", "max_test", "keep_checkpoints"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: it has to be at least 1")
     if options.resume and options.overwrite:

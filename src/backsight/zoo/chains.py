@@ -24,6 +24,7 @@ from backsight.options import ModelOptions, TrainOptions
 from backsight.staging import StagedModel
 from backsight.train import train_run
 from backsight.zoo.recipes import CHAINS, ChainRecipe, find_recipe
+from backsight.zoo.spread import compare_chains, in_words
 
 
 def train_chains(
@@ -69,7 +70,7 @@ def train_chains(
     found = _evaluate(model, ChainEnsemble.from_pretrained(folder / "chains"), data, run, test)
     card = _card(name, recipe, options, found, seconds)
     write_json(folder / "card.json", {**json.loads((folder / "card.json").read_text("utf-8")), "chains": card})
-    log(f"{name}: {card['relative']}, {seconds:.0f} s")
+    log(f"{name}: {in_words(compare_chains(name, card['relative']))}; {seconds:.0f} s")
     return card
 
 

@@ -25,6 +25,7 @@ from backsight.core import Pixels
 from backsight.data.base import Batch, Target
 from backsight.data.scenes import class_names
 from backsight.files import write_json
+from backsight.tasks import as_label
 from backsight.zoo.recipes import SIZE, Recipe
 
 PIXELS = Pixels(SIZE)
@@ -113,10 +114,7 @@ def build_detector(recipe: Recipe) -> Any:
 
 def as_labels(target: Target) -> dict[str, Tensor]:
     """A target in the library's words: ``class_labels`` ``n`` and ``boxes`` ``n 4`` (cx, cy, w, h in 0..1)."""
-    height, width = SIZE
-    corners = target.boxes / torch.tensor([width, height, width, height])
-    start, end = corners.split(2, dim=1)
-    return {"class_labels": target.labels, "boxes": torch.cat([(start + end) / 2, end - start], dim=1)}
+    return as_label(target, SIZE)
 
 
 def thaw_batch_norm(model: nn.Module) -> nn.Module:

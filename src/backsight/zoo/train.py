@@ -20,6 +20,7 @@ from backsight.zoo.classifier import ClassifierLearner
 from backsight.zoo.detector import DetectorLearner
 from backsight.zoo.evaluate import evaluate_forward, measure
 from backsight.zoo.recipes import SIZE, Recipe, find_recipe
+from backsight.zoo.spread import compare, in_words
 
 _EVERY = 500  # steps between two looks at the validation scenes
 _LOOK = 500  # how many of those
@@ -77,7 +78,7 @@ def train_forward(
     seconds = time.monotonic() - started
     card = _card(name.removeprefix("zoo/"), recipe, learner, taken, seconds, Path(out), test)
     write_json(Path(out) / "card.json", card)
-    log(f"{name}: {card['figures']} after {taken} steps, {seconds:.0f} s")
+    log(f"{name}: {in_words(compare(name, card['figures']))}; {taken} steps, {seconds:.0f} s")
     return card
 
 

@@ -11,6 +11,7 @@ from backsight.core import UserError
 from backsight.experiments.claims.claim import ANY, CLASSIFIER, DETECTOR, Claim, Comparison, Evidence
 from backsight.experiments.result import Measurement
 from backsight.experiments.stage_error import MEAN_IMAGE
+from backsight.experiments.trade_off import OF_IMAGES
 from backsight.experiments.trust import RECONSTRUCTION
 
 _UNIT = "MSE in units of the mean image's"
@@ -75,9 +76,14 @@ def _classic_less_modular(evidence: Evidence, metric: str) -> Iterator[Compariso
     yield Comparison("classic less modular", classic / unit, modular / unit, "")
 
 
+def _is_error(measurement: Measurement) -> bool:
+    return measurement.labels["metric"] == "mse"
+
+
 def _by_lambda(evidence: Evidence, performance: bool) -> Iterator[Comparison]:
     """The largest lambda less the smallest, of the error or of the performance at the task."""
-    found = [each for each in evidence.select(task="joint") if (each.labels["metric"] != "mse") is performance]
+    runs = evidence.select(task="joint")
+    found = [each for each in runs if (each.labels["metric"] not in OF_IMAGES if performance else _is_error(each))]
     found.sort(key=lambda each: float(each.labels["trade_off"]))
     if len({each.labels["trade_off"] for each in found}) < 2:
         raise UserError("no two runs of joint training with different lambda")

@@ -1,72 +1,20 @@
-"""What is optimised: a task is a forward pass and a loss for each of its networks. The loop is in ``train``."""
+"""Which inverses are trained: those of the model's stages, with a user's changes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from backsight.chain import InverseChain, Plan, build_chain
-from backsight.core import IMAGE, Pixels, UserError, split_entry
+from backsight.core import UserError, split_entry
 from backsight.staging import StagedModel
 
 _BETWEEN_OPTIONS = re.compile(r",(?![^\[]*\])")
 """A comma, but not one inside a list: ``widths=[64,16]``."""
-
-
-class Modular:
-    """Modular feature inversion (paper, eq. 1): every inverse learns its own component, from its own loss alone.
-
-    One pass of the frozen forward model feeds the inverses of all stages and seeds. The targets of a component are
-    the true features of the stage before it, so that nothing one inverse gets wrong reaches another.
-    """
-
-    def __init__(self, model: StagedModel, chains: Sequence[InverseChain]) -> None:
-        self.model, self.chains = model, list(chains)
-        self.networks: dict[str, nn.Module] = {
-            f"{chain.seed}/{entry}": inverse
-            for chain in self.chains
-            for entry, inverse in chain.items()
-            if inverse.trainable
-        }
-        self.learning_rates: dict[str, float] = {
-            name: learning_rate(self.chains[0].plans[name.partition("/")[2]], network)
-            for name, network in self.networks.items()
-        }
-        self._sources = {name: split_entry(name.partition("/")[2])[0] for name in self.networks}
-        self._targets = {name: model.spec.before(source) for name, source in self._sources.items()}
-
-    def losses(self, images: Tensor, valid: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
-        """``B 3 H W`` in [0, 1] -> (network, loss) one after the other, so that each graph is freed before the next.
-
-        Of padded images, whose pictures are where ``valid`` (``B H W``, bool) says, only that part counts: the pixels
-        of an image, the tokens on a grid that are at least partly under it, and all object queries. An inverse reads
-        all tokens nevertheless, those of the padding too: what it makes of them there has no loss.
-        """
-        names = dict.fromkeys([*self._sources.values(), *self._targets.values()])
-        features = {name: value.float() for name, value in self.model.features(images, list(names), valid).items()}
-        for name, network in self.networks.items():
-            target = self._targets[name]
-            output = network(features[self._sources[name]]).float()
-            counted = None if valid is None else self.model.layout(target).under(valid)
-            yield name, component_loss(output, features[target], target, self.model.pixels, counted)
-
-
-def component_loss(output: Tensor, target: Tensor, stage: str, pixels: Pixels, counted: Tensor | None = None) -> Tensor:
-    """The mean squared error of a component; that of images is taken in the forward model's normalised space.
-
-    ``counted`` says which tokens (or pixels, row by row) the mean is over, ``B N`` bool; None: all.
-    """
-    if stage == IMAGE:
-        output, target = pixels.normalise(output), pixels.normalise(target)
-    if counted is None:
-        return nn.functional.mse_loss(output, target)
-    errors = (output - target).square().mean(1 if stage == IMAGE else 2).flatten(1)
-    return torch.where(counted, errors, 0).sum() / counted.sum()
 
 
 def learning_rate(plan: Plan, network: nn.Module) -> float:

@@ -1,0 +1,1 @@
+"""The page in gradio: controls on one side, a view on the other."""

@@ -1,0 +1,1 @@
+"""Views: from a state to what is shown. Nothing here knows gradio."""

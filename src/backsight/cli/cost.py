@@ -1,0 +1,40 @@
+"""The command that tells what training would cost."""
+
+from __future__ import annotations
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from backsight.options import ModelOptions
+
+
+def cost(
+    model: Positional[str],
+    seeds: int = 3,
+    epochs: float = 10.0,
+    inverse: tuple[str, ...] = (),
+    tflops: float | None = None,
+    share: float = 0.4,
+    model_options: OmitArgPrefixes[ModelOptions] = ModelOptions(),  # noqa: B008  (frozen)
+) -> None:
+    """What training the inverses of a model costs: operations by stage, bytes, device hours for COCO and ImageNet.
+
+    Args:
+        model: As for `backsight train`; --random-weights will do.
+        seeds: How many instances of every inverse.
+        epochs: Passes over the training images.
+        inverse: Other inverses, as for `backsight train`.
+        tflops: The matrix rate of a device, in 10^12 operations a second; that of this machine is measured if it is
+            not given.
+        share: The part of that rate that training reaches, 0 to 1; `backsight bench limit` measures it.
+    """
+    from backsight.benchmarks.cost import cost as count
+    from backsight.benchmarks.cost import table
+    from backsight.benchmarks.limit import matrix_rate
+    from backsight.core import UserError
+    from backsight.train import open_model
+
+    if not 0 < share <= 1:
+        raise UserError(f"--share {share:g}: it is a part of the device's rate, more than 0 and at most 1")
+    found = count(open_model(model, model_options), seeds, inverse)
+    rate = matrix_rate(model_options.device) if tflops is None else tflops * 1e12
+    print("\n".join(table(found, rate, share, epochs)))

@@ -1,0 +1,35 @@
+"""A number at every pixel as a picture: where seeds disagree, where two images differ."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+COLOURS = "viridis"
+"""Their lightness rises evenly, so that the map reads in grey and to colour-blind people too."""
+
+
+def spread(seeds: Tensor) -> Tensor:
+    """How much seeds disagree: the standard deviation between them, averaged over the colours.
+
+    Args:
+        seeds: ``S 3 H W`` in [0, 1], at least two.
+
+    Returns:
+        ``H W`` in [0, 1].
+    """
+    return seeds.var(0, correction=1).mean(0).sqrt()
+
+
+def difference(image: Tensor, other: Tensor) -> Tensor:
+    """The root mean square of the difference over the colours, ``3 H W`` and ``3 H W`` -> ``H W``."""
+    return (image - other).square().mean(0).sqrt()
+
+
+def colour_map(values: Tensor, largest: float) -> Tensor:
+    """``H W`` from 0 to ``largest``, which has the brightest colour, -> ``3 H W`` in [0, 1]."""
+    import matplotlib
+
+    levels = (values / max(largest, 1e-6)).clamp(0, 1).cpu().numpy()
+    return rearrange(torch.from_numpy(matplotlib.colormaps[COLOURS](levels)[..., :3]).float(), "h w c -> c h w")

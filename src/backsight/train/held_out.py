@@ -1,0 +1,65 @@
+"""Looking at images that are not trained on: each process at its part, every image once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from backsight.core import UserError
+from backsight.data import Batch, ImageData, loader
+from backsight.devices import autocast
+from backsight.tasks import Task
+from backsight.train.processes import Processes
+from backsight.train.signals import Asked
+
+
+@dataclass
+class HeldOut:
+    """How images are looked at: in batches of ``batch_size``, shared among ``processes``, until a signal comes."""
+
+    batch_size: int
+    device: torch.device
+    processes: Processes
+    asked: list[int]
+
+    def batches(self, data: ImageData, at_most: int) -> Iterator[Batch]:
+        """This process's part of the first ``at_most`` images of ``data``, in batches, as long as no signal comes."""
+        for batch in loader(data, self.batch_size, limit=at_most, part=self.processes.part, device=self.device):
+            if self.asked:
+                return
+            yield batch
+
+    def gather(self, found: Any) -> list[Any]:
+        """What every process has ``found`` on its part, in their order.
+
+        Raises:
+            Asked: a signal to stop came to one of them.
+        """
+        parts = self.processes.gather((self.asked[0] if self.asked else 0, found))
+        if number := max(number for number, _ in parts):
+            raise Asked(number)
+        return [part for _, part in parts]
+
+    def losses(self, task: Task, data: ImageData, at_most: int, precision: str) -> dict[str, float]:
+        """The mean of every loss of ``task`` on the first ``at_most`` images of ``data``.
+
+        Raises:
+            UserError: none of them can be read.
+        """
+        sums = {name: torch.zeros(2, dtype=torch.float64, device=self.device) for name in task.covers}
+        for batch in self.batches(data, at_most):
+            if not batch.ids:
+                continue
+            weights = task.weights(batch)
+            with autocast(precision, self.device):
+                for name, loss in task.losses(batch.images, batch.valid, batch.targets):
+                    weight = torch.as_tensor(weights[name], device=self.device).double()
+                    sums[name] += torch.stack([loss.double() * weight, weight])
+        parts = self.gather({name: each.tolist() for name, each in sums.items()})
+        totals = {name: [sum(each) for each in zip(*(part[name] for part in parts), strict=True)] for name in sums}
+        if not all(weight for _, weight in totals.values()):
+            raise UserError(f"none of the {len(data)} held-out images of {data.name} can be read")
+        return {name: total / weight for name, (total, weight) in totals.items()}

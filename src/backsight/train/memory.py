@@ -1,0 +1,94 @@
+"""How many images fit into the memory that is asked for, found by passing one of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from backsight.core import UserError
+from backsight.data import Batch
+from backsight.devices import autocast
+from backsight.tasks import Task
+
+UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+PASSING = 3
+"""The largest tensors that exist for a moment beside what is kept for the backward pass: gradients of two maps, and
+what an operation itself works on."""
+
+
+def read_bytes(text: str) -> int:
+    """``"8GiB"`` -> its number of bytes.
+
+    Raises:
+        UserError: it is no amount of memory.
+    """
+    found = re.fullmatch(r"\s*([\d.]+)\s*([a-z]*)\s*", text.lower())
+    try:
+        assert found is not None
+        return round(float(found[1]) * UNITS[found[2]])
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(f"--memory {text} is no amount of memory: write it as 8GiB or 500MiB") from error
+
+
+def images_that_fit(task: Task, batch: Batch, limit: int, precision: str) -> int:
+    """How many images of ``batch`` may pass the networks at once, so that training stays below ``limit`` bytes.
+
+    To what is there already come gradients and moments of all that is learned, and for each image what is kept
+    for the backward pass of the network that keeps most.
+
+    Raises:
+        UserError: not even one image does.
+    """
+    device = batch.images.device
+    weights = [each for network in task.networks.values() for each in network.parameters()]
+    learned = sum(each.numel() * each.element_size() for each in weights)
+    fixed = in_use(device) + 3 * learned
+    one = bytes_of_one(task, batch.part(0, 1), precision)
+    if fixed + one > limit:
+        raise UserError(
+            f"--memory {limit / 2**30:.2f}GiB is too little: one image needs {(fixed + one) / 2**30:.2f}GiB; "
+            "train fewer --seeds at once, or a smaller --size"
+        )
+    return (limit - fixed) // one
+
+
+def bytes_of_one(task: Task, batch: Batch, precision: str) -> int:
+    """The bytes that a ``batch`` of one image takes on its way forward and back; nothing is changed by it."""
+    statistics = {buffer: buffer.clone() for network in task.networks.values() for buffer in network.buffers()}
+    own = {weight.data_ptr() for network in task.networks.values() for weight in network.parameters()}
+    kept: dict[int, int] = {}
+    most = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    devices = [batch.images.device] if batch.images.is_cuda else []
+    with torch.random.fork_rng(devices), saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = task.losses(batch.images, batch.valid, batch.targets)
+        with autocast(precision, batch.images.device):
+            for _ in losses:
+                most = max(most, sum(kept.values()) + PASSING * max(kept.values(), default=0))
+                kept.clear()
+    for buffer, value in statistics.items():
+        buffer.copy_(value)
+    return max(1, most)
+
+
+def in_use(device: torch.device) -> int:
+    """The bytes in use now: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0  # no such file on this system: what is learned and what passes is all that is counted
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,74 @@
+"""What a run saves: work, by keeping images and features on disk; memory, by passing fewer images at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from backsight.core import Pixels, UserError
+from backsight.data import Batch, ImageData, Splits
+from backsight.data.kept import Kept
+from backsight.data.parcels import MadeInBatches
+from backsight.options import TrainOptions
+from backsight.tasks import Modular, Task
+from backsight.train.feature_cache import FeatureCache
+from backsight.train.memory import images_that_fit, read_bytes
+
+GB = 10**9
+
+
+def check_saving(options: TrainOptions) -> None:
+    """Refuse what cannot be done together.
+
+    Raises:
+        UserError: one of the options, in one line.
+    """
+    if options.micro_batch is not None and options.memory is not None:
+        raise UserError("--memory finds the micro-batch that fits: give it or --micro-batch")
+    if options.micro_batch is not None and options.micro_batch < 1:
+        raise UserError(f"--micro-batch {options.micro_batch}: it has to be at least 1")
+    if options.feature_cache is not None and options.task == "joint":
+        raise UserError("--feature-cache keeps what a frozen forward model gives, and joint training changes it")
+    if options.feature_cache is not None and options.task != "modular":
+        raise UserError("--feature-cache is for --task modular: leave it out")
+    for name in ("feature_cache_gb", "image_cache_gb"):
+        if not getattr(options, name) > 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name):g}: it has to be more than 0")
+
+
+def keep_images(splits: Splits, options: TrainOptions, pixels: Pixels) -> Splits:
+    """The same data, read from ``--image-cache`` once it has been decoded. Drawn scenes are quicker to draw again."""
+    folder = options.image_cache
+    if folder is None:
+        return splits
+
+    def kept(data: ImageData, share: float) -> ImageData:
+        limit = share * options.image_cache_gb * GB
+        return data if isinstance(data, MadeInBatches) else Kept(data, pixels, folder, limit)
+
+    return replace(splits, train=kept(splits.train, 0.9), validation=kept(splits.validation, 0.1))
+
+
+def keep_features(task: Task, options: TrainOptions, data: ImageData, rank: int) -> FeatureCache | None:
+    """Let ``task`` take its features from ``--feature-cache``, where it has them."""
+    if options.feature_cache is None or not isinstance(task, Modular):
+        return None
+    limit = options.feature_cache_gb * GB
+    cache = FeatureCache(task.model, options.feature_cache, task.stages, data.fingerprint(), limit, rank)
+    task.features = cache.features
+    return cache
+
+
+def settle_micro_batch(task: Task, options: TrainOptions, batches: Iterator[Batch], precision: str) -> int | None:
+    """How many images pass the networks at once: as many as was asked for, or as fit into the memory that was.
+
+    None stands for the whole batch. ``batches`` are looked at for an image to try, if one is needed.
+    """
+    if options.memory is None:
+        return options.micro_batch
+    limit = read_bytes(options.memory)
+    batch = next((batch for batch in batches if batch.ids), None)
+    if batch is None:
+        raise UserError(f"none of the training images of {options.data} can be read")
+    fitting = images_that_fit(task, batch, limit, precision)
+    return fitting if fitting < options.batch_size else None

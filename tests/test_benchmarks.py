@@ -1,0 +1,216 @@
+"""The benchmarks: their references compute the same as ours, ratios are told right, a regression has a name."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from backsight.benchmarks import BENCHMARKS, Ratio, Settings, alternate, choose, difference, read_ratios, regressions
+from backsight.benchmarks.limit import count_operations
+from backsight.benchmarks.photos import write_photos
+from backsight.benchmarks.reference import Reference
+from backsight.benchmarks.subpixel import subpixel
+from backsight.benchmarks.training import Steps, open_run
+from backsight.cli import main
+from backsight.core import UserError
+from backsight.data import read_image
+from backsight.staging import StagedModel
+from small import build_small, random_images
+
+
+@pytest.fixture(scope="module")
+def model() -> StagedModel:
+    return build_small("detr")
+
+
+# ---- what is measured computes what it should
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_sub_pixel_convolution_is_the_transposed_convolution(size: tuple[int, int], bias: bool) -> None:
+    maps, weight = torch.randn(2, 4, *size, dtype=torch.float64), torch.randn(4, 6, 3, 3, dtype=torch.float64)
+    given = torch.randn(6, dtype=torch.float64) if bias else None
+    expected = functional.conv_transpose2d(maps, weight, given, stride=2, padding=1, output_padding=1)
+    torch.testing.assert_close(subpixel(maps, weight, given), expected)
+
+
+def test_the_reference_sees_the_features_of_the_staging_engine(model: StagedModel, tmp_path: Path) -> None:
+    run = open_run(model, Settings(), "world", tmp_path, seeds=1)
+    reference = Reference(model, run.splits.train, 2)
+    images = random_images(model)
+    with torch.no_grad():
+        found = reference._forward(images)
+    for name in model.stages:
+        torch.testing.assert_close(found[name], model.run(images)[name])
+
+
+def test_the_reference_and_ours_go_down_the_same_losses(model: StagedModel, tmp_path: Path) -> None:
+    run = open_run(model, Settings(batch_size=4), "world", tmp_path, seeds=1)
+    reference, ours = Reference(model, run.splits.train, 4), Steps(run, 1)
+    batch = next(iter(run.epoch(0, 0)))
+    reference._images = iter([batch.images])
+    reference.all_components(1)
+    found = dict(ours.loop.task.losses(batch.images))
+    assert {f"0/{entry}" for entry in reference.losses} == set(found)
+    for entry, loss in reference.losses.items():
+        assert found[f"0/{entry}"].item() == pytest.approx(loss, rel=1e-4)
+
+
+def test_an_image_through_every_script_costs_a_step_for_each(model: StagedModel, tmp_path: Path) -> None:
+    run = open_run(model, Settings(), "world", tmp_path, seeds=1)
+    reference, passes = Reference(model, run.splits.train, 2), []
+    model.module.register_forward_pre_hook(lambda *_: passes.append(1))
+    reference.script_per_component(1)
+    assert len(passes) == len(reference.networks) == 5
+    reference.all_components(1)
+    assert len(passes) == 6
+
+
+def test_operations_are_counted_as_by_hand() -> None:
+    queries = torch.randn(1, 2, 5, 8)
+    assert count_operations(lambda: torch.randn(3, 4) @ torch.randn(4, 5)) == 2 * 3 * 4 * 5
+    attention = count_operations(lambda: functional.scaled_dot_product_attention(queries, queries, queries))
+    assert attention == 2 * (2 * 2 * 5 * 5 * 8)
+
+
+def test_made_photos_are_pictures_like_photos(tmp_path: Path) -> None:
+    paths = sorted(write_photos(tmp_path, 2).iterdir())
+    sizes = [path.stat().st_size for path in paths]
+    assert all(80_000 < size < 300_000 for size in sizes)  # COCO's have 50 to 300 kB
+    one, other = (read_image(path).float() for path in paths)
+    assert one.shape == (3, 480, 640)
+    assert one.std() > 20
+    assert (one - other).abs().mean() > 20
+
+
+# ---- turns and ratios
+
+
+def test_sides_take_turns_and_waiting_is_told_apart() -> None:
+    order: list[str] = []
+
+    def waits() -> float:
+        order.append("waits")
+        time.sleep(0.02)
+        return 0.015
+
+    spent = alternate({"waits": waits, "works": lambda: order.append("works")}, 3)
+    assert order == ["waits", "works"] * 4  # the first turn of each warms up
+    assert all(each.wall >= 0.02 and each.working == pytest.approx(each.wall - 0.015) for each in spent["waits"])
+    assert all(each.cpu < 0.02 for each in spent["waits"])
+
+
+def ratio(name: str, *values: float, better: str = "higher") -> Ratio:
+    return Ratio(name, values, "this over that", better)  # type: ignore[arg-type]
+
+
+def test_a_regression_is_named() -> None:
+    before = {"ratios": [{"name": name, "median": 2.0} for name in ("fast", "slow", "small", "large", "noisy")]}
+    now = [
+        ratio("fast", 1.81, 1.85, 1.9),  # 7.5 % worse: within what is tolerated
+        ratio("slow", 1.4, 1.5, 1.6),
+        ratio("small", 2.1, better="lower"),
+        ratio("large", 2.5, better="lower"),
+        ratio("noisy", 1.0, 1.5, 2.2),
+        ratio("new", 0.1),
+    ]
+    found = regressions(now, before)
+    assert [line.partition(":")[0] for line in found] == ["slow", "large", "noisy"]
+    assert "1.5 now, 2 before, 25 % worse" in found[0]
+    assert "the rounds of this run include the old value" in found[2]
+    assert "the rounds" not in found[0]
+
+
+def test_another_machine_is_told() -> None:
+    here = {"name": "one", "cores": 2}
+    assert difference(here, here) == ""
+    assert "name other, not one" in difference(here, {"name": "other", "cores": 2})
+
+
+def test_the_committed_ratios_can_be_read() -> None:
+    from backsight.benchmarks import COMMITTED
+
+    found = read_ratios(COMMITTED)
+    assert {each["name"].partition("/")[0] for each in found["ratios"]} <= set(BENCHMARKS)
+    assert found["machine"]["name"]
+
+
+# ---- the command
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("train", {"1 seed/one pass", "1 seed/script per component", "2 seeds/script per component"}),
+        ("limit", {"whole step", "forward model", "backbone", "encoder"}),
+        ("trace", {"run", "features of all stages", "resume at encoder"}),
+        ("reconstruct", {"from backbone", "from encoder"}),
+        ("cache", {"read", "keep"}),
+    ],
+)
+def test_a_benchmark_gives_its_ratios(name: str, expected: set[str]) -> None:
+    found = BENCHMARKS[name](Settings(("zoo/vit-prior",), rounds=1, seeds=2, data="world"))
+    told = [each.name.removeprefix(f"{name}/zoo/vit-prior/") for each in found]
+    assert expected <= {each.removesuffix("/steps alone").removesuffix("/with decoding") for each in told}
+    assert all(0 < each.median < 1000 for each in found)
+
+
+def test_the_command_prints_writes_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "ratios.json"
+    main(["bench", "data", "--rounds", "1", "--json", str(path)])
+    written = read_ratios(path)
+    assert {"data/read", "data/Pillow", "data/draw the world"} <= {each["name"] for each in written["ratios"]}
+    for each in written["ratios"]:
+        each["median"] *= 1000 if each["name"] == "data/read" else 1e-3
+    written["machine"]["name"] = "another machine"
+    path.write_text(json.dumps(written))
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "data", "--rounds", "1", "--compare", str(path)])
+    assert stop.value.code == 1
+    said = capsys.readouterr().out
+    assert "data/read:" in said
+    assert "of another machine" in said
+    assert "data/Pillow:" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "speed"], "no benchmark 'speed': there are train, limit"),
+        (["bench", "--rounds", "0"], "--rounds 0: it has to be at least 1"),
+        (["bench", "data", "--compare", "no/such.json"], "no/such.json: there is no such file"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+
+
+def test_a_file_without_ratios_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"ratios": [{}]}')
+    with pytest.raises(UserError, match="holds no ratios"):
+        read_ratios(tmp_path / "other.json")
+
+
+def test_benchmarks_are_chosen_in_their_own_order() -> None:
+    assert choose(["data", "train"]) == ["train", "data"]
+    assert choose([]) == list(BENCHMARKS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["experiments", "start", "memory", "alternatives"])
+def test_the_slower_benchmarks_too(name: str) -> None:
+    size = "96x96" if name == "alternatives" else None
+    found = BENCHMARKS[name](Settings(("zoo/detr-prior",), rounds=1, size=size, data="world"))
+    assert found
+    assert all(0.01 < each.median < 1000 for each in found)

@@ -1,0 +1,158 @@
+"""Data without a length: every picture once a pass, whoever reads it, and again from any batch on."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from backsight.core import Pixels, UserError
+from backsight.data import Splits, Stream, open_data
+from backsight.data.shards import TarFiles, expand
+from backsight.data.streams import part_of
+from backsight.options import TrainOptions
+from backsight.train.reading import check_stream
+
+# Python 3.12 and later warn of every fork beside a thread; torch has threads.
+pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+
+PIXELS = Pixels((16, 16))
+
+
+def picture(number: int) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (20, 16), (number % 256, 7 * number % 256, 90)).save(content, "PNG")
+    return content.getvalue()
+
+
+def write_shard(path: Path, numbers: Sequence[int], broken: Sequence[int] = ()) -> None:
+    with tarfile.open(path, "w") as archive:
+        for number in numbers:
+            content = b"no picture" if number in broken else picture(number)
+            for kind, part in {"png": content, "cls": str(number % 10).encode(), "json": b"{}"}.items():
+                member = tarfile.TarInfo(f"photos/{number:06d}.{kind}")
+                member.size = len(part)
+                archive.addfile(member, io.BytesIO(part))
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    for shard in range(4):
+        write_shard(tmp_path / f"train-{shard:03d}.tar", range(60 * shard, 60 * shard + 60))
+    return f"wds:{tmp_path}/train-{{000..003}}.tar"
+
+
+def opened(spec: str, **options: bool) -> tuple[Stream, Splits]:
+    splits = open_data(spec, PIXELS, **options)
+    assert isinstance(splits.train, Stream)
+    return splits.train, splits
+
+
+def ids(stream: Stream, num_batches: int, size: int = 8, **options: int) -> list[tuple[str, ...]]:
+    found = stream.batches(size, **options)
+    return [next(found).ids for _ in range(num_batches)]
+
+
+def test_a_stream_is_divided_by_the_ids_alone(shards: str) -> None:
+    stream, splits = opened(shards)
+    whole = [each for shard in range(4) for each in stream.shards.read(shard)]
+    held = {part: [each.id for each in whole if part_of(each.id, 0) == part] for part in ("validation", "test")}
+    assert list(splits.validation.ids) == held["validation"]
+    assert list(splits.test.ids) == held["test"]
+    seen = [identity for batch in ids(stream, 40) for identity in batch]
+    assert not set(seen) & {*held["validation"], *held["test"]}
+    num_train = len(whole) - len(held["validation"]) - len(held["test"])
+    assert len(whole) == 240
+    assert len(set(seen[:num_train])) == num_train  # a pass has every picture once
+    assert seen[:50] != sorted(seen[:50])
+    with pytest.raises(TypeError, match="nobody knows how long"):
+        len(stream)
+
+
+def test_images_and_classes_are_those_of_the_file(shards: str) -> None:
+    stream, _ = opened(shards)
+    batch = next(stream.batches(8))
+    assert batch.images.shape == (8, 3, 16, 16)
+    for identity, image, target in zip(batch.ids, batch.images, batch.targets, strict=True):
+        number = int(identity.rpartition("/")[2])
+        assert target.label == number % 10
+        assert (image[0] * 255).round().unique().tolist() == [number % 256]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [3, 12])
+def test_a_stream_goes_on_exactly_where_it_was(shards: str, workers: int, start: int) -> None:
+    stream, _ = opened(shards)
+    whole = ids(stream, start + 4, workers=workers)
+    assert ids(stream, 4, start=start, workers=workers) == whole[start:]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8], ids=["two", "three", "more-than-shards"])
+def test_processes_share_the_pictures(shards: str, ranks: int) -> None:
+    stream, _ = opened(shards)
+    passes = [[each.id for each in stream._pass(0, rank, ranks)] for rank in range(ranks)]
+    every = [identity for one in passes for identity in one]
+    assert len(set(every)) == len(every)
+    assert set(every) == {each.id for each in stream._pass(0, 0, 1)}
+    assert all(passes)
+
+
+def test_broken_pictures_and_shards_are_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_shard(tmp_path / "a.tar", range(100), broken=[3])
+    write_shard(tmp_path / "b.tar", range(100, 200))
+    whole = (tmp_path / "b.tar").read_bytes()
+    (tmp_path / "b.tar").write_bytes(whole[: len(whole) // 2 + 700])
+    stream, _ = opened(f"wds:{tmp_path}/*.tar")
+    seen = {identity for batch in ids(stream, 30) for identity in batch}
+    assert "a.tar/photos/000003" not in seen
+    assert list(stream.unreadable) == ["a.tar/photos/000003"]
+    assert sum(identity.startswith("b.tar") for identity in seen) >= 30
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("000003" in line for line in told) == 1
+    assert any("b.tar to its end" in line for line in told)
+
+
+def test_parquet_files_are_streamed(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    for shard in range(3):
+        rows = {"image": [{"bytes": picture(60 * shard + number), "path": None} for number in range(60)]}
+        table = datasets.Dataset.from_dict({**rows, "label": [number % 2 for number in range(60)]}, features=features)
+        table.to_parquet(tmp_path / f"part-{shard}.parquet")
+    stream, splits = opened(f"stream:{tmp_path}")
+    assert len(stream.shards) == 3
+    assert stream.classes == {0: "cat", 1: "dog"}
+    num_train = 180 - len(splits.validation) - len(splits.test)
+    seen = [identity for batch in ids(stream, 30, size=6) for identity in batch]
+    assert len(set(seen[:num_train])) == num_train
+    assert ids(stream, 2, start=5) == ids(stream, 7)[5:]
+    assert next(stream.batches(4)).images.shape == (4, 3, 16, 16)
+
+
+def test_names_with_numbers_are_expanded() -> None:
+    assert expand("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert len(expand("{0..1}/{00..02}")) == 6
+    assert expand("plain.tar") == ["plain.tar"]
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    write_shard(tmp_path / "train-0.tar", range(3))
+    for spec, message in {
+        f"wds:{tmp_path}/trian-0.tar": "is it '",
+        f"wds:{tmp_path}/train-0.tar": "too few pictures",
+        f"stream:{tmp_path}/none.parquet": "cannot stream",
+    }.items():
+        with pytest.raises(UserError, match=message) as caught:
+            open_data(spec, PIXELS)
+        assert "\n" not in str(caught.value)
+    for changes, message in {
+        "epochs": ({"epochs": 2.0}, "no epochs: give --steps or --minutes"),
+        "cache": ({"steps": 3, "image_cache": tmp_path}, "--image-cache"),
+    }.values():
+        with pytest.raises(UserError, match=message):
+            check_stream(TrainOptions(data="wds:x.tar", **changes))
+    assert len(TarFiles(f"{tmp_path}/train-0.tar")) == 1

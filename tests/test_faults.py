@@ -1,0 +1,191 @@
+"""What goes wrong in the middle of a run: kills, full disks, folders that vanish, odd and broken pictures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from backsight.chain import ChainEnsemble
+from backsight.train import RunFolder
+from together import codes, command, forward_model, lines, together, train
+
+# Python 3.12 and later warn of every fork beside a thread; torch has threads.
+pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+
+LONG = {"steps": 48, "batch_size": 2, "evaluate_every": 8, "checkpoint_every": 0.0, "max_validation": 2, "max_test": 2}
+"""A checkpoint after every batch, so that many kills meet one that is being written."""
+
+
+def same(one: Path, other: Path) -> bool:
+    states = [ChainEnsemble.from_pretrained(folder).chains[0].state_dict() for folder in (one, other)]
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(states[0][name], states[1][name]) for name in states[0]
+    )
+
+
+def newest_step(folder: Path) -> int:
+    found = RunFolder(folder).checkpoints()
+    return int(found[-1].stem.removeprefix("step-")) if found else -1
+
+
+def kill_after(out: Path, step: int, delay: float, said: Path) -> None:
+    """Start or go on with the run in ``out``, and kill it ``delay`` seconds after the checkpoint of ``step``."""
+    (process,) = together(1, said, command, "vit", out, {**LONG, "resume": True})
+    deadline = time.monotonic() + 120
+    while newest_step(out) < step and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(delay)
+    process.kill()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL, said.read_text()
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_killed_again_and_again_ends_with_the_same_weights(kills: int, tmp_path: Path) -> None:
+    draw = random.Random(kills)
+    said, out = tmp_path / "said", tmp_path / "killed"
+    undisturbed = together(1, said, command, "vit", tmp_path / "whole", LONG)
+    for number in range(1, kills + 1):
+        kill_after(out, number * 40 // kills, draw.uniform(0, 0.05), said)
+        assert not (out / "card.md").exists()
+    assert codes([*undisturbed, *together(1, said, command, "vit", out, {**LONG, "resume": True})], said) == [0, 0]
+    assert same(tmp_path / "whole", out)
+    assert "damaged" not in said.read_text()
+    assert lines(said) == []
+    assert not list(out.rglob("*.tmp*"))
+
+
+def command_with_small_files(rank: int, out: Path, changes: Mapping[str, Any]) -> None:
+    """No file may grow beyond 1.5 times the first checkpoint: the disk is full amid a later one."""
+    from backsight.train import checkpoints
+
+    original = checkpoints.write
+
+    def write(folder: Path, step: int, state: Any, keep: int) -> Path:
+        path = original(folder, step, state, keep)
+        if step == 0:
+            limit = path.stat().st_size * 3 // 2
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        return path
+
+    checkpoints.write = write
+    command(rank, "vit", out, changes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on file sizes is Linux's")
+def test_a_disk_that_fills_during_a_checkpoint_leaves_the_one_before(tmp_path: Path) -> None:
+    said, out = tmp_path / "said", tmp_path / "run"
+    assert codes(together(1, said, command_with_small_files, out, {"steps": 4}), said) == [2]
+    (line,) = lines(said)
+    assert "step-00000003.pt" in line
+    assert "Traceback" not in said.read_text()
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [
+        "step-00000000.pt",
+        "step-00000000.pt.sha256",
+    ]
+    assert codes(together(1, said, command, "vit", out, {"steps": 4, "resume": True}), said) == [0]
+    assert codes(together(1, said, command, "vit", tmp_path / "whole", {"steps": 4}), said) == [0]
+    assert same(tmp_path / "whole", out)
+
+
+def write_pictures(folder: Path, number: int = 60) -> None:
+    """Photos with 2 % broken ones, 16-bit PNGs and CMYK JPEGs among them."""
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    for index in range(number):
+        values = noise.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        if index % 50 == 7:
+            (folder / f"{index:03d}.jpg").write_bytes(b"\xff\xd8\xff\xe0 and then the card was pulled out")
+        elif index % 10 == 3:
+            Image.fromarray(values[..., 0].astype(np.uint16) * 257).save(folder / f"{index:03d}.png")
+        elif index % 10 == 5:
+            Image.fromarray(values).convert("CMYK").save(folder / f"{index:03d}.jpg")
+        else:
+            Image.fromarray(values).save(folder / f"{index:03d}.jpg")
+
+
+def test_broken_and_odd_pictures_are_skipped_or_read_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_pictures(tmp_path / "photos")
+    with caplog.at_level(logging.WARNING):
+        train(forward_model("vit"), tmp_path / "run", data=f"folder:{tmp_path / 'photos'}", steps=None, epochs=2.0)
+    skipped = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert sorted("007.jpg" in line for line in skipped) == [False, True]  # once each, although seen twice
+    card = json.loads((tmp_path / "run" / "evaluation.json").read_text())["card"]
+    assert card["unreadable_images_skipped"] == 2
+    assert card["images_seen"] == 2 * (54 - sum(name in str(skipped) for name in ("007.jpg", "057.jpg")))
+    assert all(np.isfinite(list(each["losses"].values())).all() for each in losses(tmp_path / "run"))
+
+
+def losses(folder: Path) -> list[dict[str, Any]]:
+    return [record for record in RunFolder(folder).metrics() if "losses" in record]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_folder_that_vanishes_is_one_line(workers: int, tmp_path: Path) -> None:
+    said, out, photos = tmp_path / "said", tmp_path / "run", tmp_path / "photos"
+    write_pictures(photos)
+    changes = {**LONG, "data": f"folder:{photos}", "workers": workers, "steps": 100000}
+    (process,) = together(1, said, command, "vit", out, changes)
+    deadline = time.monotonic() + 120
+    while newest_step(out) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    photos.rename(tmp_path / "elsewhere")
+    assert codes([process], said) == [2]
+    (line,) = lines(said)
+    assert "photos has vanished" in line
+    assert "--resume" in line
+    assert "Traceback" not in said.read_text()
+    assert not (out / "card.md").exists()
+    (tmp_path / "elsewhere").rename(photos)
+    assert RunFolder(out).load_checkpoint() is not None
+    shutil.rmtree(out)
+
+
+def command_in_a_group(rank: int, out: Path, changes: Mapping[str, Any]) -> None:
+    """With all its workers, as a scheduler or a terminal sees it."""
+    os.setsid()
+    command(rank, "vit", out, changes)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "words"),
+    [
+        (signal.SIGTERM, 0, "stopped by SIGTERM after"),
+        (signal.SIGUSR1, 0, "stopped by SIGUSR1 after"),
+        (signal.SIGINT, 130, "interrupted after"),
+    ],
+)
+def test_a_signal_to_all_processes_of_a_job_stops_it_with_a_checkpoint(
+    number: signal.Signals, status: int, words: str, tmp_path: Path
+) -> None:
+    said, out = tmp_path / "said", tmp_path / "run"
+    write_pictures(tmp_path / "photos")
+    changes = {**LONG, "data": f"folder:{tmp_path / 'photos'}", "workers": 2, "steps": 100000}
+    (process,) = together(1, said, command_in_a_group, out, changes)
+    deadline = time.monotonic() + 120
+    while newest_step(out) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.killpg(process.pid, number)
+    assert codes([process], said) == [status], said.read_text()
+    (line,) = lines(said)
+    assert words in line
+    assert f"after {newest_step(out)} steps: the same command with --resume goes on" in line
+    assert "Traceback" not in said.read_text()

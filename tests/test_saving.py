@@ -1,0 +1,478 @@
+"""What makes training quicker or smaller changes no result: layouts, pieces of a batch, caches, compiled parts."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from backsight.core import Layout, Pixels, UserError
+from backsight.data import Batch, Sample, Target, loader, open_data
+from backsight.data.kept import Kept, pack_sample, read_sample
+from backsight.inverses import build_inverse
+from backsight.options import TrainOptions
+from backsight.staging import StagedModel
+from backsight.tasks import Modular, build_chains, make_plans
+from backsight.train import Run, RunFolder, compiling, memory
+from backsight.train.feature_cache import FeatureCache
+from backsight.train.memory import bytes_of_one, images_that_fit, read_bytes
+from backsight.train.pieces import cut
+from backsight.train.quicken import arrange_memory, map_sizes
+from backsight.train.saving import check_saving
+from backsight.train.updates import Updates
+from pictures import save_pictures
+from small import build_small, random_images
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model() -> StagedModel:
+    return build_small("detr")
+
+
+def write_pictures(folder: Path) -> Path:
+    """A folder with the three parts of a data set."""
+    parts = {"train": 10, "val": 2, "test": 2}
+    return save_pictures(folder, [f"{part}/{index:02d}.png" for part, count in parts.items() for index in range(count)])
+
+
+def open_run(model: StagedModel, out: Path, **changes: Any) -> Run:
+    given = {"steps": 6, "seeds": 1, "batch_size": 5, "workers": 0, "tracker": "none", "inverse": LAYER_NORM_ONLY}
+    options = TrainOptions(**{"data": "world", "out": out, **given, **changes})
+    return Run.of(model, options, RunFolder(out))
+
+
+LAYER_NORM_ONLY = ("backbone=local",)
+"""No inverse with BatchNorm, whose statistics are those of a piece."""
+
+
+def train(run: Run, steps: int = 3) -> dict[str, Tensor]:
+    """A few steps; all weights afterwards."""
+    loop, number = run.loop(), 0
+    while loop.state.step < steps:
+        for batch in run.epoch(number, 0):
+            loop.step(batch)
+            if loop.state.step == steps:
+                break
+        number += 1
+    return {name: value.clone() for chain in run.chains for name, value in chain.state_dict().items()}
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, atol=tolerance, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+# ---- only what is needed
+
+
+def test_the_forward_pass_stops_where_training_needs_no_more(small_model: Callable[[str], StagedModel]) -> None:
+    vit = small_model("vit")
+    chains = build_chains(vit, {"backbone": make_plans(vit)["backbone"]}, [0])
+    ran: list[str] = []
+    hooks = [block.register_forward_hook(lambda *_: ran.append("block")) for block in vit.module.blocks]  # type: ignore[union-attr]
+    (name, _), *others = Modular(vit, chains).losses(random_images(vit))
+    for hook in hooks:
+        hook.remove()
+    assert (name, others, ran) == ("0/backbone", [], [])
+
+
+# ---- memory layouts
+
+
+def deconvolution(width: int = 8) -> Any:
+    torch.manual_seed(0)
+    return build_inverse("deconvolution", Layout(12, width, ((3, 4),)), Layout.of_image((96, 128)), {})
+
+
+def test_late_layers_of_an_inverse_have_their_channels_last_and_give_the_same() -> None:
+    inverse = deconvolution()
+    features = torch.randn(2, 12, 8)
+    before = inverse(features)
+    names = list(inverse.state_dict())
+    sizes = map_sizes(inverse)
+    assert list(sizes.values())[:1] == [8 * 12]
+    arrange_memory([inverse], CPU)
+    last = [not layer.weight.is_contiguous() for layer in sizes]
+    assert not last[1]
+    assert last[-1]
+    assert list(inverse.state_dict()) == names
+    torch.testing.assert_close(inverse(features), before)
+
+
+def test_finding_the_maps_changes_nothing() -> None:
+    inverse = deconvolution()
+    state = copy.deepcopy(inverse.state_dict())
+    assert inverse.training
+    map_sizes(inverse)
+    assert inverse.training
+    assert all(torch.equal(value, state[name]) for name, value in inverse.state_dict().items())
+
+
+def test_moments_of_another_layout_are_laid_out_anew() -> None:
+    """A fused kernel ignores strides: moments that lie otherwise than the weights would be another's."""
+    torch.manual_seed(0)
+    convolution, inputs = nn.Conv2d(6, 4, 3), torch.randn(2, 6, 5, 5)
+    twin = copy.deepcopy(convolution).to(memory_format=torch.channels_last)
+
+    def updates(layer: nn.Module) -> Updates:
+        return Updates({"layer": layer}, {"layer": 1e-2}, {"layer": ("layer",)}, {})
+
+    one, other = updates(convolution), updates(twin)
+    for _ in range(3):
+        one.apply("layer", convolution(inputs).square().sum(), 1.0)
+    twin.load_state_dict(convolution.state_dict())
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    for _ in range(3):
+        one.apply("layer", convolution(inputs).square().sum(), 1.0)
+        other.apply("layer", twin(inputs).square().sum(), 1.0)
+    torch.testing.assert_close(twin.weight, convolution.weight)
+
+
+# ---- updates
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1e2])
+def test_an_update_is_adam_with_a_clipped_gradient(scale: float) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 7)
+    twin = copy.deepcopy(layer)
+    ours, adam = Updates({"a": layer}, {"a": 1e-2}, {"a": ("a",)}, {}), torch.optim.Adam(twin.parameters(), lr=1e-2)
+    for _ in range(5):
+        inputs = torch.randn(3, 5)
+        ours.apply("a", scale * layer(inputs).square().sum(), 1.0)
+        adam.zero_grad()
+        (scale * twin(inputs).square().sum()).backward()
+        nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+        adam.step()
+    torch.testing.assert_close(layer.weight, twin.weight, atol=1e-6, rtol=0)
+    assert layer.weight.grad is None
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    layer = nn.Linear(5, 7)
+    before = layer.weight.clone()
+    ours = Updates({"a": layer}, {"a": 1e-2}, {"a": ("a",)}, {})
+    ours.apply("a", layer(torch.ones(1, 5)).sum() * float("nan"), 1.0)
+    assert torch.equal(layer.weight, before)
+
+
+# ---- pieces of a batch
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_pieces_of_a_batch_train_as_the_whole(model: StagedModel, tmp_path: Path, size: int) -> None:
+    whole = train(open_run(model, tmp_path))
+    pieces = train(open_run(model, tmp_path, micro_batch=size))
+    assert_same(whole, pieces, 1e-4)
+
+
+def test_pieces_with_padding_weigh_by_what_is_under_the_pictures(model: StagedModel) -> None:
+    padded = build_small("detr").fitting("pad")
+    chains = build_chains(padded, make_plans(padded, LAYER_NORM_ONLY), [0])
+    task = Modular(padded, chains)
+    images = random_images(padded, batch=3)
+    valid = torch.ones(3, *padded.pixels.size, dtype=torch.bool)
+    valid[0, 32:], valid[1, :, 40:] = False, False
+    batch = Batch(images, ("a", "b", "c"), (Target(), Target(), Target()), valid)
+    whole = dict(task.losses(images, valid))
+    found = dict.fromkeys(whole, torch.tensor(0.0))
+    for piece, shares in cut(batch, 2, task):
+        for name, loss in task.losses(piece.images, piece.valid):
+            found[name] = found[name] + loss * shares[name]
+    for name, loss in whole.items():
+        torch.testing.assert_close(found[name], loss)
+    del model
+
+
+def test_a_batch_that_fits_stays_whole(model: StagedModel) -> None:
+    task = Modular(model, build_chains(model, make_plans(model), [0]))
+    batch = Batch(random_images(model), ("a", "b"), (Target(), Target()))
+    assert [piece for piece, _ in cut(batch, None, task)] == [batch]
+    assert [piece for piece, _ in cut(batch, 2, task)] == [batch]
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize(("text", "expected"), [("8GiB", 8 * 2**30), ("500MiB", 500 * 2**20), ("2 GB", 2 * 10**9)])
+def test_an_amount_of_memory_is_read(text: str, expected: int) -> None:
+    assert read_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["much", "8 gallons", ""])
+def test_no_amount_of_memory_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="is no amount of memory"):
+        read_bytes(text)
+
+
+def test_what_an_image_takes_is_found_and_nothing_changed(model: StagedModel) -> None:
+    task = Modular(model, build_chains(model, make_plans(model), [0]))
+    batch = Batch(random_images(model), ("a", "b"), (Target(), Target()))
+    before = copy.deepcopy(task.chains[0].state_dict())
+    random = torch.get_rng_state()
+    one = bytes_of_one(task, batch.part(0, 1), "fp32")
+    height, width = model.pixels.size
+    assert one > 4 * 3 * height * width  # the image that is painted, at the least
+    assert bytes_of_one(task, batch, "fp32") == pytest.approx(2 * one, rel=0.2)
+    assert all(torch.equal(value, before[name]) for name, value in task.chains[0].state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_as_many_images_pass_as_fit(model: StagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Modular(model, build_chains(model, make_plans(model), [0]))
+    batch = Batch(random_images(model), ("a", "b"), (Target(), Target()))
+    monkeypatch.setattr(memory, "in_use", lambda _: 0)
+    learned = sum(each.numel() * 4 for network in task.networks.values() for each in network.parameters())
+    one = bytes_of_one(task, batch.part(0, 1), "fp32")
+    assert images_that_fit(task, batch, 3 * learned + 3 * one + 1, "fp32") == 3
+    with pytest.raises(UserError, match="is too little: one image needs"):
+        images_that_fit(task, batch, 3 * learned + one - 1, "fp32")
+
+
+# ---- features on disk
+
+
+def test_a_run_with_kept_features_is_the_run_without(model: StagedModel, tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "pictures")
+    data = {"data": f"folder:{pictures}"}
+    plain = train(open_run(model, tmp_path / "run", **data), 6)
+    first = train(open_run(model, tmp_path / "run", feature_cache=tmp_path / "cache", **data), 6)
+    again = train(open_run(model, tmp_path / "run", feature_cache=tmp_path / "cache", **data), 6)
+    assert_same(plain, first, 2e-2)  # their features are rounded to bfloat16
+    assert_same(first, again, 1e-6)
+
+
+def announced(cache: FeatureCache, *batches: Batch) -> Iterator[Batch]:
+    return cache.over(iter(batches))
+
+
+def batch_of(model: StagedModel, *ids: str) -> Batch:
+    return Batch(random_images(model, batch=len(ids), seed=len(ids)), ids, tuple(Target() for _ in ids))
+
+
+def test_known_features_need_no_forward_pass(
+    model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, batch = ["backbone", "encoder", "image"], batch_of(model, "a", "b", "c")
+    cache = FeatureCache(model, tmp_path, names, "data", 1e9)
+    for each in announced(cache, batch):
+        computed = cache.features(each.images, names)
+    again = FeatureCache(model, tmp_path, names, "data", 1e9)
+    assert len(again) == 3
+    monkeypatch.setattr(model, "features", None)  # nobody may call it
+    swapped = Batch(batch.images[[1, 2]], ("b", "c"), batch.targets[:2])
+    for each in announced(again, swapped):
+        read = again.features(each.images, names)
+        assert read["image"] is each.images
+        for name in ("backbone", "encoder"):
+            assert torch.equal(read[name], computed[name][1:])
+            assert torch.equal(read[name], read[name].bfloat16().float())
+        part = again.features(each.images[1:], names)  # a piece of the batch
+        assert torch.equal(part["encoder"], computed["encoder"][2:])
+
+
+def test_batches_known_in_part_are_put_together_in_order(model: StagedModel, tmp_path: Path) -> None:
+    names, batch = ["encoder"], batch_of(model, "a", "b", "c")
+    cache = FeatureCache(model, tmp_path, names, "data", 1e9)
+    known = Batch(batch.images[1:2].clone(), ("b",), batch.targets[:1])
+    for each in announced(cache, known):
+        cache.features(each.images, names)
+    for each in announced(cache, batch):
+        found = cache.features(each.images, names)["encoder"]
+    expected = model.features(batch.images, names)["encoder"]
+    torch.testing.assert_close(found, expected, atol=0, rtol=2**-7)
+
+
+def test_images_that_were_not_announced_are_computed_and_not_kept(model: StagedModel, tmp_path: Path) -> None:
+    cache = FeatureCache(model, tmp_path, ["encoder"], "data", 1e9)
+    images = random_images(model)
+    assert torch.equal(cache.features(images, ["encoder"])["encoder"], model.features(images, ["encoder"])["encoder"])
+    for _ in announced(cache, batch_of(model, "a")):
+        cache.features(images, ["encoder"])
+    assert len(cache) == 0
+
+
+def test_a_cache_stays_below_its_limit(model: StagedModel, tmp_path: Path) -> None:
+    batch = batch_of(model, "a", "b", "c")
+    size = model.features(batch.images[:1], ["encoder"])["encoder"].numel() * 2
+    cache = FeatureCache(model, tmp_path, ["encoder"], "data", 2.5 * size)
+    for each in announced(cache, batch):
+        cache.features(each.images, ["encoder"])
+    assert len(cache) == 2
+
+
+def test_a_damaged_shard_is_computed_again(
+    model: StagedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = FeatureCache(model, tmp_path, ["encoder"], "data", 1e9)
+    for each in announced(cache, batch_of(model, "a")):
+        cache.features(each.images, ["encoder"])
+    (shard,) = tmp_path.rglob("*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        again = FeatureCache(model, tmp_path, ["encoder"], "data", 1e9)
+    assert len(again) == 0
+    assert "is damaged: its features are computed again" in caplog.text
+
+
+def test_other_weights_or_data_have_a_cache_of_their_own(model: StagedModel, tmp_path: Path) -> None:
+    folders = {
+        FeatureCache(each, tmp_path, names, data, 1e9).folder
+        for each, names, data in (
+            (model, ["encoder"], "data"),
+            (model, ["encoder"], "other data"),
+            (model, ["backbone"], "data"),
+            (build_small("detr", seed=1), ["encoder"], "data"),
+        )
+    }
+    assert len(folders) == 4
+
+
+# ---- decoded images on disk
+
+
+def test_kept_images_are_the_same_and_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = Pixels((48, 64))
+    data = open_data(f"folder:{write_pictures(tmp_path / 'pictures')}", pixels).train
+    kept = Kept(data, pixels, tmp_path / "kept", 1e9)
+    plain = [batch.images for batch in loader(data, 4)]
+    assert all(map(torch.equal, [batch.images for batch in loader(kept, 4)], plain))
+    monkeypatch.setattr("backsight.data.source.read_image", None)  # nobody may call it
+    assert all(map(torch.equal, [batch.images for batch in loader(kept, 4, workers=1)], plain))
+    assert kept.ids == data.ids  # type: ignore[attr-defined]
+    assert kept.fingerprint() == data.fingerprint()
+
+
+def test_kept_images_stay_below_their_limit_and_damage_is_mended(tmp_path: Path) -> None:
+    pixels = Pixels((16, 16))
+    data = open_data(f"folder:{write_pictures(tmp_path / 'pictures')}", pixels).train
+    kept = Kept(data, pixels, tmp_path / "kept", 2.5 * 3 * 16 * 16)
+    first = [kept[index] for index in range(len(kept))]
+    files = sorted((tmp_path / "kept").rglob("*.safetensors"))
+    assert len(files) == 2
+    content = bytearray(files[0].read_bytes())
+    content[-1] ^= 255
+    files[0].write_bytes(content)
+    assert read_sample(files[0]) is None
+    again = kept[0]
+    assert again is not None
+    assert first[0] is not None
+    assert torch.equal(again.image, first[0].image)
+    assert read_sample(files[0]) is not None
+
+
+def test_a_sample_is_kept_whole(tmp_path: Path) -> None:
+    target = Target(
+        torch.tensor([[1.0, 2, 3, 4]]),
+        torch.tensor([7]),
+        torch.ones(1, 4, 4, dtype=torch.bool),
+        torch.tensor([True]),
+        3,
+        {"hue": torch.tensor([0.5])},
+    )
+    sample = Sample(torch.randint(0, 255, (3, 4, 4), dtype=torch.uint8), "a/b.jpg", target, torch.ones(4, 4).bool())
+    (tmp_path / "one").write_bytes(pack_sample(sample))
+    found = read_sample(tmp_path / "one")
+    assert found is not None
+    assert (found.id, found.target.label) == ("a/b.jpg", 3)
+    pairs = [(found.image, sample.image), (found.valid, sample.valid), (found.target.masks, target.masks)]
+    pairs += [(found.target.boxes, target.boxes), (found.target.crowd, target.crowd)]
+    pairs += [(found.target.attributes["hue"], target.attributes["hue"])]
+    assert all(torch.equal(one, other) for one, other in pairs if one is not None and other is not None)
+    assert found.valid is not None
+
+
+# ---- compiled parts
+
+
+def test_a_part_that_cannot_be_compiled_runs_as_it_is_and_says_so(
+    model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(forward: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        def fail(*args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("no compiler here\nand more lines")
+
+        del forward
+        return fail
+
+    plain = train(open_run(model, tmp_path))
+    monkeypatch.setattr(torch, "compile", broken)
+    with caplog.at_level(logging.WARNING):
+        found = train(open_run(model, tmp_path, compile="on"))
+    assert "torch.compile: 'forward model' runs as it is (no compiler here)" in caplog.text
+    assert "'0/encoder'" in caplog.text
+    assert_same(plain, found, 0)
+
+
+def test_only_whole_batches_of_training_go_through_what_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, calls = build_small("detr"), []
+
+    def spy(forward: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        assert options == {"dynamic": False}
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            calls.append(len(args[0] if args else next(iter(kwargs.values()))))
+            return forward(*args, **kwargs)
+
+        return called
+
+    plain = train(open_run(build_small("detr"), tmp_path))
+    monkeypatch.setattr(torch, "compile", spy)
+    run = open_run(model, tmp_path, compile="on")
+    found = train(run)
+    assert set(calls) == {5}
+    assert_same(plain, found, 0)
+    calls.clear()
+    batch = next(iter(run.epoch(0, 0)))
+    list(run.task.losses(batch.part(0, 3).images))
+    run.task.train(False)
+    with torch.no_grad():
+        list(run.task.losses(batch.images))
+    assert calls == []
+
+
+def test_auto_compiles_nothing_on_a_cpu(model: StagedModel, tmp_path: Path) -> None:
+    run = open_run(model, tmp_path)
+    assert compiling.compile_task(run.task, "auto", 5, "fp32") == []
+
+
+@pytest.mark.slow
+def test_compiled_parts_give_the_same_weights(tmp_path: Path) -> None:
+    plain = train(open_run(build_small("vit"), tmp_path, inverse=()))
+    found = train(open_run(build_small("vit"), tmp_path, inverse=(), compile="on"))
+    assert_same(plain, found, 1e-3)
+
+
+# ---- options
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"micro_batch": 2, "memory": "8GiB"}, "give it or --micro-batch"),
+        ({"micro_batch": 0}, "--micro-batch 0: it has to be at least 1"),
+        ({"feature_cache": Path("x"), "task": "joint"}, "joint training changes it"),
+        ({"feature_cache_gb": 0.0}, "--feature-cache-gb 0: it has to be more than 0"),
+    ],
+)
+def test_options_that_do_not_go_together(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_saving(TrainOptions(**changes))
+
+
+def test_the_configuration_is_plain(model: StagedModel, tmp_path: Path) -> None:
+    run = open_run(model, tmp_path, feature_cache=tmp_path / "cache")
+    json.dumps(run.config())

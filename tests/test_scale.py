@@ -1,0 +1,180 @@
+"""Several processes on one run: the same losses, every image once, and an end for all when one is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from backsight.core import UserError
+from backsight.data import Batch, Splits, open_data
+from backsight.options import TrainOptions
+from backsight.train import Processes, RunFolder, joined, loop
+from backsight.train.norms import SharedBatchNorm, share_statistics
+from backsight.train.run import Run
+from together import codes, command, forward_model, lines, together
+
+
+def losses(folder: Path, kind: str = "losses") -> dict[int, Mapping[str, float]]:
+    return {record["step"]: record[kind] for record in RunFolder(folder).metrics() if kind in record}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """The losses of every step, those at every look, and the errors in the end agree.
+
+    The biases before a BatchNorm have no gradient but rounding, which Adam makes steps of: a batch's own statistics
+    take that away, running ones follow it late. So the looks agree less closely than the steps.
+    """
+    for kind, tolerance in {"losses": 1e-4, "validation": 1e-3}.items():
+        expected, found = losses(one, kind), losses(other, kind)
+        assert expected.keys() == found.keys()
+        for step, values in expected.items():
+            assert found[step] == pytest.approx(values, rel=tolerance, abs=tolerance), (kind, step)
+    errors = [json.loads((folder / "evaluation.json").read_text()) for folder in (one, other)]
+    assert errors[0]["num_images"] == errors[1]["num_images"]
+    for entry, values in errors[0]["entries"].items():
+        assert errors[1]["entries"][entry]["mse"] == pytest.approx(values["mse"], rel=1e-3)
+        assert errors[1]["entries"][entry]["layer_error"] == pytest.approx(values["layer_error"], rel=1e-3)
+    assert errors[0]["mean_image"] == pytest.approx(errors[1]["mean_image"], rel=1e-5)
+    seen = [json.loads((folder / "evaluation.json").read_text())["card"]["images_seen"] for folder in (one, other)]
+    assert seen[0] == seen[1]
+
+
+def train_logging_all(rank: int, family: str, out: Path, changes: Mapping[str, Any]) -> None:
+    loop.LOG_EVERY = 1
+    command(rank, family, out, changes)
+
+
+@pytest.mark.parametrize(
+    ("family", "count", "batch_size"),
+    [("vit", 2, 5), ("detr", 2, 5), ("vit", 3, 2)],
+    ids=["vit", "detr", "one-without-images"],
+)
+def test_processes_together_have_the_losses_of_one(family: str, count: int, batch_size: int, tmp_path: Path) -> None:
+    changes = {"batch_size": batch_size, **({"inverse": ("backbone=deconvolution",)} if family == "detr" else {})}
+    for name, number in {"one": 1, "many": count}.items():
+        processes = together(number, tmp_path / "said", train_logging_all, family, tmp_path / name, changes)
+        assert codes(processes, tmp_path / "said") == [0] * number, (tmp_path / "said").read_text()
+    assert_same_run(tmp_path / "one", tmp_path / "many")
+    assert sorted(losses(tmp_path / "one")) == [1, 2, 3, 4, 5, 6]
+    assert list((tmp_path / "many" / "chains").iterdir()) == [tmp_path / "many" / "chains" / "0"]
+
+
+def train_until_one_is_asked_to_stop(rank: int, out: Path) -> None:
+    original = loop.Loop.step
+
+    def step(self: loop.Loop, batch: Batch) -> None:
+        original(self, batch)
+        if rank == 1 and self.state.step == 4:  # a scheduler may tell one process alone
+            signal.raise_signal(signal.SIGTERM)
+
+    loop.Loop.step = step
+    train_logging_all(rank, "vit", out, {})
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    whole = together(1, said, train_logging_all, "vit", tmp_path / "whole", {})
+    stopped = together(2, said, train_until_one_is_asked_to_stop, tmp_path / "parts")
+    assert codes([*whole, *stopped], said) == [0, 0, 0]
+    (line,) = lines(said)
+    assert line == "backsight: stopped by SIGTERM after 4 steps: the same command with --resume goes on from there"
+    assert codes(together(1, said, train_logging_all, "vit", tmp_path / "parts", {"resume": True}), said) == [0]
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def train_until_one_is_lost(rank: int, out: Path, how: str) -> None:
+    original = loop.Loop.step
+
+    def step(self: loop.Loop, batch: Batch) -> None:
+        original(self, batch)
+        if rank == 1 and self.state.step == 3:
+            if how == "mistaken":
+                raise UserError("this process alone cannot read its picture")
+            os.kill(os.getpid(), signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+
+    loop.Loop.step = step
+    command(rank, "vit", out, {"steps": 100000})
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen", "mistaken"])
+def test_a_lost_process_ends_all_with_a_word(how: str, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    one, other = together(2, said, train_until_one_is_lost, tmp_path / "run", how)
+    if how != "frozen":
+        other.join(120)
+    started = time.monotonic()
+    one.join(120)
+    if how != "frozen":
+        assert time.monotonic() - started < 30
+    other.kill()
+    assert codes([one, other], said) == [1, 2 if how == "mistaken" else -signal.SIGKILL], said.read_text()
+    (line,) = lines(said)
+    assert ("cannot read its picture" if how == "mistaken" else "process 1 of 2 was lost") in line
+    assert "Traceback" not in said.read_text()
+
+
+def test_parts_are_a_division() -> None:
+    for count in (1, 2, 3, 7):
+        for length in (0, 1, 5, 14):
+            parts = [list(Processes(rank, count).part(range(length))) for rank in range(count)]
+            assert [item for part in parts for item in part] == list(range(length))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def normalise(tensors: Mapping[str, torch.Tensor], processes: Processes) -> dict[str, torch.Tensor]:
+    """A BatchNorm's outputs, gradients and state, of the whole batch."""
+    network = nn.Sequential(nn.BatchNorm2d(4, momentum=0.3))
+    nn.init.constant_(network[0].weight, 0.7)
+    share_statistics(network, processes)
+    assert isinstance(network[0], SharedBatchNorm) == (processes.count > 1)
+    part = processes.part(range(7))
+    values = tensors["values"][part].clone().requires_grad_()
+    output = network(values)
+    ((output - tensors["target"][part]).square().sum() / 7).backward()
+    processes.add_gradients(network.parameters())
+    whole = {name: processes.gather(each.detach()) for name, each in {"output": output, "input": values.grad}.items()}
+    return {
+        **{name: torch.cat(parts) for name, parts in whole.items()},
+        **{f"{name} gradient": each.grad for name, each in network.named_parameters()},
+        **network.state_dict(),
+        "evaluated": network.eval()(tensors["values"]).detach(),
+    }
+
+
+def normalise_part(rank: int, folder: Path) -> None:
+    with joined("cpu") as processes:
+        found = normalise(torch.load(folder / "tensors", weights_only=True), processes)
+        if rank == 0:
+            torch.save(found, folder / "found")
+
+
+def test_shared_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path: Path) -> None:
+    tensors = {"values": 3 + 5 * torch.randn(7, 4, 3, 2), "target": torch.randn(7, 4, 3, 2)}
+    torch.save(tensors, tmp_path / "tensors")
+    assert codes(together(3, tmp_path / "said", normalise_part, tmp_path), tmp_path / "said") == [0, 0, 0]
+    torch.testing.assert_close(torch.load(tmp_path / "found", weights_only=True), normalise(tensors, Processes()))
+
+
+def test_every_held_out_image_is_looked_at_once(tmp_path: Path) -> None:
+    model = forward_model("vit")
+    data: Splits = open_data("world:prior", model.pixels)
+    options = TrainOptions(out=tmp_path, data="world:prior", batch_size=4, seeds=1, tracker="none")
+
+    def ids(rank: int, count: int) -> list[tuple[str, ...]]:
+        run = Run.of(model, options, RunFolder(tmp_path))
+        run.processes = Processes(rank, count)
+        return [batch.ids for batch in run.held_out.batches(data.test, 10)]
+
+    whole = ids(0, 1)
+    parts: Any = zip(*(ids(rank, 3) for rank in range(3)), strict=True)
+    assert [sum(step, ()) for step in parts] == whole
+    assert [len(batch) for batch in whole] == [4, 4, 2]

@@ -1,0 +1,284 @@
+"""Runs of every task, through the command line: what they leave, resume, the forward model again, the whole sweep."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from backsight.chain import ChainEnsemble
+from backsight.cli import main
+from backsight.core import UserError
+from backsight.experiments.opening import open_subject
+from backsight.options import ModelOptions, TrainOptions
+from backsight.reopen import open_forward_model
+from backsight.sweep import plan_runs
+from backsight.tasks import check_choice
+from backsight.train import Interrupted, Run, train_run
+from backsight.train.loop import Loop
+
+DETR, VIT = ("zoo/detr-prior", "world:prior"), ("zoo/vit-prior", "world:prior:single")
+JOINT = ("--task", "joint", "--trade-off", "0.9", "--forward-learning-rate", "1e-3")
+
+
+def small(out: Path, steps: int = 3, seeds: int = 1) -> dict[str, Any]:
+    sizes = {"steps": steps, "seeds": seeds, "batch_size": 2, "max_validation": 4, "max_test": 6, "workers": 0}
+    return {"out": out, "tracker": "none", **sizes}
+
+
+def words(out: Path, **changes: Any) -> list[str]:
+    """The same for the command line."""
+    pairs = {**small(out), **changes}.items()
+    return [each for name, value in pairs for each in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def train(which: tuple[str, str], out: Path, *more: str, **changes: Any) -> dict[str, Any]:
+    """A run through the command line -> its ``evaluation.json``."""
+    main(["train", which[0], "--data", which[1], "--chain", which[0], "--device", "cpu", *words(out, **changes), *more])
+    return json.loads((out / "evaluation.json").read_text())
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line of a command that ends with status 2."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert (stop.value.code, len(lines)) == (2, 1), lines
+    return lines[0]
+
+
+# ---- what a run leaves
+
+
+@pytest.fixture(scope="module")
+def detr_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three steps of joint training of the zoo's DETR, two seeds."""
+    out = tmp_path_factory.mktemp("joint") / "detr"
+    train(DETR, out, *JOINT, seeds=2, max_validation=16, max_test=16)
+    return out
+
+
+def test_a_joint_run_says_what_it_is_and_how_well_its_models_do(detr_run: Path):
+    config = yaml.safe_load((detr_run / "config.yaml").read_text())
+    told = {name: config[name] for name in ("task", "trade_off", "update", "stage", "forward_learning_rate")}
+    assert told == {
+        **{"task": "joint", "trade_off": 0.9, "update": "chain", "stage": "decoder", "forward_learning_rate": 1e-3}
+    }
+    evaluation = json.loads((detr_run / "evaluation.json").read_text())
+    assert list(evaluation["entries"]) == ["backbone", "encoder", "decoder"]
+    assert evaluation["seeds"] == [0, 1]
+    assert [len(each["mse"]) for each in evaluation["entries"].values()] == [2, 2, 2]
+    precisions = evaluation["task_metrics"]["AP"]
+    assert len(precisions) == 2
+    assert all(0 < each <= 1 for each in precisions)
+    records = [json.loads(line) for line in (detr_run / "metrics.jsonl").read_text().splitlines()]
+    looks = [each for each in records if "validation" in each]
+    assert len(looks[-1]["task_metrics"]["AP"]) == 2
+    assert {"0/task", "0/image", "0/joint"} <= looks[-1]["validation"].keys()
+    card = (detr_run / "card.md").read_text()
+    assert "joint, lambda 0.9, update chain, from decoder" in card
+    assert f"AP of the forward model on the test images: {precisions[0]:.3f}, {precisions[1]:.3f}" in card
+
+
+def test_the_forward_model_of_every_seed_is_loaded_again(detr_run: Path):
+    digests = set()
+    for seed in (0, 1):
+        ensemble = ChainEnsemble.from_pretrained(detr_run / "chains" / str(seed))
+        model = open_forward_model(ensemble)
+        digests.add(model.digest())
+        assert "trained jointly" in model.weights
+        with pytest.raises(UserError, match="other weights"):
+            ensemble.check(open_forward_model(ChainEnsemble.from_pretrained(DETR[0])))
+    assert len(digests) == 2
+
+
+def test_experiments_look_at_one_seed_of_a_joint_run(detr_run: Path):
+    subject = open_subject(chain=detr_run / "chains" / "1", num_images=2)
+    assert subject.stages == ["backbone", "encoder", "decoder"]
+    assert subject.data.name == DETR[1]
+    assert subject.mean_image.shape == (3, 96, 96)
+    found = subject.reconstruct(subject.batches[0], "decoder")
+    assert found.shape == (1, 2, 3, 96, 96)
+
+
+def test_reconstruct_takes_a_seed_of_a_joint_run(detr_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    Image.new("RGB", (96, 96), (200, 40, 40)).save(tmp_path / "red.png")
+    picture, out = str(tmp_path / "red.png"), str(tmp_path / "out")
+    main(["reconstruct", str(detr_run / "chains" / "0"), picture, "--out", out, "--device", "cpu"])
+    assert (tmp_path / "out" / "report.html").is_file()
+    capsys.readouterr()
+    assert "RUN/chains/0" in refused(capsys, "reconstruct", str(detr_run), picture, "--out", out)
+
+
+def test_a_forward_model_that_is_lost_or_damaged_is_named(detr_run: Path, tmp_path: Path):
+    chain = ChainEnsemble.from_pretrained(detr_run / "chains" / "0")
+    copy = chain.chains[0].save(tmp_path / "chains" / "0")
+    with pytest.raises(UserError, match="keep them together"):
+        open_forward_model(ChainEnsemble.from_pretrained(copy))
+    (tmp_path / "forward" / "0").mkdir(parents=True)
+    (tmp_path / "forward" / "0" / "model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(UserError, match="damaged"):
+        open_forward_model(ChainEnsemble.from_pretrained(copy))
+
+
+def test_chains_of_a_joint_run_are_not_published_without_their_models(detr_run: Path):
+    with pytest.raises(UserError, match="push a modular run"):
+        ChainEnsemble.from_pretrained(detr_run).push_to_hub("someone/chains")
+
+
+# ---- resume
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"task": "modular"},
+        {"task": "classic"},
+        {"task": "joint", "trade_off": 0.5, "update": "isolated"},
+    ],
+    ids=["modular", "classic", "joint"],
+)
+def test_an_interrupted_run_of_every_task_resumes_to_the_same_weights(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def run(name: str, **more: Any) -> list[torch.Tensor]:
+        given = {**small(tmp_path / name, 4), "evaluate_every": 2, **options, **more}
+        ensemble = train_run(VIT[0], TrainOptions(data=VIT[1], chain=VIT[0], **given), ModelOptions(device="cpu"))
+        forward = open_forward_model(ensemble).module.state_dict()
+        return [*ensemble.chains[0].state_dict().values(), *forward.values()]
+
+    whole, original = run("whole"), Run.loop
+
+    def interrupted(self: Run, *arguments: Any) -> Loop:
+        loop = original(self, *arguments)
+        monkeypatch.setattr(Run, "loop", original)
+        step = loop.step
+        loop.step = lambda batch: (step(batch), loop.state.step == 3 and signal.raise_signal(signal.SIGINT))
+        return loop
+
+    monkeypatch.setattr(Run, "loop", interrupted)
+    with pytest.raises(Interrupted):
+        run("parts")
+    assert all(map(torch.equal, whole, run("parts", resume=True)))
+    with pytest.raises(UserError, match="finished"):
+        run("parts", resume=True)
+
+
+# ---- the sweep
+
+
+def test_a_sweep_trains_every_task_keeps_what_is_done_and_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    out = tmp_path / "sweep"
+    command = ["sweep", VIT[0], "--data", VIT[1], "--chain", VIT[0], "--device", "cpu", *words(out, steps=2)]
+    main([*command, "--tasks", "modular", "joint", "--trade-offs", "0.5"])
+    assert {path.name for path in out.iterdir()} == {"modular", "joint-0.5", "trade_off"}
+    before = {name: (out / name / "card.md").stat().st_mtime_ns for name in ("modular", "joint-0.5")}
+    (out / "joint-0.5" / "card.md").unlink()  # as if it had been stopped before its end
+    caplog.set_level("INFO")
+    main([*command, "--trade-offs", "0.5"])
+    told = [record.getMessage() for record in caplog.records if record.name == "backsight.sweep"]
+    assert told == ["modular: done already", "classic", "joint-0.5"]
+    assert (out / "modular" / "card.md").stat().st_mtime_ns == before["modular"]
+    result = json.loads((out / "trade_off" / "result.json").read_text())
+    rows = [each["labels"] for each in result["measurements"]]
+    assert {(each["task"], each["metric"]) for each in rows} == {
+        (task, metric) for task in ("modular", "classic", "joint") for metric in ("mse", "accuracy")
+    }
+    assert {each.get("trade_off") for each in rows} == {None, 0.5}
+    assert {each["stage"] for each in rows} == {"encoder"}
+    assert (out / "trade_off" / "figure.png").is_file()
+    capsys.readouterr()
+    changed = [*command, "--trade-offs", "0.5"]
+    changed[changed.index("--steps") + 1] = "3"
+    assert "steps = 2, not 3" in refused(capsys, *changed)
+
+
+def test_what_a_sweep_runs(tmp_path: Path):
+    given = TrainOptions(out=tmp_path, update="sum", stage="encoder", forward_learning_rate=1e-4)
+    runs = plan_runs(given)
+    assert list(runs) == ["modular", "classic", "joint-0", "joint-0.1", "joint-0.9", "joint-1"]
+    assert [each.trade_off for each in runs.values()] == [None, None, 0.0, 0.1, 0.9, 1.0]
+    assert [each.update for each in runs.values()] == [None, None, *["sum"] * 4]
+    assert [each.stage for each in runs.values()] == [None, *["encoder"] * 5]
+    for name, each in runs.items():
+        check_choice(each)
+        assert each.out == tmp_path / name
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trade_off": 0.5}, "--trade-off is for joint training: add --task joint"),
+        ({"task": "classic", "update": "sum"}, "--update is for joint training"),
+        ({"forward_learning_rate": 1e-4}, "--forward-learning-rate is for joint training"),
+        ({"task": "joint"}, "say how, as --trade-off 0.9"),
+        ({"task": "joint", "trade_off": 1.5}, "--trade-off 1.5: it has to be between 0"),
+        ({"task": "joint", "trade_off": float("nan")}, "--trade-off nan: it has to be between 0"),
+        ({"stage": "encoder"}, "--stage is for classic and joint training"),
+        ({"task": "joint", "trade_off": 0.5, "forward_learning_rate": 0.0}, "--forward-learning-rate 0: it has to be"),
+        ({"learning_rate": -1.0}, "--learning-rate -1: it has to be"),
+        ({"chain": "zoo/vit-prior", "inverse": ("backbone=local",)}, "give it or --inverse"),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message) as caught:
+        check_choice(TrainOptions(**options))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "joint", "trade_off": 0.5}, "a sweep trains every task: leave --task and --trade-off out"),
+        ({"trade_offs": (0.1, 0.1)}, "one of them is there twice"),
+        ({"trade_offs": ()}, "nothing to train"),
+    ],
+)
+def test_a_sweep_of_nothing_is_refused(options: dict[str, Any], message: str):
+    trade_offs = options.pop("trade_offs", (0.0, 1.0))
+    with pytest.raises(UserError, match=message):
+        plan_runs(TrainOptions(**options), trade_offs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["zoo/vit-prior", "--task", "joint", "--trade-off", "2"], "between 0 (the task alone) and 1"),
+        (["zoo/vit-prior", "--task", "magic"], "modular"),
+        (["zoo/vit-prior", "--task", "classic", "--stage", "nose"], "no stage 'nose'"),
+        (["zoo/vit-prior", "--task", "joint", "--trade-off", "0.5"], "has no class of the whole image"),
+        (["zoo/detr-prior", "--task", "joint", "--trade-off", "0.5", "--data", "world:prior", "--seed", "7",
+          "--chain", "zoo/detr-prior"], "no chain of seed 7"),
+        (["zoo/detr-prior", "--task", "classic", "--inverse", "encoder@b=encoder"], "give it as encoder=..."),
+        (["zoo/detr-prior", "--chain", "zoo/vit-prior"], "use the model that the chain was trained on"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = ["--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert message in refused(capsys, "train", *arguments, *out)
+    assert not (tmp_path / "run").exists()
+
+
+def test_joint_training_needs_truth_that_the_model_can_learn(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for number in range(40):
+        folder = tmp_path / "photos" / f"class{number % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (6 * number, 9, 9)).save(folder / f"{number}.png")
+    common = ["--task", "joint", "--trade-off", "0.5", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    photos = f"folder:{tmp_path / 'photos'}"
+    said = refused(capsys, "train", "zoo/vit-prior", "--data", photos, *common)
+    assert "has a class 9, zoo/vit-prior knows 8 classes" in said
+    assert "no boxes of objects" in refused(capsys, "train", "zoo/detr-prior", "--data", photos, *common)
