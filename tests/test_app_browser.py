@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import re
@@ -53,6 +54,15 @@ REACHED = (
     "JSON",
 )
 """Some of what can be reached by the Tab key."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def swept() -> Iterator[None]:
+    """After all else: servers leave sockets and loops to the garbage collector, which may not complain of it later."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 @pytest.fixture(scope="module")

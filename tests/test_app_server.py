@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import tempfile
 import warnings
@@ -20,6 +21,15 @@ from small_observatory import SVG, bomb, png, small_observatory
 
 BINARY = {"content-type": "application/octet-stream"}
 LINK = "download/look.json?picture="
+
+
+@pytest.fixture(scope="module", autouse=True)
+def swept() -> Iterator[None]:
+    """After all else: servers leave sockets and loops to the garbage collector, which may not complain of it later."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 @pytest.fixture(scope="module")

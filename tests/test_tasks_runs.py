@@ -190,7 +190,7 @@ def test_a_sweep_trains_every_task_keeps_what_is_done_and_draws(
     result = json.loads((out / "trade_off" / "result.json").read_text())
     rows = [each["labels"] for each in result["measurements"]]
     assert {(each["task"], each["metric"]) for each in rows} == {
-        (task, metric) for task in ("modular", "classic", "joint") for metric in ("mse", "accuracy")
+        (task, metric) for task in ("modular", "classic", "joint") for metric in ("mse", "saturation", "accuracy")
     }
     assert {each.get("trade_off") for each in rows} == {None, 0.5}
     assert {each["stage"] for each in rows} == {"encoder"}
