@@ -13,6 +13,9 @@ from backsight.figures.page import Part, legend_above
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
+LEAST_ACROSS = 0.02
+"""What the horizontal axis spans at the least: a smaller difference of a share (AP, accuracy) is not blown up."""
+
 
 @dataclass(frozen=True)
 class ScatterPoint:
@@ -52,10 +55,11 @@ def scatter_part(
             axes.grid(axis="y")
             axes.set_title(wrapped(title, 0.9 * WIDTH / columns), loc="left", pad=4)
             axes.set(xlabel=across, ylabel=label)
+            axes.locator_params(axis="x", nbins=5)
             for point in points:
                 handles.setdefault(point.kind, _draw_point(axes, point, kinds.index(point.kind)))
             _make_room(axes, points)
-            _write_texts(axes, points, (height - 0.75) * 72)
+            _write_texts(axes, points, (WIDTH / columns - 0.6) * 72, (height - 0.75) * 72)
         for axes in spaces[len(panels) :]:
             axes.set_axis_off()
         one_seed = spaces[0].scatter([], [], s=9, facecolors="none", edgecolors=ink())
@@ -79,8 +83,9 @@ def _draw_point(axes: Any, point: ScatterPoint, index: int) -> Any:
     return mark[0]
 
 
-def _write_texts(axes: Any, points: Sequence[ScatterPoint], height: float) -> None:
-    """To the right of each point and of those close by, above each other; ``height`` of the axes in points."""
+def _write_texts(axes: Any, points: Sequence[ScatterPoint], width: float, height: float) -> None:
+    """To the right of each point and of those close by, above each other; ``width`` and ``height`` of the axes in
+    points."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     placed = [((each.across - left) / (right - left), (each.height - bottom) / (top - bottom) * height, each)
               for each in points if math.isfinite(each.across)]  # fmt: skip
@@ -96,18 +101,17 @@ def _write_texts(axes: Any, points: Sequence[ScatterPoint], height: float) -> No
         if moved:  # a thin line says whose it is
             line = {"arrowstyle": "-", "linewidth": 0.5, "color": ink(), "relpos": (0, 0.5), "shrinkB": 2}
             where["arrowprops"] = line
-        axes.annotate(
-            point.text, (point.across, point.height), (start + (0.03 if moved else 0.015), up / height), **where
-        )
+        text_at = (start + (16 if moved else 7) / width, up / height)
+        axes.annotate(point.text, (point.across, point.height), text_at, **where)
 
 
 def _make_room(axes: Any, points: Sequence[ScatterPoint]) -> None:
     """To the right of the points, for what is written there; down to zero where errors can be."""
     known = [point.across for point in points if math.isfinite(point.across)]
     if known:
-        width = max(known) - min(known) or abs(known[0]) or 1.0
+        width = max(max(known) - min(known), LEAST_ACROSS)
         axes.set_xlim(min(known) - 0.1 * width, max(known) + 0.45 * width)
     else:
         axes.set_xticks([])
     heights = [height for point in points for height in point.seeds]
-    axes.set_ylim(0, 1.15 * max(heights))
+    axes.set_ylim(0, 1.3 * max(heights))
