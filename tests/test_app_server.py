@@ -17,6 +17,8 @@ from PIL import Image
 from backsight.app.guard import MOST, is_open
 from backsight.app.intake import MAX_BYTES
 from backsight.app.observatory import Observatory
+from backsight.app.serve import listen
+from backsight.core import UserError
 from small_observatory import SVG, bomb, png, small_observatory
 
 BINARY = {"content-type": "application/octet-stream"}
@@ -165,3 +167,16 @@ def test_what_cannot_be_drawn_is_told(visitor: Any) -> None:
 def test_gradio_reports_to_nobody(visitor: Any) -> None:
     config = visitor.get("/config").json()
     assert config["analytics_enabled"] is False
+
+
+def test_an_address_that_cannot_be_had_is_one_line() -> None:
+    taken = listen("127.0.0.1", 0)
+    with (
+        taken,
+        pytest.raises(UserError, match=r"cannot listen at 127.0.0.1:\d+: address already in use; choose another"),
+    ):
+        listen("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(UserError, match="port must be 0-65535"):
+        listen("127.0.0.1", 99_999_999)
+    with pytest.raises(UserError, match="choose another --port, or --host"):
+        listen("no such host", 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -32,18 +33,35 @@ def serve(
         data: where example pictures and the errors come from, one for all models or one for each; what the chains were
             trained on by default.
         host: the address to listen at; 127.0.0.1 lets nobody in from outside.
-        port: the port.
+        port: the port; 0 for any that is free.
         device: where to compute.
 
     Raises:
-        UserError: gradio is not installed, or something that is named is not there.
+        UserError: gradio is not installed, the address cannot be had, or something that is named is not there.
     """
     require_gradio()
-    app = build_app(open_observatory(models, chains, data, device), host, port)
     import uvicorn
 
-    print(f"http://{host}:{port}", flush=True)
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, limit_concurrency=256)
+    with listen(host, port) as place:
+        port = place.getsockname()[1]
+        app = build_app(open_observatory(models, chains, data, device), host, port)
+        settings = uvicorn.Config(app, log_level="warning", server_header=False, limit_concurrency=256)
+        print(f"http://{host}:{port}", flush=True)
+        uvicorn.Server(settings).run(sockets=[place])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The address, taken before anything is loaded.
+
+    Raises:
+        UserError: it is in use, or there is no such address or port.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        number = getattr(error, "errno", None)
+        cause = os.strerror(number).lower() if number and number > 0 else str(error).removeprefix("bind(): ")
+        raise UserError(f"cannot listen at {host}:{port}: {cause}; choose another --port, or --host") from error
 
 
 def require_gradio() -> None:
