@@ -80,14 +80,33 @@ class Heartbeat(threading.Thread):
     # ---- what the main thread asks
 
     def tell(self, message: str) -> bool:
-        """Say that this process ends with ``message``; whether it is the first to say just that."""
+        """Say that this process ends with ``message``; whether it is the first to say just that.
+
+        It is neither watched nor watching from then on. The store goes with the main process, which therefore lets the
+        others have their say first.
+        """
+        self.stop()
         try:
             with self._lock:
                 where = f"process {self.rank} of {self.count} on {socket.gethostname()}"
                 self._put(f"{where} ended: {message}", said=True)
-            return self._first(message)
+            first = self._first(message)
+            self._await_words()
+            return first
         except RuntimeError:
             return True
+
+    def _await_words(self) -> None:
+        """Count this process's word; in the main one, wait for those of the others, for :data:`GRACE` seconds."""
+        deadline = time.monotonic() + GRACE
+        words = self._counted("words", 1)
+        while self.rank == 0 and words < self.count and time.monotonic() < deadline:
+            time.sleep(BEAT / 20)
+            words = self._counted("words", 0)
+
+    def _counted(self, name: str, more: int) -> int:
+        with self._lock:
+            return self.store.add(name, more)
 
     def somebody_gone(self) -> bool:
         """Whether another process is gone; waits until that is known, when a call to the others has just failed."""
