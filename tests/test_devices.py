@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -9,6 +12,16 @@ from backsight.core import UserError
 from backsight.devices import autocast, choose_device, choose_precision, peak_memory
 
 CPU = torch.device("cpu")
+
+
+PEAK = "import torch; from backsight.devices import peak_memory; print(peak_memory(torch.device('cpu')))"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system tells no other")
+def test_the_peak_of_a_process_is_its_own_and_not_that_of_the_one_that_began_it() -> None:
+    held = torch.ones(400, 2**20)
+    said = subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True)
+    assert 10**7 < int(said.stdout) < held.nbytes < peak_memory(CPU)
 
 
 def test_auto_finds_a_device() -> None:
