@@ -5,6 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,7 @@ from backsight.train import Run, RunFolder, compiling, memory
 from backsight.train.feature_cache import FeatureCache
 from backsight.train.memory import bytes_of_one, images_that_fit, read_bytes
 from backsight.train.pieces import cut
-from backsight.train.quicken import arrange_memory, map_sizes
+from backsight.train.quicken import CHOSEN_ALREADY, arrange_memory, keep_memory, map_sizes, rest_biases
 from backsight.train.saving import check_saving
 from backsight.train.updates import Updates
 from pictures import save_pictures
@@ -106,6 +110,60 @@ def test_late_layers_of_an_inverse_have_their_channels_last_and_give_the_same() 
     assert last[-1]
     assert list(inverse.state_dict()) == names
     torch.testing.assert_close(inverse(features), before)
+
+
+def test_a_bias_in_front_of_a_batch_norm_rests_and_nothing_else_changes() -> None:
+    inverse, features = deconvolution().double(), torch.randn(2, 12, 8, dtype=torch.float64)
+    target = torch.rand(2, 3, 96, 128, dtype=torch.float64)
+
+    def gradients() -> dict[str, torch.Tensor | None]:
+        inverse.zero_grad(set_to_none=True)
+        (inverse(features) - target).square().mean().backward()
+        return {name: each.grad for name, each in inverse.named_parameters()}
+
+    before = gradients()
+    rest_biases([inverse])
+    after = gradients()
+    resting = {name for name, each in after.items() if each is None}
+    convolutions = [f"layers.{place}.bias" for place in range(0, 24, 3)]
+    assert resting == set(convolutions)
+    largest = max(each.abs().max() for each in before.values() if each is not None)
+    for name, gradient in before.items():
+        assert gradient is not None
+        expected = after[name] if name not in resting else torch.zeros_like(gradient)
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=float(1e-9 * largest))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told to keep memory")
+def test_memory_is_kept_on_a_cpu_unless_the_environment_has_a_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in CHOSEN_ALREADY:
+        monkeypatch.delenv(name, raising=False)
+    assert not keep_memory(torch.device("cuda"))
+    monkeypatch.setenv("LD_PRELOAD", "")
+    assert not keep_memory(CPU)
+
+
+KEEPING = """
+import resource, torch
+from backsight.train.quicken import keep_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(64, 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+usual = faults()
+assert keep_memory(torch.device("cpu"))
+faults()
+print(usual, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told to keep memory")
+def test_kept_memory_is_not_fetched_again() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in CHOSEN_ALREADY}
+    said = subprocess.run([sys.executable, "-c", KEEPING], check=True, capture_output=True, text=True, env=environment)
+    usual, kept = map(int, said.stdout.split())
+    assert kept < usual / 10
 
 
 def test_finding_the_maps_changes_nothing() -> None:

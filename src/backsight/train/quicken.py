@@ -1,8 +1,11 @@
-"""What makes the networks of a run quick on a device. It changes how their numbers lie in memory, and no number."""
+"""What makes a step quick and leaves its outcome: where numbers lie in memory, and which of them are not needed."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,6 +15,41 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from backsight.inverses import Inverse
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Of glibc's malloc.h: how many free bytes at its end the heap gives back; how many blocks may lie outside of it."""
+
+CHOSEN_ALREADY = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
+"""Variables of the environment by which a user settles how memory is handed out."""
+
+
+def keep_memory(device: torch.device) -> bool:
+    """From now on, let this process keep what a step on a CPU frees, for the next step; whether it does.
+
+    glibc gives a large block back to the kernel as soon as it is freed, and the next one comes page by page, each
+    filled with zeros (and, in a virtual machine, often fetched from its host): up to half of a step. Kept, the same
+    memory serves every step; the process holds its peak until it ends. Nothing is done without glibc, or where the
+    environment has a say of its own (:data:`CHOSEN_ALREADY`).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if device.type != "cpu" or mallopt is None or any(name in os.environ for name in CHOSEN_ALREADY):
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def rest_biases(networks: Iterable[nn.Module]) -> None:
+    """Leave out the gradients of biases that a BatchNorm takes away again: they are zero but for rounding.
+
+    The mean that it subtracts holds the bias. oneDNN finds the gradient of a transposed convolution's bias by computing
+    that of its weights once more.
+    """
+    for network in networks:
+        for sequence in network.modules():
+            if isinstance(sequence, nn.Sequential):
+                for layer, norm in pairwise(sequence):
+                    if isinstance(layer, Convolution) and isinstance(norm, BatchNorm) and layer.bias is not None:
+                        layer.bias.requires_grad_(False)
 
 
 def arrange_memory(networks: Iterable[nn.Module], device: torch.device) -> None:

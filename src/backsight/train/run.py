@@ -30,7 +30,7 @@ from backsight.train.loop import Loop, State
 from backsight.train.norms import share_statistics
 from backsight.train.outcome import measure, measure_performance, save_models
 from backsight.train.processes import Processes
-from backsight.train.quicken import arrange_memory
+from backsight.train.quicken import arrange_memory, keep_memory, rest_biases
 from backsight.train.reading import count_batches, length, train_batches
 from backsight.train.run_folder import RunFolder
 from backsight.train.saving import keep_features, keep_images, settle_micro_batch
@@ -79,6 +79,8 @@ class Run:
         precision = choose_precision(options.precision, model.device)
         task, processes = make_task(model, options), processes or Processes()
         processes.same_weights([model.module, *task.networks.values()])
+        keep_memory(model.device)
+        rest_biases(task.networks.values())
         arrange_memory(task.networks.values(), model.device)
         for network in task.networks.values():
             share_statistics(network, processes)
