@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from backsight.benchmarks import BENCHMARKS, Ratio, Settings, alternate, choose, difference, read_ratios, regressions
+from backsight.benchmarks.apart import Apart
 from backsight.benchmarks.limit import count_operations
 from backsight.benchmarks.photos import write_photos
 from backsight.benchmarks.reference import Reference
@@ -26,6 +27,28 @@ from small import build_small, random_images
 @pytest.fixture(scope="module")
 def model() -> StagedModel:
     return build_small("detr")
+
+
+class Counter:
+    """Something to be built in another process: it says where it is, and fails when it is asked to."""
+
+    def __init__(self, start: int) -> None:
+        self.number = start
+
+    def add(self, more: int) -> float:
+        self.number += more
+        return float(self.number)
+
+    def fail(self) -> None:
+        raise UserError("no more images")
+
+
+def test_a_side_in_another_process_keeps_its_state_and_passes_its_errors_on() -> None:
+    with Apart(Counter, 3) as counter:
+        spent = alternate({"add": counter.side("add", 2)}, rounds=2)["add"]
+        assert [each.waiting for each in spent] == [7.0, 9.0]  # once to warm up, then twice
+        with pytest.raises(UserError, match="no more images"):
+            counter.side("fail")()
 
 
 # ---- what is measured computes what it should

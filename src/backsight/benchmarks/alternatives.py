@@ -34,6 +34,7 @@ def measure(settings: Settings) -> list[Ratio]:
             _over(f"sub-pixel convolution, {word}", settings, usual, _both_ways(subpixel, maps, weight)),
             _over(f"channels last, {word}", settings, usual, _both_ways(_own, *_last(maps, weight))),
             _over(f"{NUM_SEEDS} seeds as groups, {word}", settings, *_seeds(maps, weight)),
+            _over(f"bias without a gradient, {word}", settings, *_biases(*_last(maps, weight))),
         ]
     return [*found, _over("fused update, norm and clipping in it", settings, *_updates(settings))]
 
@@ -60,12 +61,12 @@ def _last(*tensors: Tensor) -> list[Tensor]:
     return [each.to(memory_format=torch.channels_last) for each in tensors]
 
 
-def _both_ways(way: Callable[[Tensor, Tensor], Tensor], maps: Tensor, weight: Tensor) -> Side:
-    maps, weight = (each.detach().requires_grad_() for each in (maps, weight))
+def _both_ways(way: Callable[..., Tensor], *inputs: Tensor) -> Side:
+    inputs = tuple(each.detach().requires_grad_() for each in inputs)
 
     def run() -> None:
-        output = way(maps, weight)
-        torch.autograd.grad(output, (maps, weight), torch.ones_like(output))
+        output = way(*inputs)
+        torch.autograd.grad(output, inputs, torch.ones_like(output))
 
     return run
 
@@ -79,6 +80,16 @@ def _seeds(maps: Tensor, weight: Tensor) -> tuple[Side, Side]:
 
     one = _both_ways(_own, maps, weight)
     return lambda: [one() for _ in range(NUM_SEEDS)], _both_ways(groups, maps, weight)
+
+
+def _biases(maps: Tensor, weight: Tensor) -> tuple[Side, Side]:
+    """A layer that learns its bias; one whose bias rests."""
+    bias = torch.zeros(weight.shape[1], device=weight.device, dtype=weight.dtype)
+
+    def learned(maps: Tensor, weight: Tensor, bias: Tensor = bias) -> Tensor:
+        return functional.conv_transpose2d(maps, weight, bias, 2, 1, 1)
+
+    return _both_ways(learned, maps, weight, bias), _both_ways(learned, maps, weight)
 
 
 def _updates(settings: Settings) -> tuple[Side, Side]:

@@ -12,7 +12,7 @@ import torch
 
 Side = Callable[[], object]
 """One of the things that are set against each other: a call does its work once. What it returns, if that is a number,
-are the seconds of it that were spent waiting for images."""
+are the seconds of it that were spent waiting for images; a :class:`Spent` is what it took where it ran."""
 
 Better = Literal["higher", "lower"]
 
@@ -86,6 +86,8 @@ def spend(side: Side, device: torch.device | str = "cpu") -> Spent:
     synchronise(device)
     wall, cpu = time.perf_counter(), time.process_time()
     waited = side()
+    if isinstance(waited, Spent):
+        return waited
     synchronise(device)
     waiting = float(waited) if isinstance(waited, int | float) else 0.0
     return Spent(time.perf_counter() - wall, time.process_time() - cpu, waiting)

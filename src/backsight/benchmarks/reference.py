@@ -3,7 +3,7 @@
 Single precision, channels first, the whole forward model for every batch, no processes that read ahead, the loss read
 back after every step. Two protocols: one script for each component, each with its own forward passes (the paper's),
 and all components in one pass over the images (the authors' later code). Networks, losses and learning rates are the
-same as ours; nothing here comes from our trainer.
+same as ours; nothing here comes from our trainer, and every weight is learned, needed or not.
 """
 
 from __future__ import annotations

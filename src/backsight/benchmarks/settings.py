@@ -30,7 +30,7 @@ class Settings:
     models: tuple[str, ...] = ()
     rounds: int = 5
     steps: int = 1
-    batch_size: int = 2
+    batch_size: int = 8
     seeds: int = 3
     size: str | None = None
     data: str | None = None

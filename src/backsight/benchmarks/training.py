@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
+from backsight.benchmarks.apart import Apart
 from backsight.benchmarks.measure import Ratio, Side, Spent, alternate, quotients
 from backsight.benchmarks.photos import write_photos
 from backsight.benchmarks.reference import Reference
 from backsight.benchmarks.settings import TRUE_SIZE, Settings
-from backsight.data import Batch
+from backsight.data import Batch, open_data
 from backsight.options import TrainOptions
 from backsight.staging import StagedModel
 from backsight.train import Loop, Run, RunFolder
@@ -34,13 +35,13 @@ def _measure(name: str, settings: Settings, folder: Path) -> list[Ratio]:
     model = settings.open(name)
     data = settings.data or photos(model, settings, folder)
     runs = {seeds: open_run(model, settings, data, folder / str(seeds), seeds) for seeds in {1, settings.seeds}}
-    reference = Reference(model, runs[1].splits.train, settings.batch_size)
-    sides: dict[str, Side] = {
-        SCRIPTS: lambda: reference.script_per_component(settings.steps),
-        PASS: lambda: reference.all_components(settings.steps),
-    }
-    sides |= {f"ours {seeds}": Steps(run, settings.steps) for seeds, run in runs.items()}
-    spent = alternate(sides, settings.rounds, settings.device)
+    ours: dict[str, Side] = {f"ours {seeds}": Steps(run, settings.steps) for seeds, run in runs.items()}
+    with Apart(open_reference, name, settings, data, device=settings.device) as reference:
+        theirs: dict[str, Side] = {
+            SCRIPTS: reference.side("script_per_component", settings.steps),
+            PASS: reference.side("all_components", settings.steps),
+        }
+        spent = alternate(theirs | ours, settings.rounds, settings.device)
     images = settings.steps * settings.batch_size
     return [
         _ratio(name, protocol, seeds, decoding, spent, images)
@@ -76,6 +77,12 @@ def photos(model: StagedModel, settings: Settings, folder: Path) -> str:
     for seed, (part, number) in enumerate({"train": count, "val": 2, "test": 2}.items()):
         write_photos(folder / "photos" / part, number, model.pixels.size, seed)
     return f"folder:{folder / 'photos'}"
+
+
+def open_reference(name: str, settings: Settings, data: str) -> Reference:
+    """The reference loop on the same images."""
+    model = settings.open(name)
+    return Reference(model, open_data(data, model.pixels, seed=TrainOptions.seed).train, settings.batch_size)
 
 
 def open_run(model: StagedModel, settings: Settings, data: str, folder: Path, seeds: int) -> Run:
