@@ -21,7 +21,7 @@ def bench(
     models: tuple[str, ...] = (),
     rounds: int = 5,
     steps: int = 1,
-    batch_size: int = 2,
+    batch_size: int = 8,
     seeds: int = 3,
     size: Size = None,
     data: str | None = None,
