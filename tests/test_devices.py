@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from backsight.core import UserError
-from backsight.devices import autocast, choose_device, choose_precision, peak_memory
+from backsight.devices import CHOSEN_ALREADY, autocast, choose_device, choose_precision, keep_memory, peak_memory
 
 CPU = torch.device("cpu")
 
@@ -50,3 +52,37 @@ def test_autocast_computes_in_its_precision(precision: str, expected: torch.dtyp
 
 def test_memory_is_in_bytes() -> None:
     assert 10**7 < peak_memory(CPU) < 10**12
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told to keep memory")
+def test_memory_is_kept_on_a_cpu_unless_the_environment_has_a_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in CHOSEN_ALREADY:
+        monkeypatch.delenv(name, raising=False)
+    assert not keep_memory(torch.device("cuda"))
+    monkeypatch.setenv("LD_PRELOAD", "")
+    assert not keep_memory(CPU)
+
+
+KEEPING = """
+import resource, torch
+from backsight.devices import give_back_memory, keep_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(64, 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+usual = faults()
+assert keep_memory(torch.device("cpu"))
+kept = min(faults() for _ in range(20))
+give_back_memory()
+print(usual, kept, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told to keep memory")
+def test_kept_memory_is_not_fetched_again_until_it_was_given_back() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in CHOSEN_ALREADY}
+    said = subprocess.run([sys.executable, "-c", KEEPING], check=True, capture_output=True, text=True, env=environment)
+    usual, kept, given_back = map(int, said.stdout.split())
+    assert kept < usual / 10
+    assert given_back > usual / 2

@@ -5,10 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +24,7 @@ from backsight.train import Run, RunFolder, compiling, memory
 from backsight.train.feature_cache import FeatureCache
 from backsight.train.memory import bytes_of_one, images_that_fit, read_bytes
 from backsight.train.pieces import cut
-from backsight.train.quicken import CHOSEN_ALREADY, arrange_memory, keep_memory, map_sizes, rest_biases
+from backsight.train.quicken import arrange_memory, map_sizes, rest_biases
 from backsight.train.saving import check_saving
 from backsight.train.updates import Updates
 from pictures import save_pictures
@@ -132,38 +128,6 @@ def test_a_bias_in_front_of_a_batch_norm_rests_and_nothing_else_changes() -> Non
         assert gradient is not None
         expected = after[name] if name not in resting else torch.zeros_like(gradient)
         torch.testing.assert_close(gradient, expected, rtol=0, atol=float(1e-9 * largest))
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told to keep memory")
-def test_memory_is_kept_on_a_cpu_unless_the_environment_has_a_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in CHOSEN_ALREADY:
-        monkeypatch.delenv(name, raising=False)
-    assert not keep_memory(torch.device("cuda"))
-    monkeypatch.setenv("LD_PRELOAD", "")
-    assert not keep_memory(CPU)
-
-
-KEEPING = """
-import resource, torch
-from backsight.train.quicken import keep_memory
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(64, 2**20)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-usual = faults()
-assert keep_memory(torch.device("cpu"))
-faults()
-print(usual, faults())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told to keep memory")
-def test_kept_memory_is_not_fetched_again() -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in CHOSEN_ALREADY}
-    said = subprocess.run([sys.executable, "-c", KEEPING], check=True, capture_output=True, text=True, env=environment)
-    usual, kept = map(int, said.stdout.split())
-    assert kept < usual / 10
 
 
 def test_finding_the_maps_changes_nothing() -> None:

@@ -1,16 +1,25 @@
-"""Which device to compute on, and in which precision it is quick."""
+"""Which device to compute on, in which precision it is quick, and how its memory is used."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
 import resource
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 
 from backsight.core import UserError
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Of glibc's malloc.h: how many free bytes at its end the heap gives back; how many blocks may lie outside of it."""
+
+CHOSEN_ALREADY = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
+"""Variables of the environment by which a user settles how memory is handed out."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -61,3 +70,28 @@ def peak_memory(device: torch.device) -> int:
             return 1024 * int(kilobytes[1])
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
+
+
+def keep_memory(device: torch.device) -> bool:
+    """From now on, let this process keep what a step on a CPU frees, for the next step; whether it does.
+
+    glibc gives a large block back to the kernel as soon as it is freed, and the next one comes page by page, each
+    filled with zeros (and, in a virtual machine, often fetched from its host): up to half of a step. Kept, the same
+    memory serves every step; the process holds its peak until it ends. Nothing is done without glibc, or where the
+    environment has a say of its own (:data:`CHOSEN_ALREADY`).
+    """
+    mallopt = _of_glibc("mallopt")
+    if device.type != "cpu" or mallopt is None or any(name in os.environ for name in CHOSEN_ALREADY):
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def give_back_memory() -> None:
+    """Give the kernel what is kept but not in use. A process that is forked now would hold all of it as well."""
+    trim = _of_glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    return getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Self
@@ -50,11 +51,13 @@ class Apart:
 
 
 def _serve(there: Connection, device: str, make: Callable[..., object], args: tuple) -> None:
-    """Build the object, then do what is asked for until nobody asks any more."""
+    """Build the object, then do what is asked for until nobody asks any more, or nobody is left."""
     made: object = None
-    for method, given in iter(there.recv, None):
-        try:
-            made = make(*args) if made is None else made
-            there.send(spend(partial(getattr(made, method), *given), device))
-        except Exception as error:  # it is raised where somebody waits
-            there.send(error)
+    with suppress(EOFError, BrokenPipeError):
+        for method, given in iter(there.recv, None):
+            try:
+                made = make(*args) if made is None else made
+                answer = spend(partial(getattr(made, method), *given), device)
+            except Exception as error:  # it is raised where somebody waits
+                answer = error
+            there.send(answer)

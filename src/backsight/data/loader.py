@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from backsight.core import UserError
 from backsight.data.base import Batch, ImageData
 from backsight.data.parcels import Parcel, Parcels, Skipping, unpack
+from backsight.devices import give_back_memory
 
 Part = Callable[[Sequence[int]], Sequence[int]]
 """The indices of a batch -> those that this process reads."""
@@ -67,6 +68,8 @@ def loader(
         worker_init_fn=keep_signals,
         generator=torch.Generator(),  # else the loader would draw from the global one, which training depends on
     )
+    if parcels.num_workers:
+        give_back_memory()  # what they are forked with stays theirs
     for parcel in parcels:
         yield open_parcel(parcel, data, device)
 

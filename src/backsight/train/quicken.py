@@ -1,9 +1,7 @@
-"""What makes a step quick and leaves its outcome: where numbers lie in memory, and which of them are not needed."""
+"""What makes a step quick and leaves its outcome: how numbers lie in memory, and which of them are not needed."""
 
 from __future__ import annotations
 
-import ctypes
-import os
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
@@ -16,26 +14,6 @@ from backsight.inverses import Inverse
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Of glibc's malloc.h: how many free bytes at its end the heap gives back; how many blocks may lie outside of it."""
-
-CHOSEN_ALREADY = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
-"""Variables of the environment by which a user settles how memory is handed out."""
-
-
-def keep_memory(device: torch.device) -> bool:
-    """From now on, let this process keep what a step on a CPU frees, for the next step; whether it does.
-
-    glibc gives a large block back to the kernel as soon as it is freed, and the next one comes page by page, each
-    filled with zeros (and, in a virtual machine, often fetched from its host): up to half of a step. Kept, the same
-    memory serves every step; the process holds its peak until it ends. Nothing is done without glibc, or where the
-    environment has a say of its own (:data:`CHOSEN_ALREADY`).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if device.type != "cpu" or mallopt is None or any(name in os.environ for name in CHOSEN_ALREADY):
-        return False
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))
 
 
 def rest_biases(networks: Iterable[nn.Module]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from backsight.chain import ChainEnsemble, InverseChain, describe
 from backsight.core import UserError
 from backsight.data import Batch, ImageData, Splits, mean_of, open_data
-from backsight.devices import autocast, choose_precision, peak_memory
+from backsight.devices import autocast, choose_precision, keep_memory, peak_memory
 from backsight.files import write_bytes, write_json, write_text
 from backsight.options import TrainOptions
 from backsight.staging import StagedModel
@@ -30,7 +30,7 @@ from backsight.train.loop import Loop, State
 from backsight.train.norms import share_statistics
 from backsight.train.outcome import measure, measure_performance, save_models
 from backsight.train.processes import Processes
-from backsight.train.quicken import arrange_memory, keep_memory, rest_biases
+from backsight.train.quicken import arrange_memory, rest_biases
 from backsight.train.reading import count_batches, length, train_batches
 from backsight.train.run_folder import RunFolder
 from backsight.train.saving import keep_features, keep_images, settle_micro_batch
