@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -42,6 +43,9 @@ class Counter:
     def fail(self) -> None:
         raise UserError("no more images")
 
+    def end(self) -> None:
+        os._exit(9)
+
 
 def test_a_side_in_another_process_keeps_its_state_and_passes_its_errors_on() -> None:
     with Apart(Counter, 3) as counter:
@@ -49,6 +53,8 @@ def test_a_side_in_another_process_keeps_its_state_and_passes_its_errors_on() ->
         assert [each.waiting for each in spent] == [7.0, 9.0]  # once to warm up, then twice
         with pytest.raises(UserError, match="no more images"):
             counter.side("fail")()
+        with pytest.raises(UserError, match="was ended, perhaps for want of memory"):
+            counter.side("end")()
 
 
 # ---- what is measured computes what it should

@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 
 from backsight.benchmarks.measure import Side, Spent, spend
+from backsight.core import UserError
 
 
 class Apart:
@@ -31,11 +32,17 @@ class Apart:
         there.close()
 
     def side(self, method: str, *args: Any) -> Side:
-        """A side that calls ``method`` with ``args`` over there, where it is also timed."""
+        """A side that calls ``method`` with ``args`` over there, where it is also timed.
+
+        It raises what the method raises, and a ``UserError`` if the process is gone.
+        """
 
         def run() -> Spent:
-            self._here.send((method, args))
-            found = self._here.recv()
+            try:
+                self._here.send((method, args))
+                found = self._here.recv()
+            except (EOFError, OSError) as error:
+                raise UserError("a process that is measured was ended, perhaps for want of memory") from error
             if isinstance(found, Exception):
                 raise found
             return found
@@ -46,7 +53,8 @@ class Apart:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._here.send(None)  # closing is not enough: processes forked since then hold the pipe open
+        with suppress(OSError):
+            self._here.send(None)  # closing is not enough: processes forked since then hold the pipe open
         self._process.join()
 
 
