@@ -280,5 +280,5 @@ def test_joint_training_needs_truth_that_the_model_can_learn(tmp_path: Path, cap
     common = ["--task", "joint", "--trade-off", "0.5", "--out", str(tmp_path / "run"), "--device", "cpu"]
     photos = f"folder:{tmp_path / 'photos'}"
     said = refused(capsys, "train", "zoo/vit-prior", "--data", photos, *common)
-    assert "has a class 9, zoo/vit-prior knows 8 classes" in said
+    assert "has 10 classes that are none of the 8 of zoo/vit-prior, the first is 'class0'" in said
     assert "no boxes of objects" in refused(capsys, "train", "zoo/detr-prior", "--data", photos, *common)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from backsight.demo import demo
     from backsight.evaluate import evaluate
     from backsight.inverses import INVERSES
-    from backsight.models import MODELS, load_model, stage
+    from backsight.models import MODELS, load_model, stage, vocabulary
     from backsight.report import write_report
     from backsight.report.reconstruct import reconstruct
     from backsight.staging import StagedModel, Trace
@@ -31,7 +31,7 @@ _HOMES = {
     "backsight.demo": ("demo",),
     "backsight.evaluate": ("evaluate",),
     "backsight.inverses": ("INVERSES",),
-    "backsight.models": ("MODELS", "load_model", "stage"),
+    "backsight.models": ("MODELS", "load_model", "stage", "vocabulary"),
     "backsight.report": ("write_report",),
     "backsight.report.reconstruct": ("reconstruct",),
     "backsight.staging": ("StagedModel", "Trace"),
@@ -64,6 +64,7 @@ __all__ = [
     "stage",
     "train",
     "verify",
+    "vocabulary",
     "write_report",
 ]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from backsight.core import Pixels, UserError
@@ -16,6 +17,7 @@ from backsight.data.huggingface import open_huggingface, open_parquet
 from backsight.data.loader import batches, loader
 from backsight.data.source import Reading
 from backsight.data.streams import Stream, open_stream
+from backsight.data.vocabulary import Vocabulary, outside
 
 __all__ = [
     "DATA",
@@ -28,6 +30,7 @@ __all__ = [
     "Stream",
     "Target",
     "UnreadableImage",
+    "Vocabulary",
     "batches",
     "collate",
     "fit",
@@ -39,6 +42,9 @@ __all__ = [
     "read_image",
     "sum_images",
 ]
+
+
+logger = logging.getLogger(__name__)
 
 
 def _open_world(spec: str, reading: Reading) -> Splits:
@@ -62,7 +68,15 @@ FORMS = "coco:DIR[:SPLIT], folder:DIR, hf:NAME[:SPLIT], parquet:FILE_OR_DIR, str
 """The data specifications there are, for help texts."""
 
 
-def open_data(spec: str, pixels: Pixels, *, seed: int = 0, strict: bool = False, masks: bool = False) -> Splits:
+def open_data(
+    spec: str,
+    pixels: Pixels,
+    *,
+    seed: int = 0,
+    strict: bool = False,
+    masks: bool = False,
+    vocabulary: Vocabulary | None = None,
+) -> Splits:
     """Open a data set for a model: train, validation and test, disjoint by id.
 
     Args:
@@ -72,6 +86,9 @@ def open_data(spec: str, pixels: Pixels, *, seed: int = 0, strict: bool = False,
         seed: of the division, where the data do not come in parts.
         strict: fail at the first picture that cannot be read, instead of naming, skipping and counting it.
         masks: draw the objects' masks too (COCO), ``n H W``; inverses need none.
+        vocabulary: of the model whose answers are compared with what the data know
+            (:func:`~backsight.models.vocabulary`): classes are then counted as the model does. Those that it has not
+            are named in the log. Otherwise as the data do.
 
     Raises:
         UserError: there is no such kind of data, or nothing of it where the specification points.
@@ -83,7 +100,17 @@ def open_data(spec: str, pixels: Pixels, *, seed: int = 0, strict: bool = False,
         raise UserError(f"'{spec}' does not say where the data is: data is one of {FORMS}")
     if rest.startswith("~"):  # which no shell expands behind a colon
         spec = f"{kind}:{Path(rest).expanduser()}"
-    return DATA[kind](spec, Reading(pixels, seed, strict, masks))
+    splits = DATA[kind](spec, Reading(pixels, seed, strict, masks, vocabulary or {}))
+    if vocabulary:
+        _tell_strangers(spec, splits.train.classes, outside(vocabulary))
+    return splits
+
+
+def _tell_strangers(spec: str, classes: Mapping[int, str], known: int) -> None:
+    names = [name for label, name in classes.items() if label >= known]
+    if names:
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        logger.warning("%s: the model has no class for %d of the %d there: %s", spec, len(names), len(classes), shown)
 
 
 def _suggestion(spec: str) -> str:

@@ -34,7 +34,7 @@ class ImageFiles(Source):
     ) -> None:
         super().__init__(name, ids, classes or {}, reading)
         self.root = root
-        self.labels = labels or {}
+        self.labels, self.folders = labels or {}, classes or {}
 
     def where(self, index: int) -> str:
         """The picture's path."""
@@ -51,7 +51,7 @@ class ImageFiles(Source):
     def facts(self) -> Iterable[str]:
         """Every id with its file's size and its label."""
         yield from file_facts(self.root, self.ids)
-        yield from (f"{identity} {self.classes[label]}" for identity, label in sorted(self.labels.items()))
+        yield from (f"{identity} {self.folders[label]}" for identity, label in sorted(self.labels.items()))
 
 
 def open_folder(spec: str, reading: Reading) -> Splits:

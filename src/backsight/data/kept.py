@@ -39,7 +39,7 @@ class Kept:
 
     def __init__(self, data: ImageData, pixels: Pixels, folder: Path, limit: float) -> None:
         self.data, self.name, self.classes = data, data.name, data.classes
-        facts = f"{data.fingerprint()} {sorted(asdict(pixels).items())}"
+        facts = f"{data.fingerprint()} {sorted(asdict(pixels).items())} {sorted(data.classes.items())}"
         self.folder = folder / hashlib.sha256(facts.encode()).hexdigest()[:16]
         self.allowed = int(limit // (3 * pixels.size[0] * pixels.size[1]))
 

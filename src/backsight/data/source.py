@@ -6,7 +6,7 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from backsight.core import Pixels, UserError
 from backsight.data.base import Sample, Target
 from backsight.data.decode import UnreadableImage, read_image
 from backsight.data.fit import fit, fit_target, valid_pixels
+from backsight.data.vocabulary import Vocabulary, outside, relabel, rename, translate
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +24,13 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Reading:
     """How to read, whatever the source: for which model, divided by which ``seed``, failing at the first unreadable
-    file (``strict``) or skipping it, with the objects' masks or without."""
+    file (``strict``) or skipping it, with the objects' masks or without, in whose labels (``vocabulary``)."""
 
     pixels: Pixels
     seed: int = 0
     strict: bool = False
     masks: bool = False
+    vocabulary: Vocabulary = field(default_factory=dict)
 
 
 class Source(ABC):
@@ -36,7 +38,8 @@ class Source(ABC):
 
     A picture that cannot be read gives None, one line in the log, and an entry in ``unreadable`` (id -> reason);
     under ``strict`` it raises :class:`UnreadableImage` instead. ``ids`` are in the order of the indices; without the
-    folder ``root``, where all pictures are in one, nothing can go on.
+    folder ``root``, where all pictures are in one, nothing can go on. Subclasses count the ``classes`` as the data do;
+    what is given out is in the labels of the vocabulary that is read for.
     """
 
     root: Path = Path()
@@ -44,8 +47,9 @@ class Source(ABC):
     def __init__(self, name: str, ids: Sequence[str], classes: Mapping[int, str], reading: Reading) -> None:
         self.name = name
         self.ids = ids
-        self.classes = classes
         self.reading = reading
+        self._translation = translate(classes, reading.vocabulary)
+        self.classes = rename(classes, self._translation)
         self.unreadable: dict[str, str] = {}
         self._fingerprint = ""
 
@@ -66,7 +70,8 @@ class Source(ABC):
             return None
         original = (image.shape[-2], image.shape[-1])
         pixels = self.reading.pixels
-        target = fit_target(self.target(index, original), original, pixels)
+        known = relabel(self.target(index, original), self._translation, outside(self.reading.vocabulary))
+        target = fit_target(known, original, pixels)
         return Sample(fit(image, pixels), identity, target, valid_pixels(original, pixels))
 
     def record(self, identity: str, reason: str) -> None:
@@ -94,7 +99,8 @@ class Source(ABC):
 
     @abstractmethod
     def target(self, index: int, original: tuple[int, int]) -> Target:
-        """What is known of a picture of ``original`` (rows, columns), in the pixels of that picture."""
+        """What is known of a picture of ``original`` (rows, columns), in the pixels of that picture and the labels of
+        the data."""
 
     @abstractmethod
     def facts(self) -> Iterable[str]:

@@ -18,6 +18,7 @@ from backsight.data.loader import as_it_is, cores, keep_signals, open_parcel
 from backsight.data.parcels import Parcel, Parcels
 from backsight.data.shards import Encoded, Rows, Shards, TarFiles
 from backsight.data.source import Reading, Source, digest
+from backsight.data.vocabulary import rename, translate
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ class Stream:
     """
 
     def __init__(self, name: str, shards: Shards, reading: Reading) -> None:
-        self.name, self.shards, self.reading, self.classes = name, shards, reading, shards.classes
+        self.name, self.shards, self.reading = name, shards, reading
+        self.classes = rename(shards.classes, translate(shards.classes, reading.vocabulary))
         self.unreadable: dict[str, str] = {}
 
     def __len__(self) -> int:

@@ -14,7 +14,11 @@ from backsight.core import UserError
 from backsight.data import ImageData, loader, open_data
 from backsight.data.world import LENGTHS, World
 from backsight.experiments.subject import Subject
+from backsight.models import vocabulary
 from backsight.staging import StagedModel
+
+LOOKED_AT = 100
+"""Images that are looked at for a class before the training begins."""
 
 _LARGEST_GRADIENT = 1.0
 
@@ -39,9 +43,9 @@ def training_data(subject: Subject, spec: str = "") -> ImageData:
     if not spec and isinstance(subject.data, World):
         data: ImageData = replace(subject.data, seed=subject.data.seed // 3 * 3, length=LENGTHS[0])
     else:
-        data = open_data(spec or subject.data.name, subject.model.pixels).train
-    first = next((sample for index in range(len(data)) if (sample := data[index]) is not None), None)
-    if first is None or first.target.label is None:
+        data = open_data(spec or subject.data.name, subject.model.pixels, vocabulary=vocabulary(subject.model)).train
+    samples = (data[index] for index in range(min(len(data), LOOKED_AT)))
+    if all(sample is None or sample.target.label is None for sample in samples):
         raise UserError(
             f"{data.name} has no class of the whole image to train on: take folder:DIR or world:prior:single"
         )

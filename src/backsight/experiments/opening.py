@@ -15,6 +15,7 @@ from backsight.core import UserError
 from backsight.data import open_data
 from backsight.devices import choose_device
 from backsight.experiments.subject import Subject, mean_image_of
+from backsight.models import vocabulary
 from backsight.reopen import open_forward_model
 from backsight.shipped import find_shipped
 
@@ -53,7 +54,7 @@ def open_subject(
     spec = data or trained_on(ensemble, source)
     if spec is None:
         raise UserError(f"the chains of {staged.name} do not say what they were trained on: name the data by --data")
-    splits = open_data(spec, staged.pixels, masks=True)
+    splits = open_data(spec, staged.pixels, masks=True, vocabulary=vocabulary(staged))
     mean = next((image for image in map(mean_image_of, places) if image is not None), None)
     return Subject(staged, ensemble, splits.test, num_images=num_images, batch_size=batch_size, mean_image=mean)
 

@@ -12,6 +12,7 @@ from backsight.models.registry import MODELS
 from backsight.models.swin import SWIN
 from backsight.models.user_code import build_own, is_own
 from backsight.models.vit import VIT
+from backsight.models.vocabulary import vocabulary
 
 __all__ = [
     "DETR",
@@ -28,4 +29,5 @@ __all__ = [
     "propose",
     "stage",
     "stage_module",
+    "vocabulary",
 ]

@@ -129,14 +129,16 @@ def check_truth(model: StagedModel, data: ImageData) -> None:
             f"{model.name} has no detection loss of its own: joint training takes the detectors of transformers"
         )
     samples = (data[index] for index in range(min(len(data), LOOKED_AT)))
-    if not any(sample is not None and has_truth(model, sample.target) for sample in samples):
-        raise UserError(f"--task joint needs ground truth, and {data.name} has no {NEEDED[model.spec.task]}")
-    largest, num = max(data.classes, default=0), num_classes(model)
-    if largest >= num:
+    taught = any(sample is not None and has_truth(model, sample.target) for sample in samples)
+    num = num_classes(model)
+    others = [name for label, name in sorted(data.classes.items()) if label >= num]
+    if others and (taught or model.spec.task == "classify"):  # whose images have no label then
         raise UserError(
-            f"{data.name} has a class {largest}, {model.name} knows {num} classes from 0 on: train on data with the "
-            "model's own classes"
+            f"{data.name} has {len(others)} classes that are none of the {num} of {model.name}, the first is "
+            f"'{others[0]}': train on data with the model's own classes"
         )
+    if not taught:
+        raise UserError(f"--task joint needs ground truth, and {data.name} has no {NEEDED[model.spec.task]}")
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from backsight.core import UserError
 from backsight.data import Batch, ImageData, Splits, mean_of, open_data
 from backsight.devices import autocast, choose_precision, keep_memory, peak_memory
 from backsight.files import write_bytes, write_json, write_text
+from backsight.models import vocabulary
 from backsight.options import TrainOptions
 from backsight.staging import StagedModel
 from backsight.tasks import Task, check_truth, facts_of, make_task
@@ -70,7 +71,8 @@ class Run:
         cls, model: StagedModel, options: TrainOptions, folder: RunFolder, processes: Processes | None = None
     ) -> Run:
         """Open the data, build the inverses, and settle what was left open. Writes nothing."""
-        splits = open_data(options.data, model.pixels, seed=options.seed, strict=options.strict)
+        words = vocabulary(model)
+        splits = open_data(options.data, model.pixels, seed=options.seed, strict=options.strict, vocabulary=words)
         splits = keep_images(splits, options, model.pixels)
         an_epoch = count_batches(splits.train, options.batch_size)
         budget = Budget.of(options.steps, options.epochs, options.minutes, an_epoch)
