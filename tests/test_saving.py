@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from backsight.core import Layout, Pixels, UserError
 from backsight.data import Batch, Sample, Target, loader, open_data
 from backsight.data.kept import Kept, pack_sample, read_sample
 from backsight.inverses import build_inverse
+from backsight.models import MODELS
 from backsight.options import TrainOptions
 from backsight.staging import StagedModel
 from backsight.tasks import Modular, build_chains, make_plans
@@ -106,6 +108,16 @@ def test_late_layers_of_an_inverse_have_their_channels_last_and_give_the_same() 
     assert last[-1]
     assert list(inverse.state_dict()) == names
     torch.testing.assert_close(inverse(features), before)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_every_inverse_can_be_laid_out_for_a_gpu(family: str, small_model: Callable[[str], StagedModel]) -> None:
+    model = small_model(family)
+    (chain,) = build_chains(model, make_plans(model), range(1))
+    arrange_memory([network for _, network in chain.items()], torch.device("cuda"))
+    for layer in chain.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            assert layer.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_bias_in_front_of_a_batch_norm_rests_and_nothing_else_changes() -> None:
@@ -464,6 +476,47 @@ def test_only_whole_batches_of_training_go_through_what_is_compiled(
     with torch.no_grad():
         list(run.task.losses(batch.images))
     assert calls == []
+
+
+def test_what_the_compiler_cannot_do_later_on_runs_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, calls = build_small("detr"), []
+
+    def once(forward: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            if forward in calls:
+                raise TorchDynamoException("another graph than the one that was tried")
+            calls.append(forward)
+            return forward(*args, **kwargs)
+
+        return called
+
+    plain = train(open_run(build_small("detr"), tmp_path))
+    monkeypatch.setattr(torch, "compile", once)
+    with caplog.at_level(logging.WARNING):
+        found = train(open_run(model, tmp_path, compile="on"))
+    assert "runs as it is (another graph than the one that was tried)" in caplog.text
+    assert_same(plain, found, 0)
+
+
+def test_a_failed_try_leaves_no_gradients(model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, value: Tensor) -> Tensor:
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            raise RuntimeError("out of memory")
+
+    def fails_in_the_first_layer(forward: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        return lambda features: forward(Failing.apply(features.clone().requires_grad_()))
+
+    run = open_run(model, tmp_path)
+    monkeypatch.setattr(torch, "compile", fails_in_the_first_layer)
+    assert "0/encoder" not in compiling.compile_task(run.task, "on", 5, "fp32")
+    assert all(weight.grad is None for network in run.task.networks.values() for weight in network.parameters())
 
 
 def test_auto_compiles_nothing_on_a_cpu(model: StagedModel, tmp_path: Path) -> None:

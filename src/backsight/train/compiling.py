@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from backsight.core import split_entry
 from backsight.devices import autocast
 from backsight.inverses import Inverse
 from backsight.staging import StagedModel
 from backsight.tasks import Task
+from backsight.train.norms import alone
 
 logger = logging.getLogger(__name__)
 
@@ -24,56 +27,79 @@ Choice = Literal["auto", "on", "off"]
 
 
 class Compiled:
-    """A module's forward, compiled for batches of ``size`` images in training; any other call goes to the original."""
+    """A module's forward, compiled for batches of ``size`` images in training; any other call goes to the original.
+
+    A call that is not as the one that was tried, in a way that the compiler minds (whether a gradient is asked of what
+    comes in), is compiled once more; if that fails, the original takes over from there.
+    """
 
     def __init__(self, module: nn.Module, size: int, *, trained: bool) -> None:
         self.original: Callable[..., Any] = module.forward
         self.quick: Callable[..., Any] = torch.compile(self.original, dynamic=False)
         self.module, self.size, self.trained = module, size, trained
+        self.tried = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the module's own forward gives."""
         first = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
         usual = first is not None and len(first) == self.size and torch.is_grad_enabled()
-        forward = self.quick if usual and self.module.training == self.trained else self.original
-        return forward(*args, **kwargs)
+        if not usual or self.module.training != self.trained:
+            return self.original(*args, **kwargs)
+        try:
+            return self.quick(*args, **kwargs)
+        except Exception as error:
+            if not (self.tried and _of_the_compiler(error)):
+                raise
+            logger.warning("torch.compile: a %s runs as it is (%s)", type(self.module).__name__, _first_line(error))
+            self.quick = self.original
+            return self.original(*args, **kwargs)
 
 
 def compile_task(task: Task, choice: Choice, size: int, precision: str) -> list[str]:
     """Compile what a step of ``task`` on ``size`` images consists of; ``auto`` does so on a GPU alone, where it pays.
 
+    Of several processes each compiles for the ``size`` of its own part of a batch. Copies of the forward model that are
+    trained with the inverses run as they are.
+
     Returns:
         The names of the parts that are compiled now.
     """
-    device = task.model.device
-    if choice == "off" or (choice == "auto" and device.type != "cuda"):
+    model = task.model
+    if choice == "off" or (choice == "auto" and model.device.type != "cuda"):
         return []
+    pictures = torch.zeros(size, 3, *model.pixels.size, device=model.device)
+    inverses = {name: network for name, network in task.networks.items() if isinstance(network, Inverse)}
+    sources = {name: split_entry(name.partition("/")[2])[0] for name in inverses}
+    # The features themselves: the compiler minds how they lie in memory.
+    features = cache(lambda: model.features(pictures, list(dict.fromkeys(sources.values()))))
     parts: dict[str, tuple[list[nn.Module], Callable[[], object]]] = {
-        name: ([network], lambda network=network: _try_inverse(network, size, device))
-        for name, network in task.networks.items()
-        if isinstance(network, Inverse)
+        name: ([network], lambda name=name, network=network: _try_inverse(network, features()[sources[name]].float()))
+        for name, network in inverses.items()
     }
-    blocks = list(repeated_blocks(task.model))
-    pictures = torch.zeros(size, 3, *task.model.pixels.size, device=device)
-    parts["forward model"] = (blocks, lambda: task.model.features(pictures, task.model.stages))
+    if len(inverses) == len(task.networks):  # else copies of the forward model are trained, and it rests
+        parts["forward model"] = (list(repeated_blocks(model)), lambda: model.features(pictures, model.stages))
     return [name for name, (modules, attempt) in parts.items() if _compile(name, modules, attempt, size, precision)]
 
 
 def _compile(name: str, modules: list[nn.Module], attempt: Callable[[], object], size: int, precision: str) -> bool:
     """Compile ``modules`` and see whether an ``attempt`` passes; if not, put everything back and say so."""
+    compiled: list[Compiled] = []
     statistics = {buffer: buffer.clone() for module in modules for buffer in module.buffers()}
-    devices = [0] if torch.cuda.is_available() else []
+    device = _device_of(modules)
+    generators = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices), torch.enable_grad(), autocast(precision, _device_of(modules)):
+        with torch.random.fork_rng(generators), torch.enable_grad(), autocast(precision, device), alone(modules):
             for module in modules:
                 module.forward = Compiled(module, size, trained=module.training)
+                compiled.append(module.forward)
             attempt()
+        for each in compiled:
+            each.tried = True
         return bool(modules)
     except Exception as error:  # a compiler meets what it cannot do with exceptions of every type
         for module in modules:
             module.__dict__.pop("forward", None)
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        logger.warning("torch.compile: '%s' runs as it is (%s)", name, reason)
+        logger.warning("torch.compile: '%s' runs as it is (%s)", name, _first_line(error))
         return False
     finally:
         with torch.no_grad():
@@ -81,10 +107,21 @@ def _compile(name: str, modules: list[nn.Module], attempt: Callable[[], object],
                 buffer.copy_(value)
 
 
-def _try_inverse(network: Inverse, size: int, device: torch.device) -> None:
-    output = network(torch.randn(size, network.source.tokens, network.source.width, device=device))
-    output.float().square().mean().backward()
-    network.zero_grad(set_to_none=True)
+def _try_inverse(network: Inverse, features: Tensor) -> None:
+    try:
+        network(features).float().square().mean().backward()
+    finally:  # what was computed before a failure would be added to the first step's
+        network.zero_grad(set_to_none=True)
+
+
+def _of_the_compiler(error: Exception) -> bool:
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _device_of(modules: Iterable[nn.Module]) -> torch.device:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -77,20 +78,22 @@ class SharedBatchNorm(nn.Module):
 
 
 class _Added(torch.autograd.Function):
-    """A sum over all processes; the gradient of each part is the sum of the gradients that all have of it."""
+    """A sum over all processes, a row of the table for each; the gradient of each part is the sum of the gradients that
+    all have of it."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor) -> Tensor:
-        del ctx
+        ctx.together = len(table) > 1
         total = table.clone()
-        torch.distributed.all_reduce(total)
+        if ctx.together:
+            torch.distributed.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        del ctx
         total = gradients[0].clone(memory_format=torch.contiguous_format)
-        torch.distributed.all_reduce(total)
+        if ctx.together:
+            torch.distributed.all_reduce(total)
         return total
 
 
@@ -102,3 +105,17 @@ def share_statistics(network: nn.Module, processes: Processes) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d) and type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
                 setattr(parent, name, SharedBatchNorm(child, processes))
+
+
+@contextmanager
+def alone(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Ask no other process meanwhile: what is tried here may fail, and they would wait for it."""
+    norms = [each for network in networks for each in network.modules() if isinstance(each, SharedBatchNorm)]
+    shared = [norm.processes for norm in norms]
+    try:
+        for norm in norms:
+            norm.processes = Processes()
+        yield
+    finally:
+        for norm, processes in zip(norms, shared, strict=True):
+            norm.processes = processes

@@ -38,12 +38,15 @@ def arrange_memory(networks: Iterable[nn.Module], device: torch.device) -> None:
     an optimiser: its moments lie as the weights do.
     """
     for network in networks:
-        if device.type == "cuda":
-            network.to(memory_format=torch.channels_last)
-        elif isinstance(network, Inverse):
-            for layer, entries in map_sizes(network).items():
-                if entries > layer.weight.numel():
-                    layer.to(memory_format=torch.channels_last)
+        for layer in _wanting_channels_last(network, device):
+            layer.to(memory_format=torch.channels_last)
+
+
+def _wanting_channels_last(network: nn.Module, device: torch.device) -> list[Convolution]:
+    if device.type == "cuda":  # layer by layer: a buffer of five dimensions has no such order
+        return [layer for layer in network.modules() if isinstance(layer, Convolution)]
+    sizes = map_sizes(network) if isinstance(network, Inverse) else {}
+    return [layer for layer, entries in sizes.items() if entries > layer.weight.numel()]
 
 
 def map_sizes(network: Inverse) -> dict[Convolution, int]:

@@ -145,7 +145,8 @@ class Run:
             asked=self.asked,
         )
         loop.micro_batch = settle_micro_batch(self.task, options, self.epoch(0, 0), self.precision)
-        compile_task(self.task, options.compile, loop.micro_batch or options.batch_size, self.precision)
+        own = max(1, len(self.processes.part(range(options.batch_size))))
+        compile_task(self.task, options.compile, loop.micro_batch or own, self.precision)
         return loop
 
     def begin(self, loop: Loop) -> None:
