@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +14,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed import TCPStore
 
 from backsight.core import UserError
 from backsight.data import Batch, Splits, open_data
-from backsight.options import TrainOptions
-from backsight.train import Processes, RunFolder, joined, loop
+from backsight.options import ModelOptions, TrainOptions
+from backsight.train import Processes, RunFolder, joined, loop, train_run
 from backsight.train.norms import SharedBatchNorm, share_statistics
 from backsight.train.run import Run
-from together import codes, command, forward_model, lines, together
+from pictures import drawn
+from together import codes, command, forward_model, lines, together, train
 
 
 def losses(folder: Path, kind: str = "losses") -> dict[int, Mapping[str, float]]:
@@ -62,6 +65,59 @@ def test_processes_together_have_the_losses_of_one(family: str, count: int, batc
     assert_same_run(tmp_path / "one", tmp_path / "many")
     assert sorted(losses(tmp_path / "one")) == [1, 2, 3, 4, 5, 6]
     assert list((tmp_path / "many" / "chains").iterdir()) == [tmp_path / "many" / "chains" / "0"]
+
+
+def train_padded(rank: int, photos: Path, out: Path) -> None:
+    """Some photos fill the image and some are padded: there are batches of which one process has the former alone."""
+    del rank
+    loop.LOG_EVERY = 1
+    model = forward_model("detr").fitting("pad")
+    inverses = ("backbone=local",)  # no BatchNorm: on two images its noise would drown the comparison
+    train(model, out, task="classic", stage="encoder", data=f"folder:{photos}", inverse=inverses, batch_size=2)
+
+
+def test_processes_with_and_without_padding_share_their_losses(tmp_path: Path) -> None:
+    rows, columns = forward_model("detr").pixels.size
+    for number in range(30):
+        whole = number % 2 == 0
+        picture = drawn(rows if whole else rows // 2, columns, number)
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        picture.save(tmp_path / "photos" / f"{number}.png")
+    for name, number in {"one": 1, "many": 2}.items():
+        processes = together(number, tmp_path / "said", train_padded, tmp_path / "photos", tmp_path / name)
+        assert codes(processes, tmp_path / "said") == [0] * number, (tmp_path / "said").read_text()
+    assert_same_run(tmp_path / "one", tmp_path / "many")
+
+
+def train_twice(rank: int, port: int, out: Path) -> None:
+    """As under torchrun, whose own store all runs of a process go through."""
+    os.environ.update({"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": str(port)})
+    for name in ("first", "second"):
+        command(rank, "vit", out / name, {})
+
+
+def test_processes_can_train_twice(tmp_path: Path) -> None:
+    agent = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    processes = together(2, tmp_path / "said", train_twice, agent.port, tmp_path)
+    assert codes(processes, tmp_path / "said") == [0, 0], (tmp_path / "said").read_text()
+    assert_same_run(tmp_path / "first", tmp_path / "second")
+
+
+def fail_before_joining(rank: int, out: Path) -> None:
+    model, module = forward_model("vit"), sys.modules["backsight.cli.main"]
+    if rank == 1:
+        torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 2
+        os.environ["LOCAL_RANK"] = "5"
+    options = TrainOptions(data="world:prior", out=out)
+    module._parse = lambda arguments: lambda: train_run(model, options, ModelOptions(device="auto"))
+    module.main([])
+
+
+def test_a_process_without_a_gpu_ends_all_with_a_word(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    assert codes(together(2, said, fail_before_joining, tmp_path / "run"), said, limit=60) == [1, 2], said.read_text()
+    (line,) = lines(said)
+    assert "process 5 of this machine has no GPU, there are 2: start one process for each GPU" in line
 
 
 def train_until_one_is_asked_to_stop(rank: int, out: Path) -> None:

@@ -17,7 +17,7 @@ from backsight.options import ModelOptions, TaskName, TrainOptions
 from backsight.report.experiments import write_experiments_report
 from backsight.staging import StagedModel
 from backsight.tasks import check_choice
-from backsight.train import RunFolder, command, train_run
+from backsight.train import RunFolder, command, launched, train_run
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +61,19 @@ def sweep(
     runs = plan_runs(options, trade_offs, tasks)
     for each in runs.values():
         check_choice(each)
+    rank, count = launched()
+    if count > 1 and "joint" in tasks:  # before the first run, not after hours of others
+        raise UserError(
+            "joint training runs in one process: leave it out by --tasks, or start the sweep without torchrun"
+        )
     for name, each in runs.items():
         if _is_kept(model, each):
             logger.info("%s: done already", name)
             continue
         logger.info("%s", name)
         train_run(model, replace(each, resume=RunFolder(each.out).started and not each.overwrite), model_options)
+    if rank > 0:  # the main process alone draws
+        return options.out
     out, settings = options.out / "trade_off", {"runs": [str(each.out) for each in runs.values()]}
     run_experiment(EXPERIMENTS["trade_off"], [], out, settings, command())
     return write_experiments_report(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from backsight.chain import InverseChain
@@ -48,5 +49,5 @@ class Classic(Task):
         """How much each loss counts: by the images of ``batch``, or the valid pixels of padded ones."""
         if self.model.pixels.fit != "pad":
             return super().weights(batch)
-        pixels = batch.images[:, 0].numel() if batch.valid is None else batch.valid.sum()
-        return dict.fromkeys(self.covers, pixels * bool(batch.ids))
+        valid = torch.ones_like(batch.images[:, 0], dtype=torch.bool) if batch.valid is None else batch.valid
+        return dict.fromkeys(self.covers, valid.sum() * bool(batch.ids))  # a tensor in every process alike

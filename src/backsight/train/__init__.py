@@ -2,7 +2,7 @@
 
 from backsight.train.budget import Budget
 from backsight.train.loop import Loop, State, Task
-from backsight.train.processes import Processes, joined
+from backsight.train.processes import Processes, joined, launched
 from backsight.train.run import Run, command
 from backsight.train.run_folder import RunFolder
 from backsight.train.signals import Interrupted
@@ -21,6 +21,7 @@ __all__ = [
     "Task",
     "command",
     "joined",
+    "launched",
     "open_model",
     "read_size",
     "train",

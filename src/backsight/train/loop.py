@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -202,7 +203,10 @@ class Loop:
         if not self.task.covers[name]:  # stopped already, or a loss that is only told
             return
         for network in self.task.stop(name):
-            state.best[network] = stopping.good_weights(network, self.task.networks[network], state.best, self.folder)
+            # The folder may be where the main process alone can read it.
+            kept = self.processes.from_main(partial(stopping.good_weights, network, state.best, self.folder))
+            self.task.networks[network].load_state_dict(kept["weights"])
+            state.best[network] = kept
             state.stopped[network] = {"step": step, "loss": name, "value": str(value)}
             if self.processes.main:
                 logger.warning("%s", stopping.news(network, state.stopped[network], state.best[network]["step"]))
@@ -243,7 +247,10 @@ class Loop:
         """Bring the sums of all processes' images together in the main one."""
         state = self.state
         if self.processes.count > 1:
-            sums = self.processes.gather((state.image_sum, state.pixel_counts))
+            # From the host: a tensor arrives on the device that it was sent from, whoever receives it.
+            own = None if state.image_sum is None else state.image_sum.cpu()
+            seen = state.pixel_counts.cpu() if isinstance(state.pixel_counts, Tensor) else state.pixel_counts
+            sums = self.processes.gather((own, seen))
             state.image_sum, state.pixel_counts = None, 0
             for total, counts in sums if self.processes.main else ():
                 if total is not None:

@@ -9,17 +9,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count as count_up
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from backsight.core import UserError
 from backsight.train.heartbeat import Heartbeat
 
 Value = TypeVar("Value")
+
+_NUMBERS = count_up()
+"""Of the runs that this process joins, one after the other."""
 
 
 class Processes:
@@ -123,6 +128,11 @@ class Processes:
         return found[0]
 
 
+def launched() -> tuple[int, int]:
+    """The number of this process among those that a launcher has started, and how many they are."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def joined(device: str = "auto") -> Iterator[Processes]:
     """Join the processes that ``torchrun`` or ``accelerate launch`` started (by their environment variables).
@@ -135,18 +145,19 @@ def joined(device: str = "auto") -> Iterator[Processes]:
     Raises:
         Lost: another process is gone.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count < 2:
+    if launched()[1] < 2:
         yield Processes()
         return
     store, rank, count = next(rendezvous("env://"))
-    gpu = torch.cuda.is_available() and not device.startswith("cpu")
-    if gpu and device in ("auto", "cuda"):
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", store=store, rank=rank, world_size=count)
-    heartbeat = Heartbeat(store.clone(), rank, count)
+    number = next(_NUMBERS)  # a launcher's store outlives a run, and holds what an earlier one has left there
+    heartbeat = Heartbeat(PrefixStore(f"beats of run {number}", store.clone()), rank, count)
     heartbeat.start()
+    gpu = torch.cuda.is_available() and not device.startswith("cpu")
     try:
+        if gpu and device in ("auto", "cuda"):
+            torch.cuda.set_device(_own_gpu())
+        own = PrefixStore(f"run {number}", store)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", store=own, rank=rank, world_size=count)
         yield Processes(rank, count)
         dist.barrier()
     except Exception as error:
@@ -155,6 +166,18 @@ def joined(device: str = "auto") -> Iterator[Processes]:
     finally:
         heartbeat.stop()
     dist.destroy_process_group()
+
+
+def _own_gpu() -> int:
+    """The number of this process's GPU among those that it sees: all of its machine, or its own alone.
+
+    Raises:
+        UserError: there are more processes than GPUs.
+    """
+    place, seen = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if place >= seen > 1:
+        raise UserError(f"process {place} of this machine has no GPU, there are {seen}: start one process for each GPU")
+    return place if place < seen else 0
 
 
 def _leave(error: Exception, heartbeat: Heartbeat) -> None:

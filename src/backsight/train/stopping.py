@@ -27,8 +27,8 @@ def is_finite(weights: Mapping[str, Tensor]) -> bool:
     return all(bool(value.isfinite().all()) for value in weights.values())
 
 
-def good_weights(name: str, network: nn.Module, best: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
-    """The weights that the network ``name`` is left with, which it gets: as :func:`snapshot` has them.
+def good_weights(name: str, best: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """The weights that the network ``name`` is left with, as :func:`snapshot` has them.
 
     They are its best on the validation images so far; before there are such, those of the newest checkpoint.
 
@@ -40,7 +40,6 @@ def good_weights(name: str, network: nn.Module, best: Mapping[str, Any], folder:
     kept = best.get(name) or (weights and {"error": math.inf, "step": checkpoint["state"]["step"], "weights": weights})
     if not kept or not is_finite(kept["weights"]):
         raise UserError(f"{title(name)} has no finite weights to go back to: begin again with --overwrite")
-    network.load_state_dict(kept["weights"])
     return kept
 
 
