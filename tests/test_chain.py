@@ -116,6 +116,22 @@ def test_features_can_be_read_as_another_stage_s(chain: InverseChain, detr: Stag
     assert torch.equal(chain.reconstruct(trace, "decoder.0@deep"), deep)
 
 
+@pytest.mark.parametrize("family", ["lw_detr", "rf_detr"])
+def test_a_layer_of_another_width_than_its_stage_is_told(
+    family: str, small_model: Callable[[str], StagedModel]
+) -> None:
+    model = small_model(family)
+    chain, trace = of_family(model), model.run(random_images(model))
+    (tokens, own), read = trace["encoder.1"].shape[1:], trace["encoder"].shape[2]
+    message = rf"the features at 'encoder\.1' are {tokens} x {own} .* reads {tokens} x {read}: give reads='backbone'$"
+    with pytest.raises(UserError, match=message) as caught:
+        chain.reconstruct(trace, "encoder.1")
+    assert "\n" not in str(caught.value)
+    assert chain.reconstruct(trace, "encoder.1", reads="backbone").shape == trace.images.shape
+    with pytest.raises(UserError, match="no inverse of this chain reads such features"):
+        chain.reconstruct(trace["encoder"][..., 1:], "encoder")
+
+
 @pytest.mark.parametrize(
     ("at", "options", "message"),
     [
@@ -262,6 +278,18 @@ def test_an_ensemble_asks_every_seed(detr: StagedModel) -> None:
     assert torch.equal(ensemble.reconstruct(edited, "backbone")[2], chains[2].reconstruct(edited, "backbone"))
     with pytest.raises(UserError, match="an ensemble needs at least one chain"):
         ChainEnsemble([])
+
+
+def test_an_ensemble_checks_every_chain(detr: StagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = build_small("detr", seed=1)
+    own, foreign = (build_chain(model, {"backbone": PLANS["backbone"]}, seed=0) for model in (detr, other))
+    for chains in ([own, foreign], [foreign, own]):
+        with pytest.raises(UserError, match="has other weights: use the model that the chain was trained on"):
+            ChainEnsemble(chains).check(detr)
+    digests = []
+    monkeypatch.setattr(StagedModel, "digest", lambda model: digests.append(model) or own.model["digest"])
+    ChainEnsemble([own] * 3).check(detr)
+    assert digests == [detr], "the weights are read once"
 
 
 def test_an_ensemble_is_found_in_the_folder_of_a_run(detr: StagedModel, tmp_path: Path) -> None:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from backsight.core import IMAGE, Layout, UserError, split_entry
+from backsight.chain_index import FORMAT, read_index, read_layout, read_state
+from backsight.core import IMAGE, UserError, split_entry
 from backsight.files import write_bytes, write_json
 from backsight.hub import locate, publish
 from backsight.inverses import Inverse, build_inverse
 from backsight.staging import StagedModel, Trace
-
-FORMAT = 1
-"""The version of the format of ``chain.json``; a later one is refused."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +104,30 @@ class InverseChain(nn.Module):
 
         Returns:
             Images ``B 3 H W`` in [0, 1], or features ``B N D`` of the stage ``to``.
+
+        Raises:
+            UserError: no such way through the chain, or features that its first inverse cannot read.
         """
         name, variant = split_entry(at)
         own = name.partition(".")[0] + (f"@{variant}" if variant else "")
         features = source[name] if isinstance(source, Trace) else source
-        for entry in self.path(reads or own, to, via):
+        entries = self.path(reads or own, to, via)
+        if entries:
+            self._expect_readable(features, entries[0], at)
+        for entry in entries:
             features = self.inverses[entry](features)
         return features
+
+    def _expect_readable(self, features: Tensor, entry: str, at: str) -> None:
+        """Refuse features that the inverse ``entry`` cannot read; those of the chain that can are offered."""
+        shape, read = tuple(features.shape[1:]), _read_by(self.inverses[entry])
+        if shape != read:
+            fitting = [f"reads='{name}'" for name, inverse in self.items() if _read_by(inverse) == shape]
+            offer = f"give {' or '.join(fitting)}" if fitting else "no inverse of this chain reads such features"
+            raise UserError(
+                f"the features at '{at}' are {_times(shape)} (tokens x width), and the inverse '{entry}' reads "
+                f"{_times(read)}: {offer}"
+            )
 
     def check(self, model: StagedModel) -> None:
         """Refuse a forward model that this chain was not trained on.
@@ -122,7 +135,10 @@ class InverseChain(nn.Module):
         Raises:
             UserError: other stages, another size, or other weights.
         """
-        mine, theirs = self.model, describe(model)
+        self._check(model, describe(model))
+
+    def _check(self, model: StagedModel, theirs: Mapping[str, Any]) -> None:
+        mine = self.model
         for what in ("stages", "size", "digest"):
             if mine[what] != theirs[what]:
                 differs = "weights" if what == "digest" else what
@@ -164,14 +180,13 @@ class InverseChain(nn.Module):
             UserError: no chain there, a newer format, or a file that is missing or damaged (each has its digest).
         """
         folder = locate(folder, revision, one=True)
-        index = _read_index(folder)
+        index = read_index(folder)
         inverses, plans = {}, {}
         for entry, saved in index["inverses"].items():
             plans[entry] = Plan(saved["inverse"], saved["options"], saved["learning_rate"])
-            inverse = build_inverse(
-                saved["inverse"], _layout(saved["source"]), _layout(saved["target"]), saved["options"]
-            )
-            inverse.load_state_dict(_read_state(folder / f"{entry}.safetensors", saved["sha256"]))
+            source, target = read_layout(saved["source"]), read_layout(saved["target"])
+            inverse = build_inverse(saved["inverse"], source, target, saved["options"])
+            inverse.load_state_dict(read_state(folder / f"{entry}.safetensors", saved["sha256"]))
             inverses[entry] = inverse
         chain = cls(inverses, plans, index["stages"], index["model"], index["seed"]).eval()
         chain.folder = folder
@@ -207,8 +222,10 @@ class ChainEnsemble:
         return self
 
     def check(self, model: StagedModel) -> None:
-        """Refuse a forward model that these chains were not trained on (:meth:`InverseChain.check`)."""
-        self.chains[0].check(model)
+        """Refuse a forward model that any of these chains was not trained on (:meth:`InverseChain.check`)."""
+        theirs = describe(model)
+        for chain in self.chains:
+            chain._check(model, theirs)
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
         """Give every chain to the hub as ``owner/name``; options and answer are :func:`~backsight.hub.publish`'s.
@@ -270,30 +287,10 @@ def _as(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     return value.to(dtype) if dtype is not None and value.is_floating_point() else value
 
 
-def _layout(saved: dict[str, Any]) -> Layout:
-    return Layout(**{**saved, "grids": tuple(tuple(grid) for grid in saved["grids"])})
+def _read_by(inverse: Any) -> tuple[int, int]:
+    """The tokens and the width of the features that an inverse reads."""
+    return inverse.source.tokens, inverse.source.width
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / "chain.json"
-    if not path.is_file():
-        raise UserError(f"no chain in {folder}: a chain's folder holds chain.json and one .safetensors file an inverse")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        version = int(index["format"])
-        if version <= FORMAT:
-            return {name: index[name] for name in ("model", "seed", "stages", "inverses")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a chain's index: train the chain again, or fetch it again") from error
-    raise UserError(f"{path} has format {version}, this version of backsight reads up to {FORMAT}: upgrade backsight")
-
-
-def _read_state(path: Path, expected: str) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"{path} is missing: the chain is incomplete, fetch or train it again")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-        raise UserError(f"{path} is damaged (its SHA-256 is not the one in chain.json): fetch or train it again")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} is no safetensors file: fetch or train the chain again") from error
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
