@@ -47,8 +47,9 @@ def build_inverse(
         raise UserError(f"no inverse '{name}': there are {', '.join(INVERSES)}")
     try:
         return INVERSES[name](source, target, constants, **options)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise UserError(f"the inverse '{name}' does not fit here: {error}") from error
+    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the inverse '{name}' does not fit here: {reason}") from error
 
 
 __all__ = [

@@ -91,6 +91,16 @@ class Inverse(nn.Module, ABC):
         return times_finer(self.target.grid, self.source.grid)
 
 
+def expect_heads(width: int, heads: int) -> None:
+    """Refuse a number of attention heads that do not share the width evenly.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if heads < 1 or width % heads:
+        raise ValueError(f"the width {width} is not divisible by {heads} heads: take a number that divides it")
+
+
 def times_finer(fine: tuple[int, int], coarse: tuple[int, int]) -> int:
     """How many steps of the grid ``fine`` (h, w) are one step of the grid ``coarse``."""
     (height, width), (h, w) = fine, coarse

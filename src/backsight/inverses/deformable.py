@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from backsight.core import Layout
-from backsight.inverses.base import Inverse
+from backsight.inverses.base import Inverse, expect_heads
 from backsight.inverses.transformer import sine_positions
 
 Grids = Sequence[tuple[int, int]]
@@ -56,8 +56,9 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, grids: Grids, width: int, heads: int, points: int, lookers: Grids | None = None) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"the width {width} is not divisible by {heads} heads")
+        expect_heads(width, heads)
+        if points < 1:
+            raise ValueError(f"it looks at {points} places a level: take at least one")
         self.grids, self.shape = list(grids), (heads, len(grids), points)
         places = math.prod(self.shape)
         self.sampling_offsets, self.attention_weights = nn.Linear(width, 2 * places), nn.Linear(width, places)
@@ -208,6 +209,7 @@ class DeformableDecoder(Inverse):
         if source.grids or target.width == 3 or not target.grids:
             raise ValueError(f"it leads from object queries to tokens with places in the image, not to {target}")
         width, grids = source.width, target.grids
+        expect_heads(width, heads)
         self.position = PyramidPosition(grids, width)
         self.query_position = nn.Parameter(torch.randn(source.tokens, width))
         self.reading = nn.ModuleList(Reading(width, heads, dropout) for _ in range(depth))

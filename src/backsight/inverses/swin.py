@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from backsight.core import Layout
-from backsight.inverses.base import Inverse
+from backsight.inverses.base import Inverse, expect_heads
 
 
 class SwinStage(Inverse):
@@ -42,7 +42,10 @@ class SwinStage(Inverse):
 
         block: Any = SwinTransformerBlock
         grid, width = source.grid, source.width
+        expect_heads(width, heads)
         side = tuple(window) if isinstance(window, list | tuple) else (window, window)
+        if min(side) < 1:
+            raise ValueError(f"its windows are of {side[0]}x{side[1]} tokens: take at least 1x1")
         fitting = tuple(min(pair) for pair in zip(side, grid, strict=True))
         shift = tuple(0 if own >= whole else own // 2 for own, whole in zip(fitting, grid, strict=True))
         self.blocks = nn.Sequential(

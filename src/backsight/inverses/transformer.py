@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backsight.core import Layout
-from backsight.inverses.base import Inverse
+from backsight.inverses.base import Inverse, expect_heads
 
 
 def sine_positions(grid: tuple[int, int], width: int, temperature: float = 10_000.0, end: float = 1.0) -> Tensor:
@@ -90,6 +90,7 @@ class Encoder(Inverse):
         super().__init__(source, target, constants)
         self.expect_same("tokens", "width")
         self.expect_no_prefix()
+        expect_heads(source.width, heads)
         layers = (EncoderLayer(source.width, heads, feedforward, dropout) for _ in range(depth))
         self.layers = nn.ModuleList(layers)
         self.position: Tensor
@@ -128,6 +129,7 @@ class Decoder(Inverse):
         self.expect_same("width")
         self.expect_no_prefix(in_target=True)
         width = target.width
+        expect_heads(width, heads)
         layers = (DecoderLayer(width, heads, feedforward, dropout) for _ in range(depth))
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
@@ -177,6 +179,7 @@ class Blocks(Inverse):
         norm = partial(nn.LayerNorm, eps=epsilon)
         options = {"mlp_ratio": mlp_ratio, "qkv_bias": True, "norm_layer": norm}
         same, width = source.width == target.width, target.width
+        expect_heads(width, heads)
         self.enter = nn.Identity() if same else nn.Linear(source.width, width)
         self.blocks = nn.Sequential(*(block(width, heads, **options) for _ in range(depth)))
 
