@@ -15,7 +15,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
 
 from backsight.core import IMAGE, Classes, Layout, Pixels, UserError
-from backsight.models import MODELS, from_timm, load_model, stage_module
+from backsight.models import MODELS, duplicate, from_timm, load_model, stage_module
 from backsight.staging import StagedModel
 from backsight.verify import verify
 from small import SMALL_TIMM, build_small, random_images, same_answers, save_timm, save_transformers
@@ -183,6 +183,21 @@ def test_a_layout_says_what_the_features_are(model: StagedModel) -> None:
 def test_a_digest_tells_weights_apart(model: StagedModel) -> None:
     assert build_small(model.spec.family).digest() == model.digest()
     assert build_small(model.spec.family, seed=1).digest() != model.digest()
+
+
+def test_a_duplicate_is_the_same_with_weights_of_its_own(model: StagedModel) -> None:
+    copy = duplicate(model)
+    images = random_images(model)
+    assert same_answers(copy, model)
+    assert (copy.spec, copy.name, copy.weights) == (model.spec, model.name, model.weights)
+    answers: list[Any] = [each.predict(each.run(images)) for each in (copy, model)]
+    for one, other in zip(*(each if isinstance(each, list) else [each] for each in answers), strict=True):
+        assert all(torch.equal(value, getattr(other, name)) for name, value in vars(one).items() if name != "labels")
+        assert one.labels == other.labels
+    shared = {value.data_ptr() for value in model.module.state_dict().values() if value.numel()}
+    assert shared.isdisjoint(value.data_ptr() for value in copy.module.state_dict().values())
+    assert copy.constants.keys() == model.constants.keys()
+    assert shared.isdisjoint(value.data_ptr() for value in copy.constants.values())
 
 
 def test_layers_are_on_the_way_to_their_stage(model: StagedModel) -> None:

@@ -19,7 +19,7 @@ import backsight as bs
 from backsight.catalogue import check_inverses
 from backsight.cli import main
 from backsight.core import Classes, Detections, Pixels, Site, Spec, Stage, UserError
-from backsight.models import load_model, place, propose, stage
+from backsight.models import duplicate, load_model, place, propose, stage
 from backsight.models.places import find_stages
 from backsight.models.spec_file import read_spec
 from backsight.models.survey import survey
@@ -336,6 +336,29 @@ def test_a_spec_a_dictionary_and_a_file_are_the_same(spec: dict[str, Any], here:
     assert given.reopen == {}
     with pytest.raises(UserError, match="give pixels=Pixels"):
         stage(module, read.spec)
+
+
+def test_a_duplicate_of_one_s_own_model_keeps_its_own_stages() -> None:
+    import timm
+
+    own = Spec("resnet", "classify", (Stage("stem", (Site("maxpool", pattern="b d h w"),)),))
+
+    def read(output: Tensor, size: tuple[int, int]) -> Classes:
+        return Classes(output, {0: "mine"})
+
+    modules = (nn.Sequential(), timm.create_model("test_resnet"))
+    modules[0].add_module("maxpool", nn.Conv2d(3, 4, 4, 4))
+    modules[0].add_module("head", nn.Flatten())
+    for module in modules:
+        model = stage(module, own, pixels=Pixels((32, 32)), name="mine", read=read)
+        model.constants["kept"] = torch.ones(2)
+        copy = duplicate(model)
+        assert (copy.spec, copy.names, copy.read) == (model.spec, ["stem"], read)
+        assert same_answers(copy, model)
+        assert torch.equal(copy.constants["kept"], torch.ones(2))
+        with torch.no_grad():
+            next(copy.module.parameters()).add_(1)
+        assert copy.digest() != model.digest()
 
 
 class Detector(nn.Module):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
-from backsight.models.load import stage_module
-from backsight.models.registry import MODELS
+from backsight.models.family import FamilyModel
 from backsight.staging import StagedModel
 
 
 def duplicate(model: StagedModel) -> StagedModel:
     """A staged model with weights of its own, equal to those of ``model``, and the same name, sites and pixels."""
-    module, name, weights = copy.deepcopy(model.module), model.name, model.weights
-    family = MODELS.get(model.spec.family)
-    if family is not None and not model.reopen:
-        return stage_module(module, family, model.pixels, name=name, weights=weights)
-    others = {"read": model.read, "arguments": model.arguments, "reopen": model.reopen}
-    return StagedModel(module, model.spec, model.pixels, name=name, weights=weights, **others)
+    module = copy.deepcopy(model.module)
+    same: dict[str, Any] = {"name": model.name, "weights": model.weights}
+    same |= {"arguments": model.arguments, "reopen": model.reopen}
+    if isinstance(model, FamilyModel):  # what it reads with, and its constants, are of the copied weights
+        return FamilyModel(module, model.family, model.spec, model.pixels, **same)
+    constants = {name: value.clone() for name, value in model.constants.items()}
+    return StagedModel(module, model.spec, model.pixels, read=model.read, constants=constants, **same)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from backsight.core import Classes, Detections, Spec
+from backsight.core import Classes, Detections, Pixels, Spec
+from backsight.staging import StagedModel
 
 Read = Callable[[Any, tuple[int, int]], Classes | list[Detections]]
 """A model's own output and the image size (H, W) -> classes, or detections for each image."""
@@ -58,3 +59,15 @@ class Family:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     constants: Callable[[nn.Module], Mapping[str, Tensor]] = no_constants
     check_size: Callable[[nn.Module, tuple[int, int]], None] = any_size
+
+
+class FamilyModel(StagedModel):
+    """A staged model that knows its family, which says how its output reads and what its constants are.
+
+    A model of one's own is none, whatever its spec calls its family.
+    """
+
+    def __init__(self, module: nn.Module, family: Family, spec: Spec, pixels: Pixels, **options: Any) -> None:
+        read = None if spec.task == "features" else family.read(module)
+        super().__init__(module, spec, pixels, read=read, constants=family.constants(module), **options)
+        self.family = family

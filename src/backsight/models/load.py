@@ -11,7 +11,7 @@ from torch import nn
 
 from backsight.core import Pixels, UserError
 from backsight.models import from_timm, from_transformers
-from backsight.models.family import Family
+from backsight.models.family import Family, FamilyModel
 from backsight.models.own import SpecLike, load_own
 from backsight.models.registry import MODELS
 from backsight.models.user_code import is_own
@@ -96,17 +96,8 @@ def stage_module(
         UserError: it cannot take images of the size of ``pixels``.
     """
     family.check_size(module, pixels.size)
-    spec = family.stage(module)
-    return StagedModel(
-        module,
-        spec,
-        pixels,
-        name=name,
-        read=None if spec.task == "features" else family.read(module),
-        weights=weights,
-        constants=family.constants(module),
-        arguments=family.arguments,
-    )
+    options = {"name": name, "weights": weights, "arguments": family.arguments}
+    return FamilyModel(module, family, family.stage(module), pixels, **options)
 
 
 def _folder(name: str) -> Path | None:
