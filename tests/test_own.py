@@ -285,6 +285,9 @@ MISTAKES: dict[str, tuple[str, Any, str]] = {
     ),
     "no such prediction": ("prediction", "logits", "the output has no field 'logits'"),
     "a prediction of another kind": ("task", "detect", "it has to be B Q C and B Q 4 for a detector"),
+    "labels by name": ("labels", {"cat": 0}, "'labels' of the spec is {'cat': 0}: write a list of names, or lines"),
+    "labels that are a number": ("labels", 5, "'labels' of the spec is 5: write a list of names, or lines"),
+    "labels that are a word": ("labels", "cat", "'labels' of the spec is 'cat': write a list of names, or lines"),
     "a size that does not fit": ("pixels/size", [32, 32], "a forward pass over images of 32x32 pixels fails"),
 }
 

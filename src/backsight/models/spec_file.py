@@ -68,12 +68,11 @@ def read_spec(given: str | Path | Mapping[str, Any]) -> OwnSpec:
                 f"{where} has a stage '{name}': names are letters, digits and _, each one once, not 'image'"
             )
     spec = {"family": "own", "task": "features", **{name: raw[name] for name in ("family", "task") if name in raw}}
-    labels = raw.get("labels") or {}
     return OwnSpec(
         _build(Spec, {**spec, "stages": stages}, where),
         _build(Pixels, _mapping(raw["pixels"], f"'pixels' of {where}"), f"'pixels' of {where}"),
         _answer(raw.get("prediction"), f"'prediction' of {where}"),
-        {int(key): str(word) for key, word in (labels.items() if isinstance(labels, Mapping) else enumerate(labels))},
+        _labels(raw.get("labels") or {}, where),
         dict(_mapping(raw.get("arguments") or {}, f"'arguments' of {where}")),
         json.loads(json.dumps(raw, default=str)),
     )
@@ -151,6 +150,14 @@ def _inverse(given: Any, where: str) -> tuple[str, dict[str, Any]]:
 def _answer(given: Any, where: str) -> Answer:
     given = given if isinstance(given, Mapping) else {"logits": given}
     return _build(Answer, given, where)
+
+
+def _labels(given: Any, where: str) -> dict[int, str]:
+    """The names of the classes by number, from a list, or from numbers and names."""
+    named = dict(enumerate(given)) if isinstance(given, list | tuple) else given
+    if not isinstance(named, Mapping) or not all(str(key).isdecimal() for key in named):
+        raise UserError(f"'labels' of {where} is {given!r}: write a list of names, or lines 'number: name', as 0: cat")
+    return {int(key): str(word) for key, word in named.items()}
 
 
 # ---- from YAML's types to ours
