@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from timm.data.transforms_factory import transforms_imagenet_eval
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform, transforms_imagenet_eval
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 from transformers import DetrImageProcessor
@@ -16,6 +18,7 @@ from transformers import DetrImageProcessor
 from backsight.core import Pixels
 from backsight.data import Target, fit, fit_target
 from backsight.data.fit import place
+from backsight.models import from_timm
 from pictures import drawn
 
 SIZES = [(75, 100), (100, 75), (231, 173), (60, 300), (64, 64), (31, 47)]
@@ -57,6 +60,31 @@ def test_stretch_is_timms_squash(original: tuple[int, int], fraction: float) -> 
         image
     )
     assert_alike(fit(tensor(image), pixels), theirs, "bicubic")
+
+
+@pytest.mark.parametrize("original", [(300, 600), (600, 300)])
+@pytest.mark.parametrize(
+    ("architecture", "mode"), [("eva02_base_patch14_448", "stretch"), ("vit_base_patch16_224", "crop")]
+)
+def test_a_model_of_timm_sees_what_timm_evaluates_it_on(
+    architecture: str, mode: str, original: tuple[int, int]
+) -> None:
+    with torch.device("meta"):
+        module = timm.create_model(architecture)
+    pixels = from_timm.pixels(module, None)
+    assert pixels.fit == mode
+    image = drawn(*original)
+    transform: Any = create_transform(**resolve_model_data_config(module), normalize=False)
+    assert_alike(fit(tensor(image), pixels), transform(image), pixels.interpolation)
+
+
+def test_a_model_that_timm_pads_for_is_cropped_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with torch.device("meta"):
+        module: Any = timm.create_model("test_vit")
+    module.pretrained_cfg = {**module.pretrained_cfg, "crop_mode": "border"}
+    with caplog.at_level("INFO", logger="backsight"):
+        assert from_timm.pixels(module, None).fit == "crop"
+    assert "crop mode 'border'" in caplog.text
 
 
 @pytest.mark.parametrize("original", SIZES)

@@ -2,43 +2,55 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from backsight.core import Pixels, UserError
+from backsight.core import Fit, Pixels, UserError
 from backsight.models.weights import mismatch, read_state, weights_in
+
+logger = logging.getLogger(__name__)
+
+_FITS: dict[str, Fit] = {"squash": "stretch", "center": "crop"}
+"""timm's modes of cropping -> ours. It has one more, ``border``, which pads on all four sides: no model takes a mask of
+that."""
 
 
 def build(
-    architecture: str, *, folder: Path | None = None, file: Path | None = None, size: tuple[int, int] | None = None
+    architecture: str,
+    *,
+    folder: Path | None = None,
+    file: Path | None = None,
+    random: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> nn.Module:
-    """The model of timm's ``architecture``: weights from a ``folder`` or a ``file``, random where neither is given.
+    """The model of timm's ``architecture``, configured as in a ``folder`` if there is one.
+
+    Its weights are those of ``file``, else those in the ``folder`` unless they are to be ``random``, else random.
 
     Raises:
         UserError: the weights are of another model, or the model cannot take images of ``size``.
     """
     import timm
 
+    if folder is not None and not timm.is_model(architecture.partition(".")[0]):
+        raise UserError(f"{folder} holds a '{architecture}', which timm {timm.__version__} does not know: upgrade timm")
     options: dict[str, Any] = {} if size is None or _takes_any_size(architecture) else {"img_size": size}
-    if folder is not None:
-        if not timm.is_model(architecture.partition(".")[0]):
-            raise UserError(
-                f"{folder} holds a '{architecture}', which timm {timm.__version__} does not know: upgrade timm"
-            )
-        read_state(weights_in(folder))  # timm would report a broken file by a traceback of its own
-        options |= {"pretrained": True}
     if file is not None:
-        read_state(file)
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
+        read_state(file)  # timm would report a broken file by a traceback of its own
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file), "source": ""}}
+    elif folder is not None and not random:
+        read_state(weights_in(folder))
+        options |= {"pretrained": True}
     try:
         module = timm.create_model(architecture if folder is None else f"local-dir:{folder}", **options)
     except RuntimeError as error:
         if "state_dict" not in str(error):
             raise
-        raise mismatch(str(folder or file), *_differing(str(error))) from error
+        raise mismatch(str(file or folder), *_differing(str(error))) from error
     except (AssertionError, TypeError, ValueError) as error:
         if size is None:
             raise
@@ -90,6 +102,12 @@ def pixels(module: nn.Module, size: tuple[int, int] | None) -> Pixels:
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         interpolation=config["interpolation"],
-        fit="crop",
+        fit=_fit(config["crop_mode"]),
         crop_fraction=config["crop_pct"],
     )
+
+
+def _fit(mode: str) -> Fit:
+    if mode not in _FITS:
+        logger.info("timm pads pictures for this model (crop mode '%s'): here the centre is cut out instead", mode)
+    return _FITS.get(mode, "crop")
