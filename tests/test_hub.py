@@ -22,9 +22,10 @@ from backsight.core import UserError
 from backsight.files import write_json, write_text
 from backsight.hub import is_hub_name
 from backsight.hub.card import public_facts
-from backsight.staging import StagedModel
-from small import random_images
-from stand_in_hub import TOKEN, StandInHub
+from backsight.models import load_model
+from backsight.staging import RANDOM, StagedModel
+from small import random_images, save_transformers
+from stand_in_hub import TOKEN, Repository, StandInHub
 
 PLANS = {"backbone": Plan("patch"), "encoder": Plan("blocks", {"depth": 1, "heads": 2})}
 NOBODY = "http://127.0.0.1:9"
@@ -333,6 +334,24 @@ def test_names_that_are_not_there(server: StandInHub, vit: StagedModel) -> None:
     assert "me/seen has no revision 'nose'" in told(lambda: ChainEnsemble.from_pretrained("me/seen", "nose"))
     server.down = True
     assert "the hub answers 503 for me/seen: try again later" in told(lambda: InverseChain.from_pretrained("me/seen"))
+
+
+def test_a_model_of_the_hub_without_its_weights_is_its_configuration(server: StandInHub, tmp_path: Path) -> None:
+    save_transformers("dinov2", tmp_path / "saved")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    server.repositories["me/model"] = Repository()
+    server.repositories["me/model"].commit("main", files)
+    random = load_model("me/model", random_weights=True, seed=1)
+    save_file(random.module.state_dict(), tmp_path / "other.safetensors")
+    filled = load_model("me/model", weights=tmp_path / "other.safetensors")
+    assert not any("safetensors" in path for _, path in server.requests)
+    assert (random.weights, filled.weights) == (RANDOM, str(tmp_path / "other.safetensors"))
+    assert filled.digest() == random.digest()
+    own = load_model("me/model")
+    assert own.weights == "me/model"
+    assert own.digest() == load_model(str(tmp_path / "saved")).digest() != random.digest()
+    message = told(lambda: load_model("me/nothing", random_weights=True))
+    assert message.endswith("download config.json of me/nothing, and name the folder instead of the model")
 
 
 def test_a_private_repository_needs_its_token(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,62 @@ def test_random_weights_are_drawn_from_the_seed(name: str, tiny_detr: str) -> No
     assert models[0].digest() == models[1].digest() != models[2].digest()
     assert {model.weights for model in models} == {RANDOM} == {"random"}
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.fixture(params=["vit", "detr", "dinov2"])
+def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The folder of a small model, as its library saves it."""
+    (save_timm if request.param == "vit" else save_transformers)(request.param, tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_a_folder_is_filled_from_another_file(saved: Path, tmp_path: Path) -> None:
+    other = load_model(str(saved), random_weights=True, seed=9)
+    state = {name: value.clone() for name, value in other.module.state_dict().items()}
+    save_file(state, tmp_path / "named as in the module.safetensors")
+    files = [tmp_path / "named as in the module.safetensors"]
+    if hasattr(other.module, "save_pretrained"):  # of transformers, which saves under the names of older versions
+        other.module.save_pretrained(tmp_path / "other")  # pyright: ignore[reportCallIssue]
+        files.append(tmp_path / "other" / "model.safetensors")
+    for file in files:
+        loaded = load_model(str(saved), weights=file)
+        assert loaded.weights == str(file)
+        assert same_answers(loaded, other)
+        assert load_model(str(saved), weights=file, random_weights=True).digest() == other.digest()
+    assert load_model(str(saved)).digest() != other.digest()
+    expect_mistake("no file of weights at .*none.pth", str(saved), weights=tmp_path / "none.pth")
+    save_file({"nose.weight": torch.zeros(2)}, tmp_path / "nose.safetensors")
+    expect_mistake(r"are of another model: \d+ tensors are missing", str(saved), weights=tmp_path / "nose.safetensors")
+    last = [name for name, value in state.items() if value.dim() > 1][-1]
+    save_file({**state, last: state[last][:1].clone()}, tmp_path / "cut.safetensors")
+    expect_mistake("are of another model", str(saved), weights=tmp_path / "cut.safetensors")
+
+
+def test_a_folder_s_model_is_built_with_random_weights(saved: Path) -> None:
+    (saved / "model.safetensors").unlink()
+    state = torch.random.get_rng_state()
+    models = [load_model(str(saved), random_weights=True, seed=seed) for seed in (5, 5, 6)]
+    assert models[0].digest() == models[1].digest() != models[2].digest()
+    assert {model.weights for model in models} == {RANDOM}
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_model_of_the_zoo_can_have_other_weights(tmp_path: Path) -> None:
+    trained, random = load_model("zoo/vit-prior"), load_model("zoo/vit-prior", random_weights=True, seed=1)
+    assert (trained.weights, random.weights) == ("zoo/vit-prior", RANDOM)
+    assert trained.digest() != random.digest()
+    assert trained.pixels == random.pixels
+    save_file(random.module.state_dict(), tmp_path / "other.safetensors")
+    other = load_model("zoo/vit-prior", weights=tmp_path / "other.safetensors")
+    assert (other.weights, other.digest()) == (str(tmp_path / "other.safetensors"), random.digest())
+    expect_mistake("no file of weights at .*none.pth", "zoo/vit-prior", weights=tmp_path / "none.pth")
+
+
+def test_a_named_model_takes_the_file_that_its_library_saves(tiny_detr: str, tmp_path: Path) -> None:
+    module: Any = load_model(tiny_detr, random_weights=True, seed=3, size=SIZE).module
+    module.save_pretrained(tmp_path)
+    loaded = load_model(tiny_detr, weights=tmp_path / "model.safetensors", size=SIZE)
+    assert all(map(torch.equal, loaded.module.state_dict().values(), module.state_dict().values()))
 
 
 class Trap:
@@ -152,6 +209,43 @@ def test_a_folder_that_is_no_model(config: str | None, message: str, tmp_path: P
     if config is not None:
         (tmp_path / "config.json").write_text(config)
     expect_mistake(message, str(tmp_path))
+    if config is not None and "nose_vit" in config:
+        expect_mistake(message, str(tmp_path), size=SIZE)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("{", r"preprocessor_config\.json is not JSON"),
+        ("[]", r"preprocessor_config\.json is not a model's configuration"),
+        ('{"crop_size": {"shortest_edge": 48}}', r"preprocessor_config\.json cannot be read \(KeyError: 'height'\)"),
+        ('{"size": {"height": 48, "width": 48}, "image_mean": 5}', r"preprocessor_config\.json cannot be read"),
+    ],
+)
+def test_a_folder_with_a_broken_preprocessor(said: str, message: str, tmp_path: Path) -> None:
+    save_transformers("dinov2", tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(said)
+    expect_mistake(message, str(tmp_path))
+
+
+def test_a_configuration_that_the_library_refuses(tmp_path: Path) -> None:
+    save_transformers("dinov2", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
+    expect_mistake(r"config\.json is refused by transformers \(.*hidden_size", str(tmp_path))
+
+
+@pytest.mark.parametrize("family", [name for name, family in MODELS.items() if family.library == "transformers"])
+def test_a_configuration_that_names_no_class(family: str, tmp_path: Path) -> None:
+    """A detector where the type has one, else a classifier, or a bare model if there are no weights of a head."""
+    module: Any = save_transformers(family, tmp_path)
+    for each in (module, module.base_model) if hasattr(module, "classifier") else (module,):
+        each.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        named = load_model(str(tmp_path))
+        (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": None}))
+        assert same_answers(load_model(str(tmp_path)), named)
+        assert type(load_model(str(tmp_path), random_weights=True).module) is type(module)
 
 
 @pytest.mark.parametrize("content", ["broken", "other", "shapes"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 
 from backsight.core import Pixels, UserError
 from backsight.models.original_detr import from_original, is_original
-from backsight.models.weights import fill, mismatch, read_config, read_state, weights_in
+from backsight.models.weights import fill, mismatch, read_config, read_json, read_state, weights_in
 
 _RESAMPLE: dict[int, Any] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers for interpolation, which preprocessor_config.json uses."""
@@ -28,70 +28,121 @@ def build(kind: str, configure: Mapping[str, Any], file: Path | None = None) -> 
     """
     from transformers import AutoConfig
 
-    auto, options = _auto_class(kind, configure.get("architectures"))
-    module = auto.from_config(AutoConfig.for_model(kind, **configure), **options)
-    if file is not None:
-        state = read_state(file)
-        state = from_original(state, file) if is_original(state) else state
-        fill(module, state, str(file))
-    return module
+    config = AutoConfig.for_model(kind, **configure)
+    auto, options = _auto_class(config, configure.get("architectures"))
+    module = auto.from_config(config, **options)
+    return module if file is None else _filled(module, file, options)
 
 
-def load(folder: Path) -> nn.Module:
-    """The model saved in ``folder``.
+def load(folder: Path, file: Path | None = None, *, random: bool = False) -> nn.Module:
+    """The model saved in ``folder``, with the weights of ``file`` or ``random`` ones in place of its own.
 
     Raises:
-        UserError: the weights are missing or broken, or do not fit the configuration beside them.
+        UserError: the weights are missing or broken, or do not fit the configuration.
     """
     from transformers import AutoConfig
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     raw = read_config(folder)
-    read_state(weights_in(folder))  # the library would report a broken file by a traceback of its own
+    # The library would report a broken file by a traceback of its own.
+    state = {} if random and file is None else read_state(file or weights_in(folder))
     # Kept beside `backbone`, these make the library ask the hub for weights that the folder already holds.
     raw.pop("backbone_kwargs", None)
     raw |= {"use_pretrained_backbone": False} if "backbone" in raw else {}
-    config = AutoConfig.for_model(**raw)
-    auto, options = _auto_class(config.model_type, raw.get("architectures"))
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        module, info = auto.from_pretrained(
-            folder,
-            config=config,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
-        )
-    finally:
-        logging.set_verbosity(verbosity)
-    missing = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
+        config = AutoConfig.for_model(**raw)
+    except Exception as error:  # every type checks its own values, and their errors are of many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder / 'config.json'} is refused by transformers ({reason}): mend it there") from error
+    auto, options = _auto_class(config, raw.get("architectures"), state)
+    if random or file is not None:
+        module = auto.from_config(config, **options).float()
+        return module if file is None else _filled(module, file, options)
+    with _quiet():
+        module, info = auto.from_pretrained(folder, config=config, local_files_only=True, **_REPORTING, **options)
+    missing, unexpected = _differing(info)
     if missing:
-        raise mismatch(str(folder), sorted(missing), sorted(info["unexpected_keys"]))
+        raise mismatch(str(folder), missing, unexpected)
     return module.float()
 
 
-def _auto_class(kind: str, architectures: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:
-    """The class that loads what is saved as ``architectures`` (a detector where nothing is said), and its options.
+def _filled(module: Any, file: Path, options: Mapping[str, Any]) -> nn.Module:
+    """The module with the weights of ``file``, whose tensors are named as in the module, in files that the library
+    saves (where it keeps the names of older versions), or by DETR's own authors."""
+    state = read_state(file)
+    state = from_original(state, file) if is_original(state) else state
+    if state.keys() == module.state_dict().keys():
+        fill(module, state, str(file))
+        return module
+    with _quiet():
+        filled, info = type(module).from_pretrained(
+            None, config=module.config, state_dict=state, **_REPORTING, **options
+        )
+    missing, unexpected = _differing(info)
+    others = [name for name in unexpected if not ("add_pooling_layer" in options and name.startswith("pooler."))]
+    if missing or others:
+        raise mismatch(str(file), missing, others)
+    return filled.float()
 
-    A bare ViT may be saved without the pooler that its class has; drawn anew, that would be another model every time.
+
+_REPORTING: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+"""Options by which the library tells what does not fit, in place of an error of its own."""
+
+
+def _differing(info: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The tensors that the library found missing, or of another shape, and those that it did not expect."""
+    missing = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
+    return sorted(missing), sorted(info["unexpected_keys"])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own reports of what it loads."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _auto_class(
+    config: Any, architectures: Sequence[str] | None, tensors: Iterable[str] = ()
+) -> tuple[Any, dict[str, Any]]:
+    """The class that loads what is saved as ``architectures``, and its options.
+
+    Where nothing is said, it is a detector if the type has one, else a classifier if its ``tensors`` include the head's
+    or are not known. A bare ViT may be saved without the pooler that its class has; drawn anew, that would be another
+    model every time.
     """
-    from transformers import AutoModel, AutoModelForImageClassification, AutoModelForObjectDetection
+    from transformers import (
+        MODEL_FOR_OBJECT_DETECTION_MAPPING,
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoModelForObjectDetection,
+    )
 
-    saved = " ".join(architectures or ["Detection"])
+    names = list(tensors)
+    headed = not names or any(name.startswith("classifier.") for name in names)
+    default = "Detection" if type(config) in MODEL_FOR_OBJECT_DETECTION_MAPPING else "ImageClassification" * headed
+    saved = " ".join(architectures or [default])
     if "Detection" in saved:
         return AutoModelForObjectDetection, {}
     if "ImageClassification" in saved:
         return AutoModelForImageClassification, {}
-    return AutoModel, {"add_pooling_layer": False} if kind == "vit" else {}
+    return AutoModel, {"add_pooling_layer": False} if config.model_type == "vit" else {}
 
 
 def preprocessor(folder: Path) -> Mapping[str, Any]:
-    """What ``preprocessor_config.json`` of a model's folder says of images; nothing where there is none."""
+    """What ``preprocessor_config.json`` of a model's folder says of images; nothing where there is none.
+
+    Raises:
+        UserError: the file is broken.
+    """
     path = folder / "preprocessor_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def own_size(module: Any) -> tuple[int, int] | None:
@@ -112,8 +163,20 @@ def pixels(module: Any, said: Mapping[str, Any], size: tuple[int, int] | None, d
     that does not normalise leaves values in [0, 1].
 
     Raises:
-        UserError: patches do not tile images of ``size``.
+        UserError: what it has said cannot be read, or patches do not tile images of ``size``.
     """
+    try:
+        found = _read(said, size, default)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"the model's preprocessor_config.json cannot be read ({reason}): mend its sizes, or remove it"
+        ) from error
+    _check_patches(module.config, found.size)
+    return found
+
+
+def _read(said: Mapping[str, Any], size: tuple[int, int] | None, default: tuple[int, int]) -> Pixels:
     named, crop = said.get("size"), said.get("crop_size") if said.get("do_center_crop", True) else None
     if isinstance(named, dict) and {"height", "width"} <= named.keys():
         default = (named["height"], named["width"])
@@ -122,7 +185,6 @@ def pixels(module: Any, said: Mapping[str, Any], size: tuple[int, int] | None, d
         crop = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
         shorter = named.get("shortest_edge", min(crop)) if isinstance(named, dict) else named or min(crop)
         standard = replace(standard, size=size or crop, fit="crop", crop_fraction=min(crop) / shorter)
-    _check_patches(module.config, standard.size)
     normalised = said.get("do_normalize", True)
     return replace(
         standard,

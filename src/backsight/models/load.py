@@ -39,8 +39,10 @@ def load_model(
             ``timm/vit_base_patch16_224``), a folder with ``config.json`` and weights, ``zoo/...``, or a function in a
             file of your own (``my_module.py:build``), which is run because you name it.
         size: image size (H, W) other than the model's own.
-        weights: a file of weights for the model ``name``: ``.safetensors``, or ``.pth``/``.bin`` (never unpickled).
-        random_weights: build the true-size model with random weights, drawn from ``seed``: for trying things out.
+        weights: a file of weights for the model ``name``, in place of its own: ``.safetensors``, or ``.pth``/``.bin``
+            (never unpickled).
+        random_weights: build the true-size model with random weights, drawn from ``seed``: for trying things out. Of a
+            folder, or a name on the hub, only the configuration is read. ``weights`` go before it.
         device: where to put it.
         seed: of the random weights.
         spec: where the stages of a model of your own are, see :func:`stage`.
@@ -53,25 +55,20 @@ def load_model(
         return load_own(name, spec, size=size, weights=file, random_weights=random_weights, seed=seed).to(device)
     if spec is not None:
         raise UserError(f"--spec stages a model of your own, FILE.py:FUNCTION; where the stages of {name} are is known")
-    folder = _folder(name) or _of_the_hub(name)
-    if folder is not None:
-        module, family, pixels = _from_folder(folder, size)
-        return stage_module(module, family, pixels, name=name, weights=name).to(device)
-    family, short, hub_name = _known(name)
-    if weights is None and not random_weights:
-        folder = download(hub_name)
-        module, family, pixels = _from_folder(folder, size)
-        return stage_module(module, family, pixels, name=name, weights=hub_name).to(device)
     file = None if weights is None else Path(weights)
+    own = file is None and not random_weights
+    folder, source = _folder(name) or _of_the_hub(name, weights=own), name
+    if folder is None and own:
+        source = _known(name)[-1]
+        folder = download(source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if family.library == "timm":
-            module = from_timm.build(short, file=file, size=size)
-            pixels = from_timm.pixels(module, size)
+        if folder is None:
+            module, family, pixels = _from_name(name, size, file)
         else:
-            module = from_transformers.build(family.kind, family.configure[short], file)
-            pixels = from_transformers.pixels(module, family.preprocess.get(short, {}), size, family.size)
-    return stage_module(module, family, pixels, name=name, weights=RANDOM if file is None else str(file)).to(device)
+            module, family, pixels = _from_folder(folder, size, file, random=random_weights)
+    words = source if own else RANDOM if file is None else str(file)
+    return stage_module(module, family, pixels, name=name, weights=words).to(device)
 
 
 def blueprint(family: Family, short: str) -> nn.Module | None:
@@ -111,23 +108,37 @@ def _folder(name: str) -> Path | None:
     return path if path.is_dir() else None
 
 
-def _of_the_hub(name: str) -> Path | None:
+def _of_the_hub(name: str, *, weights: bool) -> Path | None:
     """The downloaded folder of a hub name (``owner/model``) that is none of the well-known ones."""
     known = {hub_name for family in MODELS.values() for hub_name in family.names.values()}
     if name in known or name.startswith("timm/") or not _HUB_NAME.fullmatch(name):
         return None
-    return download(name)
+    return download(name, weights=weights)
 
 
-def _from_folder(folder: Path, size: tuple[int, int] | None) -> tuple[nn.Module, Family, Pixels]:
+def _from_name(name: str, size: tuple[int, int] | None, file: Path | None) -> tuple[nn.Module, Family, Pixels]:
+    """A named model without what the hub has of it: the weights of ``file``, or random ones."""
+    family, short, _ = _known(name)
+    if family.library == "timm":
+        module = from_timm.build(short, file=file, size=size)
+        return module, family, from_timm.pixels(module, size)
+    module = from_transformers.build(family.kind, family.configure[short], file)
+    return module, family, from_transformers.pixels(module, family.preprocess.get(short, {}), size, family.size)
+
+
+def _from_folder(
+    folder: Path, size: tuple[int, int] | None, file: Path | None, *, random: bool
+) -> tuple[nn.Module, Family, Pixels]:
+    """The model whose configuration is in ``folder``: its weights are there too, unless in ``file`` or ``random``."""
     config = read_config(folder)
     if "architecture" in config:
-        module = from_timm.build(config["architecture"], folder=folder, size=size)
+        module = from_timm.build(str(config["architecture"]), folder=folder, file=file, random=random, size=size)
         return module, _family("timm", type(module).__name__), from_timm.pixels(module, size)
     family = _family("transformers", config.get("model_type", "nothing"))
-    module = from_transformers.load(folder)
+    said = from_transformers.preprocessor(folder)
+    module = from_transformers.load(folder, file, random=random)
     default = from_transformers.own_size(module) or family.size
-    return module, family, from_transformers.pixels(module, from_transformers.preprocessor(folder), size, default)
+    return module, family, from_transformers.pixels(module, said, size, default)
 
 
 def _family(library: str, kind: str) -> Family:

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from backsight.core import UserError
 
-FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin")
+CONFIGURATION: tuple[str, ...] = ("config.json", "preprocessor_config.json")
+WEIGHTS: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
 
 
-def download(hub_name: str) -> Path:
-    """The local folder of a model of the hub: from the cache if it is there, else fetched.
+def download(hub_name: str, *, weights: bool = True) -> Path:
+    """The local folder of a model of the hub: from the cache if it is there, else fetched. Without its ``weights``, the
+    configuration alone.
 
     Raises:
         UserError: it is not cached and cannot be fetched; the message says what to put where.
@@ -23,28 +25,31 @@ def download(hub_name: str) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    files = [*CONFIGURATION, *(WEIGHTS if weights else ())]
     try:
-        return _complete(Path(snapshot_download(hub_name, allow_patterns=list(FILES), local_files_only=True)))
+        return _complete(Path(snapshot_download(hub_name, allow_patterns=files, local_files_only=True)), weights)
     except (LocalEntryNotFoundError, FileNotFoundError):
         pass
-    by_hand = f"download config.json and model.safetensors of {hub_name}, and name their folder instead of the model"
+    needed = "config.json and model.safetensors" if weights else "config.json"
+    by_hand = f"download {needed} of {hub_name}, and name the folder instead of the model"
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"{hub_name} is not in the local cache and HF_HUB_OFFLINE is set: unset it, or {by_hand}")
     try:
         HfApi().model_info(hub_name, timeout=10)
-        return _complete(Path(snapshot_download(hub_name, allow_patterns=list(FILES))))
+        return _complete(Path(snapshot_download(hub_name, allow_patterns=files)), weights)
     except HfHubHTTPError as error:
         status = error.response.status_code
         raise UserError(f"the hub answers {status} for '{hub_name}': check the name, or {by_hand}") from error
     except Exception as error:  # the hub's client changes its network library, and with it the errors
         raise UserError(
-            f"no network ({type(error).__name__}) and no local copy of {hub_name}: {by_hand}; "
-            "or add --random-weights to try without trained weights"
+            f"no network ({type(error).__name__}) and no local copy of {hub_name}: {by_hand}"
+            + ("; or add --random-weights to try without trained weights" if weights else "")
         ) from error
 
 
-def _complete(folder: Path) -> Path:
-    if not (folder / "config.json").is_file() or not any((folder / name).is_file() for name in FILES[2:]):
+def _complete(folder: Path, weights: bool) -> Path:
+    held = not weights or any((folder / name).is_file() for name in WEIGHTS)
+    if not (folder / "config.json").is_file() or not held:
         raise FileNotFoundError(folder)
     return folder
 
@@ -58,6 +63,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} has no config.json: a model's folder holds config.json and model.safetensors")
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file of a model's configuration says.
+
+    Raises:
+        UserError: it is not JSON, or something other than names and values.
+    """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -73,7 +87,7 @@ def weights_in(folder: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    for name in FILES[2:]:
+    for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
     raise UserError(f"{folder} has no weights: it should hold model.safetensors beside config.json")
