@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from backsight.core import UserError
 
@@ -57,6 +58,15 @@ def _has_matrix_units() -> bool:
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """torch's autocast to bf16, or nothing for fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def exact(values: Tensor) -> Tensor:
+    """``values`` in float64, so that a sum over many of them loses nothing, without their gradient.
+
+    They stay where they are, but for Apple's GPUs, which have no float64: from there they go to the CPU first.
+    """
+    values = values.detach()
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def peak_memory(device: torch.device) -> int:

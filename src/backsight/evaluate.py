@@ -13,6 +13,7 @@ from torch import Tensor
 from backsight.chain import ChainEnsemble, InverseChain
 from backsight.core import UserError, split_entry
 from backsight.data import Batch
+from backsight.devices import exact
 from backsight.metrics import bootstrap, mse, on_valid, psnr, saturation, ssim
 from backsight.staging import StagedModel
 
@@ -174,8 +175,9 @@ class _Share:
         if counted is not None:
             output, target = (each.movedim(channels, -1).flatten(1, -2)[counted][None] for each in (output, target))
             channels = 2
-        by_channel = target.double().movedim(channels, -1).flatten(0, -2)
-        self.error += (output.double() - target.double()).square().sum().item()
+        output, target = exact(output), exact(target)
+        by_channel = target.movedim(channels, -1).flatten(0, -2)
+        self.error += (output - target).square().sum().item()
         self.sum = self.sum + by_channel.sum(0)
         self.squares = self.squares + by_channel.square().sum(0)
         self.count += len(by_channel)

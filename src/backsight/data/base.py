@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from backsight.devices import exact
+
 
 @dataclass(frozen=True)
 class Target:
@@ -119,9 +121,11 @@ def join_valid(samples: Sequence[Sample]) -> Tensor | None:
 def sum_images(batch: Batch) -> tuple[Tensor, Tensor | int]:
     """The sum of a batch's images, ``3 H W`` float64, and over how many of them it goes at each pixel: ``H W``, or one
     number where none is padded."""
+    images = exact(batch.images)
     if batch.valid is None:
-        return batch.images.double().sum(0), len(batch.ids)
-    return (batch.images.double() * batch.valid[:, None]).sum(0), batch.valid.sum(0)
+        return images.sum(0), len(batch.ids)
+    valid = batch.valid.to(images.device)
+    return (images * valid[:, None]).sum(0), valid.sum(0)
 
 
 def mean_of(images: Tensor, counts: Tensor | int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from backsight.data import Batch
+from backsight.devices import exact
 from backsight.experiments.model_lines import lines_of, title_of
 from backsight.experiments.objects import category_mask, find_class
 from backsight.experiments.registry import Experiment
@@ -156,7 +157,7 @@ def pairwise_error(images: Tensor) -> Tensor:
 
     That is twice their variance (the unbiased one), so no pair is ever formed.
     """
-    return 2 * images.double().var(-4, correction=1).mean(-3)
+    return 2 * exact(images).var(-4, correction=1).mean(-3)
 
 
 def hue_retention(given: Tensor, found: Tensor, mask: Tensor) -> Tensor:

@@ -25,6 +25,10 @@ class Edit:
     after: Tensor
     region: Tensor
 
+    def to(self, device: torch.device) -> Edit:
+        """The same on ``device``."""
+        return Edit(self.before.to(device), self.after.to(device), self.region.to(device))
+
 
 def edit(world: World, indices: Sequence[int], factor: str, hues: Tensor | None = None) -> Edit:
     """The scenes ``indices`` of ``world`` with ``factor``, one of :data:`FACTORS`, changed.

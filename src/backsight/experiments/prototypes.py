@@ -13,6 +13,7 @@ from torch import Tensor
 from backsight.data import Batch
 from backsight.data.scenes import class_hues
 from backsight.data.world import World
+from backsight.devices import exact
 from backsight.experiments.gather import gather
 from backsight.experiments.model_lines import lines_of, title_of
 from backsight.experiments.objects import category_mask, object_labels
@@ -147,8 +148,8 @@ def colour_of(
         hue: of its class, a complex unit vector.
         others: those of all other classes; without any, the alignment with them is NaN.
     """
-    seen = region_mean(chroma(images).double(), mask)
-    value = region_mean(images.amax(-3).double(), mask)
+    seen = region_mean(exact(chroma(images)), mask)
+    value = region_mean(exact(images.amax(-3)), mask)
     vector = colour_vector(images, mask).to(seen.device) / seen.clamp(min=VISIBLE)
     other = torch.stack(list(others)).mean() if others else torch.tensor(complex(math.nan, math.nan))
     return {

@@ -128,7 +128,7 @@ class Subject:
 
     def collect(self, measure: Callable[[Batch], Tensor]) -> Tensor:
         """``measure`` of every batch, ``S B`` (or ``B``, for quantities without seeds), joined over all images."""
-        parts = [measure(batch).detach().double().cpu() for batch in self.batches]
+        parts = [measure(batch).detach().cpu().double() for batch in self.batches]
         return torch.cat([part[None] if part.ndim == 1 else part for part in parts], 1)
 
     def require(self, *needs: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from backsight.core import Layout, UserError
 from backsight.data import Batch
+from backsight.devices import exact
 from backsight.experiments.gather import gather
 from backsight.experiments.model_lines import title_of
 from backsight.experiments.registry import Experiment
@@ -128,7 +129,7 @@ class _Trial:
 
     def errors(self) -> dict[tuple[str, str], Tensor]:
         """(metric, region) -> ``S B``."""
-        apart = (self.noisy.double() - self.clean).square().mean(2)
+        apart = (exact(self.noisy) - exact(self.clean)).square().mean(2)
         inside, outside = region_mean(apart, self.mask), region_mean(apart, ~self.mask)
         contained = torch.where(inside >= UNCHANGED, 1 - outside / inside, math.nan)
         return {("error", "noised"): inside, ("error", "untouched"): outside, ("containment", ""): contained}

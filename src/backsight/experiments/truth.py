@@ -19,6 +19,7 @@ from torch import Tensor
 
 from backsight.core import UserError
 from backsight.data.world import World
+from backsight.devices import exact
 from backsight.experiments.edits import FACTORS, Edit, edit
 from backsight.experiments.readout import read_features
 from backsight.experiments.registry import Experiment
@@ -74,7 +75,7 @@ def _measure(subject: Subject, num_scenes: int, num_training: int) -> Iterator[M
         probes = [_fit_probes(subject, world, factor, num_training, seed) for seed in range(len(subject.seeds))]
         found: dict[tuple[str, str], list[Tensor]] = {}
         for start in range(0, num_scenes, _AT_ONCE):
-            change = edit(world, range(start, min(start + _AT_ONCE, num_scenes)), factor)
+            change = edit(world, range(start, min(start + _AT_ONCE, num_scenes)), factor).to(subject.model.device)
             for key, values in _survivals(subject, change, probes):
                 found.setdefault(key, []).append(values)
         for (stage, reader), parts in found.items():
@@ -104,8 +105,9 @@ def _survivals(
 
 def _ratio(found: Tensor, known: Tensor) -> Tensor:
     """How much of ``known`` ``B T`` is in ``found`` ``S B T``: ``S B``, NaN where nothing was changed."""
-    size = known.double().square().sum(-1)
-    return (found.double() * known).sum(-1) / torch.where(size > 1e-6, size, math.nan)
+    found, known = exact(found), exact(known)
+    size = known.square().sum(-1)
+    return (found * known).sum(-1) / torch.where(size > 1e-6, size, math.nan)
 
 
 def _mean_colour(images: Tensor, region: Tensor) -> Tensor:
@@ -123,7 +125,8 @@ def _fit_probes(subject: Subject, world: World, factor: str, num: int, seed: int
     colours = []
     for start in range(seed * num, (seed + 1) * num, _AT_ONCE):
         indices = range(start, min(start + _AT_ONCE, (seed + 1) * num))
-        change = edit(training, indices, factor, 360 * torch.rand(len(indices), generator=generator))
+        hues = 360 * torch.rand(len(indices), generator=generator)
+        change = edit(training, indices, factor, hues).to(subject.model.device)
         there = change.region.flatten(1).any(1)
         for images in (change.before[there], change.after[there]):
             trace, region = subject.model.run(images), change.region[there]
@@ -136,7 +139,7 @@ def _fit_probes(subject: Subject, world: World, factor: str, num: int, seed: int
 @torch.no_grad()
 def _pictures(subject: Subject, num: int = 3) -> Iterator[Picture]:
     """The first scenes, their objects in the opposite hue, and both as the first seed paints them."""
-    change = edit(_world(subject), range(4 * num), "hue")
+    change = edit(_world(subject), range(4 * num), "hue").to(subject.model.device)
     rows = change.region.flatten(1).any(1).nonzero()[:num, 0]
     for name, images in (("before", change.before[rows]), ("after", change.after[rows])):
         trace = subject.model.run(images)

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from backsight.core import Layout
+from backsight.devices import exact
 from backsight.inverses.base import Inverse
 
 
@@ -32,7 +33,7 @@ class Analytic(Inverse):
         self.offset: Tensor
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("inverse", torch.linalg.pinv(projection.flatten(1).double()).float())
+        self.register_buffer("inverse", torch.linalg.pinv(exact(projection.flatten(1))).float())
         self.register_buffer("offset", position + bias)
         self.register_buffer("mean", self.constant(constants, "mean", (3,)).view(3, 1, 1))
         self.register_buffer("std", self.constant(constants, "std", (3,)).view(3, 1, 1))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from backsight.core import UserError, valid_sizes
+from backsight.devices import exact
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """(``images``, ``others``) -> ``B``, as below."""
@@ -50,7 +51,7 @@ def mse(images: Tensor, others: Tensor, mask: Tensor | None = None) -> Tensor:
         return errors.mean((1, 2))
     if mask.shape != errors.shape:
         raise ValueError(f"the mask is {tuple(mask.shape)}, {tuple(errors.shape)} (B H W) was expected")
-    inside = mask.to(errors)
+    inside = exact(mask)
     return (errors * inside).sum((1, 2)) / inside.sum((1, 2))
 
 
@@ -174,9 +175,11 @@ def on_valid(metric: Metric, valid: Tensor | None) -> Metric:
     def measure(images: Tensor, others: Tensor) -> Tensor:
         return torch.cat(
             [
-                metric(one[None, :, :rows, :columns], other[None, :, :rows, :columns])
-                if min(rows, columns) >= least
-                else torch.full((1,), torch.nan, dtype=torch.float64, device=images.device)
+                exact(
+                    metric(one[None, :, :rows, :columns], other[None, :, :rows, :columns])
+                    if min(rows, columns) >= least
+                    else torch.full((1,), torch.nan, device=images.device)
+                )
                 for one, other, (rows, columns) in zip(images, others, sizes, strict=True)
             ]
         )
@@ -202,9 +205,8 @@ def _perceptual_network() -> nn.Module:
 
 
 def _checked(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float64, so that a sum over many pixels loses nothing; Apple's GPUs have none, so there on the CPU."""
+    """Both in float64."""
     if images.ndim != 4 or images.shape[1] != 3 or images.shape != others.shape:
         shapes = f"{tuple(images.shape)} and {tuple(others.shape)}"
         raise ValueError(f"two batches of RGB images of one shape (B 3 H W) were expected, not {shapes}")
-    device = torch.device("cpu") if images.device.type == "mps" else images.device
-    return images.detach().to(device).double(), others.detach().to(device).double()
+    return exact(images), exact(others)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from backsight.devices import exact
+
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Tried on a fifth of the examples that the others do not hold; for standardised features, per example."""
 
@@ -23,7 +25,7 @@ class Probe:
 
     def __call__(self, features: Tensor) -> Tensor:
         """``n F`` -> ``n T``."""
-        return ((features.double() - self.centre) / self.scale) @ self.weights + self.offset
+        return ((exact(features) - self.centre) / self.scale) @ self.weights + self.offset
 
 
 def fit_probe(features: Tensor, targets: Tensor, penalties: tuple[float, ...] = PENALTIES) -> Probe:
@@ -43,18 +45,18 @@ def fit_probe(features: Tensor, targets: Tensor, penalties: tuple[float, ...] = 
 
 
 def _solve(features: Tensor, targets: Tensor, penalty: float) -> Probe:
-    features, targets = features.double(), targets.double()
+    features, targets = exact(features), exact(targets)
     centre, offset = features.mean(0), targets.mean(0)
     scale = features.std(0, correction=0).clamp(min=1e-8)
     x, y = (features - centre) / scale, targets - offset
     # Through the smaller of the two Gram matrices: w = (x'x + l)^-1 x'y = x'(xx' + l)^-1 y.
-    strength = penalty * len(x)
+    strength = penalty * len(x) * torch.eye(min(x.shape), dtype=x.dtype, device=x.device)
     if x.shape[1] <= len(x):
-        weights = torch.linalg.solve(x.T @ x + strength * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+        weights = torch.linalg.solve(x.T @ x + strength, x.T @ y)
     else:
-        weights = x.T @ torch.linalg.solve(x @ x.T + strength * torch.eye(len(x), dtype=x.dtype), y)
+        weights = x.T @ torch.linalg.solve(x @ x.T + strength, y)
     return Probe(centre, scale, weights, offset, penalty)
 
 
 def _error(probe: Probe, features: Tensor, targets: Tensor) -> float:
-    return (probe(features) - targets.double()).square().mean().item()
+    return (probe(features) - exact(targets)).square().mean().item()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from backsight.devices import exact
+
 LEAST_CONTRAST = 0.03
 """What has less contrast than this (a root mean square, RGB in [0, 1]) cannot be told from its surroundings: whether it
 is present has no answer."""
@@ -37,9 +39,9 @@ def contrast_kept(images: Tensor, others: Tensor, mask: Tensor) -> tuple[Tensor,
         contrast that is where it was: 1 for the original itself, 0 for stains). Both sum over the colours; NaN
         where the original's standard deviation is below :data:`LEAST_CONTRAST`.
     """
-    inside = _exact(mask[:, None])
+    inside = exact(mask[:, None])
     size = inside.sum((2, 3), keepdim=True)
-    one, other = _exact(images), _exact(others)
+    one, other = exact(images), exact(others)
     one = (one - (one * inside).sum((2, 3), keepdim=True) / size) * inside
     other = (other - (other * inside).sum((2, 3), keepdim=True) / size) * inside
     before, after, shared = ((a * b).sum((1, 2, 3)) for a, b in ((one, one), (other, other), (one, other)))
@@ -92,7 +94,7 @@ def presence(image: Tensor, reconstructions: Tensor, masks: Tensor, rings: Tenso
         ``S n`` float64 within :data:`PRESENCE_LIMITS`; NaN where region or ring is empty, or where the contrast of the
         image is below :data:`LEAST_CONTRAST`.
     """
-    own, found = _exact(image).flatten(1), _exact(reconstructions).flatten(2)
+    own, found = exact(image).flatten(1), exact(reconstructions).flatten(2)
     region, ring = _weights(masks), _weights(rings)
     around, around_found = ring @ own.T, ring @ found.mT  # n 3, S n 3
     mean, mean_found = region @ own.T, region @ found.mT
@@ -114,7 +116,7 @@ def standing_out(images: Tensor, mask: Tensor, ring: Tensor) -> Tensor:
         ``S`` float64 in [0, 1]; NaN where region or ring is empty.
     """
     inside, around = _weights(torch.stack([mask, ring]))
-    return (_exact(images).flatten(2) @ (inside - around)).square().mean(1).sqrt()
+    return (exact(images).flatten(2) @ (inside - around)).square().mean(1).sqrt()
 
 
 def brought_by(image: Tensor, reconstructions: Tensor, without: Tensor, mask: Tensor) -> Tensor:
@@ -134,25 +136,20 @@ def brought_by(image: Tensor, reconstructions: Tensor, without: Tensor, mask: Te
         image as :data:`LEAST_CONTRAST`.
     """
     region = _weights(mask[None])[0]
-    missing = _exact(image - without).flatten(2)
-    shared = (_exact(reconstructions - without).flatten(2) * missing).sum(1) @ region
+    missing = exact(image - without).flatten(2)
+    shared = (exact(reconstructions - without).flatten(2) * missing).sum(1) @ region
     return _quotient(shared, missing.square().sum(1) @ region)
 
 
 def root_mean_square(differences: Tensor, mask: Tensor) -> Tensor:
     """Of ``S 3 H W`` over the colours and pixels within ``mask`` ``H W``: ``S`` float64, NaN where it is empty."""
-    return (_exact(differences).square().mean(1).flatten(1) @ _weights(mask[None])[0]).sqrt()
+    return (exact(differences).square().mean(1).flatten(1) @ _weights(mask[None])[0]).sqrt()
 
 
 def _weights(masks: Tensor) -> Tensor:
     """``n H W`` bool -> ``n HW`` float64, so that a product is a mean over the region; NaN where it is empty."""
-    flat = _exact(masks.flatten(1))
+    flat = exact(masks.flatten(1))
     return flat / flat.sum(1, keepdim=True)
-
-
-def _exact(values: Tensor) -> Tensor:
-    """In float64, so that a sum over many pixels loses nothing; Apple's GPUs have none, so there on the CPU."""
-    return (values.cpu() if values.device.type == "mps" else values).detach().double()
 
 
 def _quotient(shared: Tensor, contrast: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def _bounds(draws: Tensor) -> tuple[float, float]:
 
 
 def _checked(values: Tensor) -> Tensor:
-    table = values.detach().double().cpu()
+    table = values.detach().cpu().double()
     table = table[None] if table.ndim == 1 else table
     if table.ndim != 2 or table.numel() == 0:
         raise ValueError(f"values of shape (seeds, images) or (images) were expected, not {tuple(values.shape)}")

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from backsight.devices import exact
+
 Filter = Callable[[Tensor], Tensor]
 """Images ``B 3 H W``, RGB in [0, 1] -> images, every pixel changed by itself."""
 
@@ -120,18 +122,16 @@ def colour_vector(images: Tensor, masks: Tensor | None = None) -> Tensor:
         images: ``... 3 H W``, RGB in [0, 1].
         masks: ``... H W``, bool: the region of every image; None for all of it.
     """
-    # In float64, so that a sum over many pixels loses nothing; Apple's GPUs have none, so there on the CPU.
-    device = torch.device("cpu") if images.device.type == "mps" else images.device
-    precise = images.detach().to(device).double()
+    precise = exact(images)
     vectors = chroma(precise) * hue_unit(rgb_to_hsv(precise).select(-3, 0))
-    return region_mean(vectors, None if masks is None else masks.to(device))
+    return region_mean(vectors, masks)
 
 
 def region_mean(values: Tensor, masks: Tensor | None = None) -> Tensor:
     """The mean of ``... H W`` over the pixels inside ``masks`` (broadcast; None for all): ``...``, NaN if none is."""
     if masks is None:
         return values.mean((-2, -1))
-    inside = masks.to(values.dtype)
+    inside = masks.to(values.device).to(values.dtype)  # in two steps: where the masks are may be no such type
     return (values * inside).sum((-2, -1)) / inside.sum((-2, -1))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from backsight.core import UserError
 from backsight.data import Batch, ImageData, loader
-from backsight.devices import autocast
+from backsight.devices import autocast, exact
 from backsight.tasks import Task
 from backsight.train.processes import Processes
 from backsight.train.signals import Asked
@@ -49,15 +49,15 @@ class HeldOut:
         Raises:
             UserError: none of them can be read.
         """
-        sums = {name: torch.zeros(2, dtype=torch.float64, device=self.device) for name in task.covers}
+        sums = {name: exact(torch.zeros(2, device=self.device)) for name in task.covers}
         for batch in self.batches(data, at_most):
             if not batch.ids:
                 continue
             weights = task.weights(batch)
             with autocast(precision, self.device):
                 for name, loss in task.losses(batch.images, batch.valid, batch.targets):
-                    weight = torch.as_tensor(weights[name], device=self.device).double()
-                    sums[name] += torch.stack([loss.double() * weight, weight])
+                    weight = exact(torch.as_tensor(weights[name], device=self.device))
+                    sums[name] += torch.stack([exact(loss) * weight, weight])
         parts = self.gather({name: each.tolist() for name, each in sums.items()})
         totals = {name: [sum(each) for each in zip(*(part[name] for part in parts), strict=True)] for name in sums}
         if not all(weight for _, weight in totals.values()):

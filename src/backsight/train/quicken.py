@@ -45,7 +45,7 @@ def arrange_memory(networks: Iterable[nn.Module], device: torch.device) -> None:
 def _wanting_channels_last(network: nn.Module, device: torch.device) -> list[Convolution]:
     if device.type == "cuda":  # layer by layer: a buffer of five dimensions has no such order
         return [layer for layer in network.modules() if isinstance(layer, Convolution)]
-    sizes = map_sizes(network) if isinstance(network, Inverse) else {}
+    sizes = map_sizes(network) if device.type == "cpu" and isinstance(network, Inverse) else {}
     return [layer for layer, entries in sizes.items() if entries > layer.weight.numel()]
 
 
