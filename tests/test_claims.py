@@ -131,6 +131,17 @@ def test_means_over_images_are_judged_by_seeds():
     rows = {("model", "a", "metric", "m"): torch.tensor([[1.0]])}
     (found,) = judge([claim_of(compare=compare)], {"toy": result_of(rows)})
     assert (found.verdict, found.reason) == ("undecided", "a single seed has no interval")
+    assert (found.parts[0].mean, found.parts[0].low, found.parts[0].high) == (1.0, None, None)
+
+
+def test_a_single_value_on_one_side_has_no_interval(tmp_path):
+    def compare(evidence):
+        yield Comparison("m", torch.tensor([[2.0], [2.1], [1.9]]), torch.tensor([[1.0]]), columns="")
+
+    (found,) = judge([claim_of(compare=compare)], {"toy": result_of({("model", "a", "metric", "m"): noise(1.0)})})
+    assert found.parts[0].mean == pytest.approx(1.0)
+    assert (found.parts[0].low, found.parts[0].high, found.verdict) == (None, None, "undecided")
+    assert load_claims(save_claims([found], tmp_path / "claims.json")) == [found]
 
 
 def test_models_are_cast_by_their_task_and_law():

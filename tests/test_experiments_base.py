@@ -80,6 +80,16 @@ def test_an_image_counts_where_every_seed_has_an_answer():
     assert all(math.isnan(bound) for bound in nothing.interval())
 
 
+def test_a_single_value_has_a_mean_and_no_interval():
+    single = Measurement({"metric": "AP"}, torch.tensor([[0.42, math.nan]], dtype=torch.float64))
+    assert single.interval()[0] == single.mean() == pytest.approx(0.42)
+    assert all(math.isnan(bound) for bound in single.interval()[1:])
+    (row,) = csv.DictReader(io.StringIO(result_of(single).to_table()))
+    assert (row["mean"], row["low"], row["high"], row["images"], row["seeds"]) == ("0.42", "", "", "1", "1")
+    for several in (torch.tensor([[0.4, 0.5]]), torch.tensor([[0.4], [0.5]])):
+        assert Measurement({}, several).interval() == bootstrap(several)
+
+
 def test_the_table_has_a_line_for_each_measurement():
     result = result_of(
         Measurement({"stage": "encoder", "metric": "mse"}, torch.tensor([[1.0, 2.0, math.nan]])),

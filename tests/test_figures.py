@@ -1,5 +1,6 @@
 """Figures can be read in print: nothing clipped, no tiny letters, the legend in the order of the lines."""
 
+import math
 import subprocess
 import sys
 from io import BytesIO
@@ -15,6 +16,7 @@ from backsight import figures
 from backsight.core import Detections
 from backsight.figures import ErrorPoint, curves, draw_detections, error_bars, grid, image_png, to_pdf, to_png, to_svg
 from backsight.figures.house_style import DARK_PALETTE, LETTERS, PALETTE
+from backsight.figures.panels import Series, panels
 
 STAGES = ("backbone", "encoder", "decoder", "prediction (one-hot)")
 
@@ -143,6 +145,17 @@ def test_errors_show_means_intervals_seeds_and_baseline():
 
 def test_an_error_without_an_interval_is_the_mean_of_its_seeds():
     assert ErrorPoint("encoder", [1.0, 2.0]).bounds == (1.5, 1.5, 1.5)
+
+
+def test_a_single_value_has_no_bar():
+    nothing, known = (ErrorPoint(stage, [0.4], (0.4, *ends)) for stage, ends in
+                      (("encoder", (math.nan, math.nan)), ("decoder", (0.3, 0.6))))  # fmt: skip
+    assert nothing.bounds == (0.4, 0.4, 0.4)
+    for figure in (error_bars({"a": [nothing, known]}), panels({"a": [Series("b", "c", [nothing, known])]}, "d")):
+        figure.draw_without_rendering()
+        (bars,) = figure.axes[0].collections[:1]
+        heights = [path.vertices[:, 1].tolist() for path in bars.get_paths() if len(path.vertices)]
+        assert [each for each in heights if numpy.isfinite(each).all()] == [pytest.approx([0.3, 0.6])]
 
 
 def test_curves_leave_out_what_a_log_scale_cannot_show():

@@ -312,6 +312,22 @@ def test_one_experiment_and_its_page(run, tmp_path):
     assert page.count("<tr>") > len(result.measurements)
 
 
+def test_a_single_value_has_no_interval_on_the_page(opened, tmp_path):
+    runs = [make_run(tmp_path / name, name, None, 0.05, 0.4) for name in ("modular", "classic")]
+    for path in (run / "evaluation.json" for run in runs):
+        content = json.loads(path.read_text())
+        content["entries"]["backbone"]["mse"], content["task_metrics"]["AP"] = [0.05], [0.4]
+        path.write_text(json.dumps(content | {"seeds": [0]}))
+    page = reproduce(tmp_path / "out", experiments=["trade_off"], runs=runs).read_text()
+    found = {each.id: each for each in load_claims(tmp_path / "out" / "claims.json")}
+    assert found["classic-below-modular"].reason == "a single seed has no interval"
+    assert (found["classic-below-modular"].parts[0].low, found["classic-below-modular"].parts[0].high) == (None, None)
+    assert page.count("(no interval)") > 4
+    assert not any(text in page for text in ("[nan", "nan]", ">nan", '"nan', "None"))
+    row = (tmp_path / "out" / "trade_off" / "table.csv").read_text().splitlines()[1]
+    assert row.endswith(",0.05,,,1,1")
+
+
 def test_an_experiment_on_nothing_says_what_to_name(tmp_path):
     with pytest.raises(UserError, match="trust looks at models: name some"):
         experiment("trust", tmp_path)

@@ -49,9 +49,12 @@ class Measurement:
         return self.values[:, self.values.isfinite().all(0)]
 
     def interval(self) -> Interval:
-        """The mean with its 95 % bootstrap interval over images and seeds; NaN where no image has an answer."""
+        """The mean with its 95 % bootstrap interval over images and seeds; NaN where no image has an answer.
+
+        A single value (an average precision, of one seed) has a mean and no interval: resampled, it is always itself.
+        """
         known = self.known()
-        return bootstrap(known) if known.numel() else Interval(math.nan, math.nan, math.nan)
+        return bootstrap(known) if known.numel() > 1 else Interval(self.mean(), math.nan, math.nan)
 
     def mean(self) -> float:
         """The mean over the images that have an answer, and over seeds."""

@@ -22,7 +22,8 @@ _BESIDE = 0.09  # from a mean to its seeds, inches
 
 @dataclass(frozen=True)
 class ErrorPoint:
-    """The error at one stage: of every seed (one at least), and (mean, low, high) of its 95 % interval if known."""
+    """The error at one stage: of every seed (one at least), and (mean, low, high) of its 95 % interval if known; a
+    single value has none (low and high are NaN)."""
 
     stage: str
     seeds: Sequence[float]
@@ -30,9 +31,15 @@ class ErrorPoint:
 
     @property
     def bounds(self) -> tuple[float, float, float]:
-        """(mean, low, high): of the interval, or three times the mean of the seeds."""
+        """(mean, low, high): of the interval, or three times the mean of the seeds where there is none."""
         mean = math.fsum(self.seeds) / len(self.seeds)
-        return self.interval or (mean, mean, mean)
+        return self.interval if self.interval and math.isfinite(self.interval[1]) else (mean, mean, mean)
+
+    @property
+    def bar(self) -> tuple[float, float]:
+        """How far the interval reaches below and above the mean; NaN, which draws no bar, where there is none."""
+        mean, low, high = self.bounds
+        return (max(0.0, mean - low), max(0.0, high - mean)) if low < high else (math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -127,8 +134,7 @@ def _add_points(axes: Any, index: int, name: str, points: Sequence[ErrorPoint], 
 
     colour, marker = nth_colour(index), _MARKERS[index % len(_MARKERS)]
     means = [point.bounds[0] for point in points]
-    lengths = [[max(0.0, mean - low), max(0.0, high - mean)] for mean, low, high in (p.bounds for p in points)]
-    yerr = list(zip(*lengths, strict=True))
+    yerr = list(zip(*(point.bar for point in points), strict=True))
     handle = axes.errorbar(places, means, yerr=yerr, color=colour, marker=marker, markersize=4, capsize=2.5)
     beside = axes.transData + ScaledTranslation(_BESIDE, 0, axes.figure.dpi_scale_trans)
     several = [(place, point.seeds) for place, point in zip(places, points, strict=True) if len(point.seeds) > 1]

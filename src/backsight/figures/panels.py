@@ -67,9 +67,8 @@ def _add_lines(axes: Any, lines: Sequence[Series], whats: Sequence[str], hows: S
         what, how = whats.index(series.what), hows.index(series.how)
         offset = (what * len(hows) + how - (len(whats) * len(hows) - 1) / 2) * shift
         places = [stages.index(point.stage) + offset for point in series.points]
-        bounds = [point.bounds for point in series.points]
-        means = [mean for mean, _, _ in bounds]
-        errors = list(zip(*((max(0.0, m - low), max(0.0, high - m)) for m, low, high in bounds), strict=True))
+        means = [point.bounds[0] for point in series.points]
+        errors = list(zip(*(point.bar for point in series.points), strict=True))
         look: dict[str, Any] = {"color": nth_colour(what), "linestyle": _DASHES[how % len(_DASHES)]}
         face = nth_colour(what) if how == 0 else "white"
         axes.errorbar(places, means, errors, marker=_MARKERS[how % 3], markersize=3.5, mfc=face, capsize=1.5, **look)

@@ -16,7 +16,7 @@ from backsight.core import UserError
 from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Result
 from backsight.experiments.claims import VERDICTS, Judgement, Part, load_claims
 from backsight.files import write_text
-from backsight.report.numbers import format_effect
+from backsight.report.numbers import format_bounds, format_effect
 from backsight.report.page import environment
 from backsight.report.views import data_uri
 
@@ -74,7 +74,7 @@ class Row:
         claim, part = self.claim, self.part
         if part is None:
             return claim.reason
-        effect = f"{format_effect(part.mean)} [{format_effect(part.low)}, {format_effect(part.high)}]"
+        effect = f"{format_effect(part.mean)} {format_bounds(part.low, part.high)}"
         low, high = ("" if bound is None else format_effect(bound) for bound in claim.bounds)
         claimed = f"from {low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}"
         against = f"{claimed}, compared with {format_effect(claim.null)}"
@@ -174,8 +174,9 @@ def _line(measurement: Measurement, columns: Sequence[str]) -> Line:
     value, low, high = measurement.interval()
     labels = [measurement.labels.get(name, "") for name in columns]
     condition = f"{', '.join(str(label) for label in labels if label != '')}\n{images} images, {seeds} seeds"
-    told = f"{value:.6g} [{low:.6g}, {high:.6g}]\n{condition}" if math.isfinite(value) else f"no answer\n{condition}"
-    return Line(labels, (value, low, high, images, seeds), told)
+    bounds = f"[{low:.6g}, {high:.6g}]" if math.isfinite(low) else "(no interval)"
+    told = f"{value:.6g} {bounds}" if math.isfinite(value) else "no answer"
+    return Line(labels, (value, low, high, images, seeds), f"{told}\n{condition}")
 
 
 def _cards(sections: Sequence[Section]) -> list[Mapping[str, Any]]:
@@ -190,7 +191,7 @@ def _bar(claim: Judgement) -> Bar | None:
         return None
     part = claim.parts[0]
     low, high = (math.inf if bound is None else bound for bound in claim.bounds)
-    marks = [part.low, part.high, claim.null, *(each for each in (low, high) if math.isfinite(each))]
+    marks = [*part.ends, claim.null, *(each for each in (low, high) if math.isfinite(each))]
     start, width = min(marks), max(max(marks) - min(marks), 1e-12)
     start, width = start - 0.12 * width, 1.24 * width
 
@@ -198,4 +199,5 @@ def _bar(claim: Judgement) -> Bar | None:
         return round(100 * (value - start) / width, 2)
 
     expected = (0.0 if claim.bounds[0] is None else place(low), 100.0 if claim.bounds[1] is None else place(high))
-    return Bar(place(part.mean), place(part.low), place(part.high), place(claim.null), expected)
+    ends = [place(end) for end in part.ends]
+    return Bar(place(part.mean), ends[0], ends[1], place(claim.null), expected)

@@ -23,6 +23,11 @@ def format_effect(value: float) -> str:
     return "0.000" if text == "-0.000" else text.replace("-", "\N{MINUS SIGN}")
 
 
+def format_bounds(low: float | None, high: float | None) -> str:
+    """An interval in brackets; where there is none, words that say so."""
+    return "(no interval)" if low is None or high is None else f"[{format_effect(low)}, {format_effect(high)}]"
+
+
 def entry_title(entry: str) -> str:
     """``backbone@local`` -> ``backbone (local)``."""
     stage, variant = split_entry(entry)

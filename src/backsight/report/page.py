@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from backsight.files import write_text
 from backsight.report.charts import error_charts, training_chart
-from backsight.report.numbers import entry_title, format_effect, format_number, known, mean
+from backsight.report.numbers import entry_title, format_bounds, format_effect, format_number, known, mean
 from backsight.report.results import Bounds, Results, StageErrors
 from backsight.report.views import build_gallery, spread_colours
 
@@ -99,7 +99,13 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=format_number, effect=format_effect, entry=entry_title, digest=script_digest)
+    environment.filters.update(
+        number=format_number,
+        effect=format_effect,
+        bounds=lambda part: format_bounds(part.low, part.high),
+        entry=entry_title,
+        digest=script_digest,
+    )
     return environment
 
 

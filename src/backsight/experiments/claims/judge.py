@@ -27,18 +27,24 @@ FEWEST = 5
 
 @dataclass(frozen=True)
 class Part:
-    """One of the effects of a claim: its mean and 95 % interval, what was resampled (``count`` of ``columns``, for
-    ``seeds`` seeds; ``paired`` where both sides were measured on the same image), and what follows of it alone."""
+    """One of the effects of a claim: its mean and 95 % interval (None where there is a single value to resample), what
+    was resampled (``count`` of ``columns``, for ``seeds`` seeds; ``paired`` where both sides were measured on the same
+    image), and what follows of it alone."""
 
     what: str
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     count: int
     columns: str
     seeds: int
     paired: bool
     verdict: Verdict
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """(low, high) of the interval; where there is none, the mean twice."""
+        return (self.mean, self.mean) if self.low is None or self.high is None else (self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def _test(claim: Claim, evidence: Evidence) -> Judgement:
         return _judgement(claim, "not tested", f"{claim.experiment} has nothing to compare here", (), cards)
     low, high = claim.bounds
     order: Sequence[Verdict] = ("does not hold", "undecided", "holds")
-    parts.sort(key=lambda part: (order.index(part.verdict), min(part.low - low, high - part.high)))
+    parts.sort(key=lambda part: (order.index(part.verdict), min(part.ends[0] - low, high - part.ends[1])))
     verdict, reason = parts[0].verdict, ""
     if verdict == "undecided":
         few = _too_few(parts[0].count, parts[0].seeds, parts[0].columns)
@@ -138,9 +144,10 @@ def _weigh(claim: Claim, comparison: Comparison) -> Part:
     if not all(side.numel() for side in sides):
         raise UserError(f"no image has an answer to '{comparison.what}'")
     interval = bootstrap(sides[0]) if len(sides) == 1 else bootstrap_difference(sides[0], sides[1])
+    bounds = (None, None) if any(side.numel() == 1 for side in sides) else interval[1:]
     seeds, count = (min(side.shape[axis] for side in sides) for axis in (0, 1))
     verdict = "undecided" if _too_few(count, seeds, comparison.columns) else _verdict(interval, claim.bounds)
-    return Part(comparison.what, *interval, count, comparison.columns, seeds, len(sides) == 1, verdict)
+    return Part(comparison.what, interval.mean, *bounds, count, comparison.columns, seeds, len(sides) == 1, verdict)
 
 
 def _verdict(interval: Interval, bounds: tuple[float, float]) -> Verdict:
