@@ -20,7 +20,8 @@ from backsight.core import UserError
 from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject, draw, run_experiment
 from backsight.experiments.choices import Choice, choose
 from backsight.experiments.claims import CLAIMS, judge, save_claims
-from backsight.experiments.opening import NUM_IMAGES, check_settings, has_chains, open_subject, read_settings
+from backsight.experiments.opening import NUM_IMAGES, has_chains, open_subject
+from backsight.experiments.settings import check_settings, read_settings
 from backsight.files import write_json
 from backsight.report.experiments import FORMAT, Step, write_experiments_report
 from backsight.shipped import find_shipped, shipped_names

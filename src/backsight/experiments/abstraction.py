@@ -19,6 +19,7 @@ from backsight.experiments.model_lines import title_of
 from backsight.experiments.objects import object_masks
 from backsight.experiments.registry import Experiment
 from backsight.experiments.result import Measurement, Picture, Result
+from backsight.experiments.settings import AnyNumber, Share
 from backsight.experiments.shown import points
 from backsight.experiments.subject import Subject
 from backsight.figures import PALETTE, ErrorPoint, Panel, Part, page, panel_part, picture_part
@@ -44,7 +45,7 @@ TITLES = {
 _COLOURS = {DETECTED: PALETTE[2], UNDETECTED: PALETTE[1], OBJECT: PALETTE[2]}
 
 
-def measure(subjects: Sequence[Subject], *, threshold: float = 0.5, num_shown: int = 3) -> Result:
+def measure(subjects: Sequence[Subject], *, threshold: Share = 0.5, num_shown: AnyNumber = 3) -> Result:
     """The error and the contrast kept in each region, by stage.
 
     Labels: ``model``, ``stage`` (or ``mean image``), ``region``: ``detected`` and ``undetected`` (of detectors),

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from backsight.experiments.gather import by_seed, gather
 from backsight.experiments.model_lines import lines_of, title_of
 from backsight.experiments.registry import Experiment
 from backsight.experiments.result import Label, Measurement, Picture, Result
+from backsight.experiments.settings import AnyNumber, Number, Range
 from backsight.experiments.subject import Subject
 from backsight.figures import Block, Panel, page, panel_part, picture_parts
 from backsight.metrics import mse
@@ -36,13 +37,13 @@ FULL, ALONE, TUNED = "all attention", "patches alone", "fine-tuned"
 def measure(
     subjects: Sequence[Subject],
     *,
-    steps: int = 400,
-    learning_rate: float = 1e-4,
-    batch_size: int = 32,
+    steps: AnyNumber = 400,
+    learning_rate: Annotated[float, Range(0, 1)] = 1e-4,
+    batch_size: Number = 32,
     train: str = "",
     reads_prefix: bool = False,
     seed: int = 0,
-    num_pictures: int = 3,
+    num_pictures: AnyNumber = 3,
 ) -> Result:
     """Take attention from patch to patch away, before and after fine-tuning a copy of the model without it.
 

@@ -16,6 +16,7 @@ from backsight.experiments.model_lines import lines_of, title_of
 from backsight.experiments.objects import category_mask, find_class
 from backsight.experiments.registry import Experiment
 from backsight.experiments.result import Measurement, Picture, Result
+from backsight.experiments.settings import AnyNumber
 from backsight.experiments.subject import Subject
 from backsight.experiments.task_answers import measure_task
 from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
@@ -36,7 +37,7 @@ NAMES = {"rotate120": "turned 120°", "rotate240": "turned 240°"}
 """How a figure calls the filters whose names are not words."""
 
 
-def measure(subjects: Sequence[Subject], *, category: str = "", num_pictures: int = 2) -> Result:
+def measure(subjects: Sequence[Subject], *, category: str = "", num_pictures: AnyNumber = 2) -> Result:
     """Recolour the objects of one category in every image, reconstruct, and compare; then recolour whole images.
 
     Labels: ``model``, ``stage`` (or ``input``), ``metric`` and ``region`` (``image`` or ``object``, the mask):

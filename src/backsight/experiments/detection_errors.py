@@ -21,6 +21,7 @@ from backsight.experiments.gather import gather
 from backsight.experiments.queries import BY_QUERY, query_stages, reconstruct_without
 from backsight.experiments.registry import Experiment
 from backsight.experiments.result import Measurement, Picture, Result
+from backsight.experiments.settings import AnyNumber, Share
 from backsight.experiments.subject import Subject
 from backsight.metrics import OUTCOMES, brought_by, presence, root_mean_square, standing_out
 
@@ -31,7 +32,7 @@ Values = dict[tuple[str, str], Tensor]
 """(stage, metric) -> ``S cases``, or ``1 cases`` where seeds make no difference; NaN where there is no answer."""
 
 
-def measure(subjects: Sequence[Subject], *, threshold: float = 0.5, num_shown: int = 6) -> Result:
+def measure(subjects: Sequence[Subject], *, threshold: Share = 0.5, num_shown: AnyNumber = 6) -> Result:
     """How many of each type, and what of them is in the reconstructions.
 
     Labels: ``model``, ``type`` (one of :data:`~backsight.metrics.OUTCOMES`), ``stage``, ``metric``. Values are means

@@ -14,6 +14,7 @@ from backsight.experiments.layers import distinct_names, is_read_as, layers_of, 
 from backsight.experiments.model_lines import title_of
 from backsight.experiments.registry import Experiment
 from backsight.experiments.result import Measurement, Picture, Result
+from backsight.experiments.settings import AnyNumber
 from backsight.experiments.shown import points
 from backsight.experiments.subject import Subject
 from backsight.figures import Panel, Part, page, panel_part, picture_part
@@ -35,7 +36,7 @@ class Reading(NamedTuple):
     read_as: str
 
 
-def measure(subjects: Sequence[Subject], *, num_pictures: int = 2) -> Result:
+def measure(subjects: Sequence[Subject], *, num_pictures: AnyNumber = 2) -> Result:
     """The output of every layer, given to inverses that were trained on the end of its stage, or on its beginning.
 
     The inverse of a stage is trained on its last layer alone. What it makes of the others tells how much of a code the
@@ -169,7 +170,7 @@ def _strip(result: Result, model: str) -> list[Part]:
 
 def _thinned(layers: list[str]) -> list[str]:
     """At most :data:`WIDEST` of them, evenly spaced, the last always among them."""
-    step = -(-len(layers) // WIDEST)
+    step = -(-len(layers) // WIDEST) or 1
     return layers[::-1][::step][::-1]
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -93,48 +91,3 @@ def _data_of(folder: Path) -> str | None:
     if (folder / "card.json").is_file():
         return json.loads((folder / "card.json").read_text(encoding="utf-8")).get("data")
     return None
-
-
-def read_settings(measure: Callable[..., Any], texts: Sequence[str]) -> dict[str, Any]:
-    """``["num_pictures=3", "shares=[0.1, 0.5]"]`` -> the keyword arguments of an experiment.
-
-    Values are written as in YAML, and have the type of the setting's default.
-
-    Raises:
-        UserError: no such setting, or a value of another type.
-    """
-    settings = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"'{text}' is no setting: write NAME=VALUE, as num_pictures=3")
-        try:
-            settings[name] = yaml.safe_load(value) if value else ""
-        except yaml.YAMLError as error:
-            raise UserError(f"the value of '{text}' cannot be read: write it as in YAML, as [0.1, 0.5]") from error
-    return check_settings(measure, settings)
-
-
-def check_settings(measure: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, numbers and single values of lists made to fit the defaults of ``measure``.
-
-    Raises:
-        UserError: no such setting, or a value of another type.
-    """
-    known = {
-        name: each for name, each in inspect.signature(measure).parameters.items() if each.kind == each.KEYWORD_ONLY
-    }
-    for name in settings:
-        if name not in known:
-            raise UserError(f"no setting '{name}': there are {', '.join(known) or 'none'}")
-    return {name: _fitted(name, value, known[name].default) for name, value in settings.items()}
-
-
-def _fitted(name: str, value: Any, default: Any) -> Any:
-    if isinstance(default, list | tuple):
-        return list(value) if isinstance(value, list | tuple) else [value]
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(default):
-        raise UserError(f"{name}={value}: it is to be of the kind of {default!r}")
-    return value

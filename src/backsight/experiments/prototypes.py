@@ -19,6 +19,7 @@ from backsight.experiments.model_lines import lines_of, title_of
 from backsight.experiments.objects import category_mask, object_labels
 from backsight.experiments.registry import Experiment
 from backsight.experiments.result import Measurement, Picture, Result
+from backsight.experiments.settings import AnyNumber
 from backsight.experiments.shown import points
 from backsight.experiments.subject import Subject
 from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
@@ -37,7 +38,7 @@ OWN, OTHERS = "own class", "other classes"
 """Against which hue colours are held: that of the objects' class, or the average over those of all others."""
 
 
-def measure(subjects: Sequence[Subject], *, num_classes: int = 8, num_pictures: int = 3) -> Result:
+def measure(subjects: Sequence[Subject], *, num_classes: AnyNumber = 8, num_pictures: AnyNumber = 3) -> Result:
     """Reconstruct greyscale images and look at the colour inside the objects, class by class.
 
     Labels: ``model``, ``class`` (a name, or ``all``), ``stage`` (``original``: the images in their own colours),
@@ -162,6 +163,8 @@ def colour_of(
 @torch.no_grad()
 def _pictures(subject: Subject, num: int) -> Iterator[Picture]:
     """The first images, grey, and as the first seed paints them again."""
+    if num == 0:
+        return  # no model has to take a batch of no images
     batch = subject.batches[0].part(0, num)
     images, grey = batch.images, recolour(batch.images, "grey")
     features = subject.model.features(grey, subject.stages, batch.valid)

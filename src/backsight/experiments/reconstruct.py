@@ -14,6 +14,7 @@ from backsight.experiments.gather import by_seed, gather
 from backsight.experiments.model_lines import title_of
 from backsight.experiments.registry import Experiment
 from backsight.experiments.result import Measurement, Picture, Result
+from backsight.experiments.settings import Number, Share
 from backsight.experiments.subject import Subject
 from backsight.figures import Part, draw_detections, page, picture_part
 from backsight.metrics import mse, on_valid
@@ -39,9 +40,9 @@ _LETTERS = 0.12  # height of the letters on a drawn input, as a share of its wid
 def measure(
     subjects: Sequence[Subject],
     *,
-    num_pictures: int = 6,
+    num_pictures: Number = 6,
     rows: Sequence[str] = (MEAN, SPREAD),
-    threshold: float = 0.5,
+    threshold: Share = 0.5,
 ) -> Result:
     """Images through every inverse chain, from every entry: ``prediction@onehot`` is one where the chain has it.
 
@@ -61,8 +62,8 @@ def measure(
         UserError: a kind of row that there is not.
     """
     rows = [rows] if isinstance(rows, str) else list(rows)
-    if unknown := [row for row in rows if row not in (MEAN, SPREAD, SEEDS)] or not rows:
-        raise UserError(f"rows={unknown}: the rows of an image are {MEAN}, {SPREAD}, {SEEDS}")
+    if not rows or not set(rows) <= {MEAN, SPREAD, SEEDS}:
+        raise UserError(f"rows={rows}: the rows of an image are {MEAN}, {SPREAD}, {SEEDS}")
     notes = [f"{s.name} has one seed: no spread is shown" for s in subjects if len(s.seeds) == 1 and SPREAD in rows]
     return Result(
         "reconstruct",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from backsight.core import UserError
 from backsight.experiments.result import Result
+from backsight.experiments.settings import check_settings
 from backsight.experiments.subject import Subject
 from backsight.figures import to_pdf, to_png
 from backsight.files import write_bytes
@@ -62,12 +63,13 @@ def run_experiment(
     """Measure, write ``result.json`` and ``table.csv``, draw ``figure.png`` and ``figure.pdf`` into ``out``.
 
     Raises:
-        UserError: a subject that it cannot be done with, or a setting that it does not have.
+        UserError: a subject that it cannot be done with, or a setting that it does not have or cannot be.
     """
+    checked = check_settings(experiment.measure, settings or {})
     for subject in subjects:
         if reason := experiment.fits(subject):
             raise UserError(reason)
-    result = replace(experiment.measure(subjects, **(settings or {})), command=command)
+    result = replace(experiment.measure(subjects, **checked), command=command)
     # Drawn from the file, so that whoever draws it again from there gets the same figure.
     draw(experiment, Result.load(result.save(out)), out)
     return result

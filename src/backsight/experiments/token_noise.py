@@ -18,6 +18,7 @@ from backsight.experiments.gather import gather
 from backsight.experiments.model_lines import title_of
 from backsight.experiments.registry import Experiment
 from backsight.experiments.result import Measurement, Picture, Result
+from backsight.experiments.settings import AnyNumber
 from backsight.experiments.shown import points
 from backsight.experiments.subject import Subject
 from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
@@ -67,7 +68,7 @@ def measure(
     shares: Sequence[float] = SHARES,
     noise: Noise = "uniform",
     seed: int = 0,
-    num_pictures: int = 1,
+    num_pictures: AnyNumber = 1,
 ) -> Result:
     """Replace a random share of the tokens and compare with the reconstruction of the clean features.
 

@@ -24,10 +24,11 @@ from backsight.experiments.edits import FACTORS, Edit, edit
 from backsight.experiments.readout import read_features
 from backsight.experiments.registry import Experiment
 from backsight.experiments.result import Measurement, Picture, Result
+from backsight.experiments.settings import Number
 from backsight.experiments.subject import Subject
 from backsight.figures import ErrorPoint
 from backsight.figures.panels import Series, panels
-from backsight.metrics.probe import Probe, fit_probe
+from backsight.metrics.probe import FEWEST, Probe, fit_probe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +43,7 @@ _WORDS = {
 }
 
 
-def measure(subjects: Sequence[Subject], *, num_scenes: int = 200, num_training: int = 1_500) -> Result:
+def measure(subjects: Sequence[Subject], *, num_scenes: Number = 200, num_training: Number = 1_500) -> Result:
     """How much of each known change survives at each stage: 1 all of it, 0 nothing.
 
     With ``y`` the mean colour of the changed region (RGB), in the scene before and after, and ``q`` the same as
@@ -59,7 +60,7 @@ def measure(subjects: Sequence[Subject], *, num_scenes: int = 200, num_training:
         num_training: scenes that a probe is fitted to.
 
     Raises:
-        UserError: a subject whose data is not the drawn world.
+        UserError: a subject whose data is not the drawn world, or too few scenes to fit a probe to.
     """
     measurements, pictures = [], []
     for subject in subjects:
@@ -70,9 +71,10 @@ def measure(subjects: Sequence[Subject], *, num_scenes: int = 200, num_training:
 
 
 def _measure(subject: Subject, num_scenes: int, num_training: int) -> Iterator[Measurement]:
-    world = _world(subject)
-    for factor in FACTORS:
-        probes = [_fit_probes(subject, world, factor, num_training, seed) for seed in range(len(subject.seeds))]
+    world, seeds = _world(subject), range(len(subject.seeds))
+    # All probes first: whether there are scenes enough for them is known before anything is measured.
+    fitted = {factor: [_fit_probes(subject, world, factor, num_training, seed) for seed in seeds] for factor in FACTORS}
+    for factor, probes in fitted.items():
         found: dict[tuple[str, str], list[Tensor]] = {}
         for start in range(0, num_scenes, _AT_ONCE):
             change = edit(world, range(start, min(start + _AT_ONCE, num_scenes)), factor).to(subject.model.device)
@@ -133,7 +135,13 @@ def _fit_probes(subject: Subject, world: World, factor: str, num: int, seed: int
             colours.append(_mean_colour(images, region))
             for stage in subject.stages:
                 features[stage].append(read_features(subject.model, trace, stage, region))
-    return {stage: fit_probe(torch.cat(parts), torch.cat(colours)) for stage, parts in features.items()}
+    known = torch.cat(colours)
+    if len(known) < FEWEST:
+        raise UserError(
+            f"num_training={num}: {len(known)} pictures of these scenes have {_WORDS[factor]}, a probe needs {FEWEST}: "
+            "take more scenes"
+        )
+    return {stage: fit_probe(torch.cat(parts), known) for stage, parts in features.items()}
 
 
 @torch.no_grad()

@@ -80,8 +80,9 @@ class Block:
 
 
 def picture_parts(blocks: Sequence[Block]) -> list[Part]:
-    """Blocks below each other; those with the same names of rows beside each other where there is room."""
-    return [part for shelf in _shelves(blocks) for part in _shelf_parts(shelf)]
+    """Blocks below each other; those with the same names of rows beside each other where there is room. A block without
+    pictures is left out."""
+    return [part for shelf in _shelves([block for block in blocks if block.rows]) for part in _shelf_parts(shelf)]
 
 
 def _shelves(blocks: Sequence[Block]) -> list[list[Block]]:

@@ -12,6 +12,9 @@ from backsight.devices import exact
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Tried on a fifth of the examples that the others do not hold; for standardised features, per example."""
 
+FEWEST = 10
+"""Examples that a probe is fitted to, at the least."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -34,7 +37,7 @@ def fit_probe(features: Tensor, targets: Tensor, penalties: tuple[float, ...] = 
     Raises:
         ValueError: fewer than ten examples, or as many targets are not there.
     """
-    if len(features) != len(targets) or len(features) < 10:
+    if len(features) != len(targets) or len(features) < FEWEST:
         raise ValueError(f"ten examples at least were expected, with a target each: {len(features)}, {len(targets)}")
     held_out = torch.arange(len(features)) % 5 == 0
     errors = {

@@ -1,0 +1,134 @@
+"""Settings of all experiments: what is out of range is told before anything is computed, the least that is allowed
+is done to the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from backsight.chain import ChainEnsemble, build_chain
+from backsight.core import UserError
+from backsight.data.world import World
+from backsight.experiments import EXPERIMENTS, Subject, run_experiment, truth
+from backsight.experiments.settings import check_settings, read_settings
+from backsight.figures import grid, page, picture_parts
+from backsight.figures.page import Block
+from backsight.tasks import make_plans
+from small import build_small
+
+INVERSES = {
+    "detr": ["backbone=local:depth=1", "encoder=encoder:depth=1", "decoder=decoder:depth=1"],
+    "vit": ["encoder=blocks:depth=1"],
+}
+
+
+@cache
+def small_subject(family: str) -> Subject:
+    model = build_small(family)
+    chains = ChainEnsemble([build_chain(model, make_plans(model, INVERSES[family]), 0).eval()])
+    return Subject(model, chains, World("prior", model.pixels.size, 2, 4, single=family == "vit"), batch_size=4)
+
+
+def settings_of(measure: Callable[..., Any]) -> dict[str, Any]:
+    """Their defaults, by name."""
+    found = signature(measure).parameters.values()
+    return {each.name: each.default for each in found if each.kind == Parameter.KEYWORD_ONLY}
+
+
+SETTINGS = [(name, setting) for name, each in EXPERIMENTS.items() for setting in settings_of(each.measure)]
+
+
+def wrong_values(setting: str, default: Any) -> list[Any]:
+    if isinstance(default, bool | str):
+        return [5, [default]]
+    if isinstance(default, int):
+        return ["abc", 0.5, True, [3]] + ([-1] if setting != "seed" else [])
+    if isinstance(default, float):
+        return ["abc", -1, 1.5, math.nan, math.inf]
+    return [[5, "abc"], 5, [[]]] if not default or isinstance(default[0], str) else ["abc", [0.1, "abc"], [[0.1]]]
+
+
+@pytest.mark.parametrize(("name", "setting"), SETTINGS)
+def test_what_a_setting_cannot_be_is_told_in_one_line(name: str, setting: str):
+    measure = EXPERIMENTS[name].measure
+    default = settings_of(measure)[setting]
+    assert check_settings(measure, {setting: default}).keys() == {setting}
+    for value in wrong_values(setting, default):
+        with pytest.raises(UserError, match=f"^{setting}=") as error:
+            check_settings(measure, {setting: value})
+        assert "\n" not in str(error.value)
+
+
+def test_lists_that_cannot_be_are_told_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    subject = small_subject("vit")
+    monkeypatch.setattr(Subject, "trace", None)
+    for name, settings in (
+        ("token_noise", {"shares": []}),
+        ("token_noise", {"shares": [0.5, 1.5]}),
+        ("token_noise", {"shares": [math.nan]}),
+        ("reconstruct", {"rows": []}),
+        ("reconstruct", {"rows": ["nothing"]}),
+        ("trade_off", {"runs": []}),
+    ):
+        with pytest.raises(UserError, match=next(iter(settings))):
+            run_experiment(EXPERIMENTS[name], [subject], tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_message_says_what_would_be_right():
+    for name, text, message in (
+        ("truth", "num_scenes=0", "num_scenes=0: it has to be at least 1"),
+        ("attention_ablation", "learning_rate=-1", "learning_rate=-1.0: it has to be from 0 to 1"),
+        ("attention_ablation", "batch_size=0", "batch_size=0: it has to be at least 1"),
+        ("token_noise", "shares=abc", "shares=abc: it is to be of the kind of 0.1"),
+    ):
+        with pytest.raises(UserError) as error:
+            read_settings(EXPERIMENTS[name].measure, [text])
+        assert str(error.value) == message
+
+
+LEAST = {
+    "reconstruct": {"num_pictures": 1},
+    "intermediate_layers": {"num_pictures": 0},
+    "color_perturbation": {"num_pictures": 0},
+    "token_noise": {"num_pictures": 0, "seed": -1, "shares": [0.001]},
+    "attention_ablation": {"num_pictures": 0, "steps": 1, "batch_size": 1, "learning_rate": 0.0, "seed": -1},
+    "prototypes": {"num_pictures": 0, "num_classes": 0},
+    "abstraction": {"num_shown": 0, "threshold": 0.0},
+    "detection_errors": {"num_shown": 0, "threshold": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_the_least_is_measured_and_drawn(name: str, tmp_path: Path):
+    experiment = EXPERIMENTS[name]
+    subjects = [each for each in map(small_subject, INVERSES) if not experiment.fits(each)]
+    assert subjects
+    for number, subject in enumerate(subjects):
+        result = run_experiment(experiment, [subject], tmp_path / str(number), LEAST[name])
+        assert result.measurements
+        assert bool(result.pictures) is (name == "reconstruct")
+        assert (tmp_path / str(number) / "figure.png").stat().st_size > 1000
+
+
+def test_too_few_scenes_for_a_probe_are_told_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(truth, "_survivals", None)
+    with pytest.raises(UserError, match=r"num_training=3: \d pictures of these scenes have .* a probe needs 10"):
+        truth.measure([small_subject("vit")], num_scenes=2, num_training=3)
+
+
+def test_blocks_without_pictures_are_left_out():
+    picture = torch.zeros(3, 4, 4)
+    one, none = Block("one", ["a"], ["row"], [[picture]]), Block("none", ["a"], [], [])
+    assert picture_parts([none]) == []
+    assert [part.height for part in picture_parts([none, one])] == [part.height for part in picture_parts([one])]
+    assert page(picture_parts([one, none])).get_figheight() > 0
+    with pytest.raises(ValueError, match="0 rows"):
+        grid([], ["a"], [])
