@@ -17,6 +17,7 @@ from backsight.cli import main
 from backsight.cli.main import gather
 from backsight.core import Pixels
 from backsight.models import MODELS, stage_module
+from backsight.reproduce import BrokeOff
 
 RANDOM = ("vit_tiny_patch16_224", "--random-weights", "--size", "32x48", "--device", "cpu")
 SHORT = (
@@ -103,11 +104,26 @@ def test_help_loads_nothing_heavy() -> None:
         (("stages", "vit_tiny_patch16_224", "--random-weights", "--device", "tpu9"), "cuda:0"),
         (("zoo", "train", "nobody"), "nobody"),
         (("report", "nowhere"), "results.json"),
+        (("experiment", "truth", "zoo/vit-prior", "--set", "num_scenes=0"), "at least 1"),
+        (("reproduce", "--set", "token_noise.shares=abc"), "of the kind of 0.1"),
         (("reconstruct", "nowhere", "x.jpg"), "chains"),
     ],
 )
 def test_mistakes(arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert words in refused(capsys, *arguments)
+
+
+def test_experiments_that_broke_off_are_named_and_the_status_is_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reproduce(*_: object, **__: object) -> None:
+        raise BrokeOff("truth broke off (RuntimeError: no)")
+
+    monkeypatch.setattr("backsight.reproduce.reproduce", reproduce)
+    with pytest.raises(SystemExit) as stop:
+        main(["reproduce"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "backsight: truth broke off (RuntimeError: no)\n"
 
 
 def test_a_missing_model_without_network(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

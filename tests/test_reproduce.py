@@ -3,6 +3,7 @@
 import json
 import shutil
 from copy import copy, deepcopy
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,7 +24,7 @@ from backsight.experiments.settings import read_settings
 from backsight.figures import image_png
 from backsight.models import load_model
 from backsight.report.experiments import write_experiments_report
-from backsight.reproduce import experiment, find_experiment, read_all_settings, reproduce
+from backsight.reproduce import BrokeOff, experiment, find_experiment, read_all_settings, reproduce
 from backsight.staging import StagedModel
 from backsight.tasks import make_plans
 from known_chains import untrained_chain
@@ -217,6 +218,35 @@ def test_a_failure_stops_nothing_else(opened, tmp_path, monkeypatch, caplog):
     page = write_experiments_report(tmp_path / "one")  # what an earlier call left of `odd` is not shown
     assert '<section id="odd">' not in page.read_text()
     assert '<section id="stage_error">' in page.read_text()
+
+
+@pytest.mark.parametrize("half", ["measure", "draw"])
+def test_a_mistake_in_the_program_stops_nothing_else(opened, tmp_path, monkeypatch, half):
+    def fail(*_, **__):
+        raise RuntimeError("two\nlines")
+
+    odd, known = (
+        Experiment("odd", "Is it odd?", lambda subjects: Result("odd", [subjects[0].card()], []), fail),
+        module.draw,
+    )
+    if half == "draw":
+        monkeypatch.setattr(module, "draw", lambda each, *rest: (fail if each.draw is fail else known)(each, *rest))
+    else:
+        odd = replace(odd, measure=fail)
+    monkeypatch.setitem(EXPERIMENTS, "odd", odd)
+    names = {"models": ["vit prior"], "experiments": ["odd", "stage_error"]}
+    with pytest.raises(BrokeOff, match=r"^odd broke off \(RuntimeError: two lines\): .*report.html$"):
+        reproduce(tmp_path, **names)
+    first, second = json.loads((tmp_path / "reproduce.json").read_text())["steps"]
+    assert (first["reason"], first["broke"], second["reason"]) == ("RuntimeError: two lines", True, "")
+    assert 'raise RuntimeError("two' in (tmp_path / "odd" / "error.txt").read_text()
+    assert {each.id for each in load_claims(tmp_path / "claims.json")} == {claim.id for claim in CLAIMS}
+    assert "RuntimeError: two lines" in (tmp_path / "report.html").read_text()
+
+    mended = replace(odd, measure=lambda subjects: Result("odd", [subjects[0].card()], []), draw=lambda *_: None)
+    monkeypatch.setitem(EXPERIMENTS, "odd", mended)
+    reproduce(tmp_path, **names)
+    assert not (tmp_path / "odd" / "error.txt").exists()
 
 
 def test_an_experiment_for_no_model_says_why(opened, tmp_path):

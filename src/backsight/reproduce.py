@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import json
 import logging
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
@@ -18,11 +18,11 @@ from typing import Any
 from backsight.chain import ChainEnsemble
 from backsight.core import UserError
 from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject, draw, run_experiment
-from backsight.experiments.choices import Choice, choose
+from backsight.experiments.choices import Choice, choose, find_experiment
 from backsight.experiments.claims import CLAIMS, judge, save_claims
 from backsight.experiments.opening import NUM_IMAGES, has_chains, open_subject
 from backsight.experiments.settings import check_settings, read_settings
-from backsight.files import write_json
+from backsight.files import write_json, write_text
 from backsight.report.experiments import FORMAT, Step, write_experiments_report
 from backsight.shipped import find_shipped, shipped_names
 from backsight.train import command
@@ -44,6 +44,13 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 
 FILES = ("result.json", "table.csv", "figure.png", "figure.pdf")
 """What an experiment leaves in its folder."""
+
+TRACEBACK = "error.txt"
+"""What one that broke off leaves there: where in the program."""
+
+
+class BrokeOff(Exception):
+    """Some experiments ended in an error that is not the user's; the others are done, and the page is written."""
 
 
 def experiment(
@@ -115,6 +122,7 @@ def reproduce(
 
     Raises:
         UserError: a name that there is not, or a model that cannot be opened.
+        BrokeOff: once all else is done, an experiment had ended in an error that is not the user's.
     """
     out = _folder(out)
     chosen = [find_experiment(name) for name in experiments or EXPERIMENTS]
@@ -128,20 +136,11 @@ def reproduce(
         choices = [] if _reads_runs(each) else on_all if each.name in ON_ALL else cast
         steps.append(_do(each, [open_once(choice) for choice in choices], values[each.name], out))
         logger.info("[%d/%d] %s", number, len(chosen), steps[-1].told)
-    return _conclude(steps, out)
-
-
-def find_experiment(name: str) -> Experiment:
-    """The experiment called ``name``.
-
-    Raises:
-        UserError: there is none; the nearest name is offered.
-    """
-    if name in EXPERIMENTS:
-        return EXPERIMENTS[name]
-    near = difflib.get_close_matches(name.replace("-", "_"), EXPERIMENTS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}"
-    raise UserError(f"no experiment '{name}': {hint}")
+    page = _conclude(steps, out)
+    if broken := [step for step in steps if step.broke]:
+        told = "; ".join(f"{step.experiment} broke off ({step.reason})" for step in broken)
+        raise BrokeOff(f"{told}: see {TRACEBACK} in its folder; all else is in {page}")
+    return page
 
 
 def read_all_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -208,10 +207,15 @@ def _do(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[s
     (folder / "asked.json").unlink(missing_ok=True)
     try:
         result = replace(_measure(experiment, fitting, settings), command=command())
+        draw(experiment, Result.load(result.save(folder)), folder)
     except UserError as error:
         return Step(experiment.name, time.monotonic() - started, reason=str(error))
-    draw(experiment, Result.load(result.save(folder)), folder)
+    except Exception as error:  # whatever it is, it is of this experiment: the others can still be done
+        write_text(folder / TRACEBACK, traceback.format_exc())
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return Step(experiment.name, time.monotonic() - started, reason=reason, broke=True)
     write_json(folder / "asked.json", asked)
+    (folder / TRACEBACK).unlink(missing_ok=True)
     return Step(experiment.name, time.monotonic() - started)
 
 

@@ -32,7 +32,8 @@ PARSING = (tyro.conf.FlagCreatePairsOff,)
 def main(arguments: list[str] | None = None) -> None:
     """Run a command. Exit status 0; 2 for a mistake that the user can mend, on one line; 130 for Ctrl-C.
 
-    0 too where a scheduler's signal stopped a run that can go on, and 1 where another process of it was lost.
+    0 too where a scheduler's signal stopped a run that can go on, and 1 where another process of it was lost, or an
+    experiment among several broke off.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.update(SHORT_WAIT | os.environ)  # read when torch is imported, which no command has done yet
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         # By name, since their modules are heavy: whoever raised one has loaded it.
         names = {kind.__name__ for kind in type(error).__mro__}
-        if names & {"Interrupted", "Lost"}:
+        if names & {"Interrupted", "Lost", "BrokeOff"}:
             _fail(str(error), getattr(error, "status", 1))
         if "UserError" not in names:
             raise

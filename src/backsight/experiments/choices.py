@@ -1,12 +1,14 @@
-"""What a user chose to look at: models, their chains and data, side by side."""
+"""What a user chose: an experiment, and models, their chains and data, side by side."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from backsight.core import UserError
+from backsight.experiments import EXPERIMENTS, Experiment
 
 
 @dataclass(frozen=True)
@@ -37,3 +39,16 @@ def choose(models: Sequence[str], chains: Sequence[str | Path], data: Sequence[s
     columns = ([*models] or [None] * num, [str(each) for each in chains] or [None] * num, [*data] or [None])
     every = columns[2] * num if len(columns[2]) == 1 else columns[2]
     return [Choice(*row) for row in zip(columns[0], columns[1], every, strict=True)]
+
+
+def find_experiment(name: str) -> Experiment:
+    """The experiment called ``name``.
+
+    Raises:
+        UserError: there is none; the nearest name is offered.
+    """
+    if name in EXPERIMENTS:
+        return EXPERIMENTS[name]
+    near = difflib.get_close_matches(name.replace("-", "_"), EXPERIMENTS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}"
+    raise UserError(f"no experiment '{name}': {hint}")

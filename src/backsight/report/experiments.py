@@ -30,12 +30,13 @@ LARGEST_FIGURE = 400_000
 @dataclass(frozen=True)
 class Step:
     """What became of one experiment: the ``seconds`` it took, whether an earlier result was ``kept``, or the ``reason``
-    why there is none."""
+    why there is none. ``broke``: the reason is a mistake in the program, and not one that the user can mend."""
 
     experiment: str
     seconds: float
     kept: bool = False
     reason: str = ""
+    broke: bool = False
 
     @property
     def told(self) -> str:
