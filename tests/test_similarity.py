@@ -77,8 +77,45 @@ def test_minibatches_are_averaged_before_the_ratio():
     both = range(len(ones))
     cross = sum(naive_hsic(ones[each], others[each]) for each in both)
     own = [sum(naive_hsic(parts[each], parts[each]) for each in both) for parts in (ones, others)]
-    assert float(cka_shares(tables)[:, 0, 1].mean()) == pytest.approx(cross / math.sqrt(own[0] * own[1]))
-    assert cka_shares(tables).mean(0).diagonal().tolist() == pytest.approx([1, 1])
+    assert float(cka_shares(tables, [6] * 3)[:, 0, 1].mean()) == pytest.approx(cross / math.sqrt(own[0] * own[1]))
+    assert cka_shares(tables, [6] * 3).mean(0).diagonal().tolist() == pytest.approx([1, 1])
+
+    plain = tables / (tables.mean(0).diagonal()[:, None] * tables.mean(0).diagonal()).sqrt()
+    torch.testing.assert_close(cka_shares(tables, [6] * 3), plain)  # of one size: each batch's own HSIC
+
+
+def minibatch_cka(one: Tensor, other: Tensor, size: int) -> float:
+    """Of ``images D`` each, in batches of ``size`` and a smaller last one."""
+    pairs = list(zip(one.split(size), other.split(size), strict=True))
+    tables = torch.stack([hsic(torch.stack([centred_gram(a), centred_gram(b)])) for a, b in pairs])
+    return float(cka_shares(tables, [len(a) for a, _ in pairs])[:, 0, 1].mean())
+
+
+def test_a_small_last_batch_makes_nothing_less_sure_and_nothing_biased():
+    """Of two that share half of what they hold, 200 draws of 6 batches of 16 images, and of 4 more images."""
+    alone, longer = [], []
+    for draw in range(200):
+        shared, one, other = (normal(100, 10, seed=3 * draw + part) for part in range(3))
+        pair = torch.cat([shared, one], 1), torch.cat([shared, other], 1)
+        alone.append(minibatch_cka(*(each[:96] for each in pair), 16))
+        longer.append(minibatch_cka(*pair, 16))
+    alone, longer = torch.tensor(alone), torch.tensor(longer)
+    assert longer.std() <= alone.std()
+    # All as they are in the population: half of the variance of each is shared, CKA is 10 / 20.
+    assert float(longer.mean()) == pytest.approx(0.5, abs=3 * float(longer.std()) / 200**0.5 + 0.005)
+
+
+def test_a_batch_weighs_by_its_number_of_images():
+    ones, others = [normal(n, 4, seed=n) for n in (4, 9, 16)], [normal(n, 3, seed=n).exp() for n in (4, 9, 16)]
+    grams = [torch.stack([centred_gram(a), centred_gram(b)]) for a, b in zip(ones, others, strict=True)]
+    found = cka_shares(torch.stack([hsic(each) for each in grams]), [4, 9, 16])
+    joined = sum(each.flatten(1) @ each.flatten(1).T for each in grams)  # n (n - 3) times HSIC: its divisor falls out
+    assert isinstance(joined, Tensor)
+    assert float(found[:, 0, 1].mean()) == pytest.approx(float(joined[0, 1] / (joined[0, 0] * joined[1, 1]).sqrt()))
+    equal = cka_shares(torch.ones(3, 2, 2, dtype=torch.float64), [4, 9, 16])
+    torch.testing.assert_close(equal, torch.ones(3, 2, 2, dtype=torch.float64))  # unequal weights alone spread nothing
+    with pytest.raises(ValueError, match="at least 4 images"):
+        cka_shares(torch.ones(2, 2, 2), [16, 3])
 
 
 def test_what_is_the_same_for_all_images_has_no_answer():

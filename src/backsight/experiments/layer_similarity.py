@@ -38,7 +38,8 @@ def measure(subjects: Sequence[Subject]) -> Result:
     """The similarity of every two layers: of their features, and of the images that are reconstructed from them.
 
     Two measures. ``cka``: whether the same images lie near each other, for layers of any shape (minibatch CKA by the
-    unbiased estimator, Nguyen et al. 2021); its columns are batches, and their mean is the CKA. ``correlation``: of the
+    unbiased estimator, Nguyen et al. 2021); its columns are batches, and their mean is the CKA, to which a small last
+    batch contributes little (:func:`~backsight.metrics.cka_shares`). ``correlation``: of the
     values themselves, as deviations from the mean of the batch, for layers of one layout; its columns are images.
     1 is equal, 0 unrelated. The input's own pixels are the layer ``image``; a last layer
     that is the stage itself goes by the stage's name. Each layer is reconstructed as its own
@@ -80,8 +81,9 @@ def _measure(subject: Subject) -> Iterator[Measurement]:
                 tables[of].append(torch.stack([hsic(each) for each in grams]))
             for pair, values in _correlate(seeds).items():
                 related[(of, *pair)].append(values)
+    counts = [len(batch.ids) for batch in subject.batches if _is_enough(batch)]
     for of, parts in tables.items():
-        shares = torch.stack([cka_shares(each) for each in torch.stack(parts, 1)])  # S batches L L
+        shares = torch.stack([cka_shares(each, counts) for each in torch.stack(parts, 1)])  # S batches L L
         for (first, one), (second, other) in _pairs(names[of]):
             labels = {"model": subject.name, "of": of, "metric": "cka", "layer": one, "other": other}
             yield Measurement(labels, shares[:, :, first, second])

@@ -64,22 +64,33 @@ def hsic(grams: Tensor) -> Tensor:
     return flat @ flat.T / (count * (count - 3))
 
 
-def cka_shares(tables: Tensor) -> Tensor:
+def cka_shares(tables: Tensor, counts: Sequence[int]) -> Tensor:
     """What every batch contributes to the CKA of every two representations; the mean over batches is the CKA.
 
     Minibatch CKA (Nguyen, Raghu and Kornblith, 2021, eq. 2 and 3): the mean HSIC over batches of the two, over the
     root of the product of the mean HSIC of each with itself. 1 for representations that are equal up to a rotation
     and one scale, 0 (sometimes a little less) for independent ones, NaN where one is the same for all images.
 
+    They have batches of one size. Here one of ``n`` images weighs ``n (n - 3)``, the divisor of its estimate: that of a
+    small last batch is far less sure (its variance goes with ``1 / (n (n - 3))`` where little is shared), and as
+    right on average, so any fixed weights leave the mean HSIC without bias.
+
     Args:
         tables: ``batches L L``, the :func:`hsic` of every batch.
+        counts: how many images each of them has, four at least.
 
     Returns:
-        ``batches L L``.
+        ``batches L L``: the mean and the batch's weighted deviation from it, so that they differ by no more than the
+        batches do, however unequal their weights; of batches of one size, each one's HSIC over the root.
     """
-    own = tables.mean(0).diagonal()
+    if min(counts) < FEWEST_IMAGES:
+        raise ValueError(f"batches of at least {FEWEST_IMAGES} images were expected, not of {min(counts)}")
+    weights = torch.tensor([count * (count - 3) for count in counts], dtype=tables.dtype)[:, None, None]
+    weights = weights / weights.mean()
+    mean = (weights * tables).mean(0)
+    own = mean.diagonal()
     own = torch.where(own > 0, own, math.nan)
-    return tables / (own[:, None] * own).sqrt()
+    return (mean + weights * (tables - mean)) / (own[:, None] * own).sqrt()
 
 
 def cka(one: Tensor, other: Tensor) -> float:
@@ -92,7 +103,7 @@ def cka(one: Tensor, other: Tensor) -> float:
     if len(one) != len(other):
         raise ValueError(f"two representations of the same images were expected, not of {len(one)} and {len(other)}")
     table = hsic(torch.stack([centred_gram(one), centred_gram(other)]))
-    return float(cka_shares(table[None])[0, 0, 1])
+    return float(cka_shares(table[None], [len(one)])[0, 0, 1])
 
 
 def correlations(representations: Sequence[Tensor]) -> Tensor:
