@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 
 from backsight.chain import ChainEnsemble
 from backsight.core import UserError
-from backsight.data.base import Target
+from backsight.data.base import Batch, Target
 from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Picture, Result, Subject, run_experiment
+from backsight.experiments.mean_image import MeanImage, mean_image_of
 from backsight.experiments.result import FORMAT
-from backsight.experiments.subject import mean_image_of
 from backsight.figures import error_bars
 from backsight.metrics import bootstrap
 from backsight.staging import StagedModel
@@ -215,6 +215,8 @@ def test_fewer_images(small_model: Models):
     assert subject.num_images == 5
     assert subject.only(2).num_images == 2
     assert torch.equal(subject.only(2).mean_image, subject.mean_image)
+    assert subject.only(2).baseline.counts == 5
+    assert torch.equal(subject.only(2).baseline.against(subject.only(2).batches[0]), against(subject)[:2])
     assert untrained_subject(small_model("vit"), 1, num_images=100).num_images == 6
 
 
@@ -234,6 +236,51 @@ def test_the_mean_image_of_a_run(tmp_path: Path):
     found = mean_image_of(tmp_path)
     assert found is not None
     assert torch.equal(found, image)
+    save_file({"mean_image": image.half()}, tmp_path / "mean_image.safetensors")
+    found = mean_image_of(tmp_path)
+    assert found is not None
+    assert found.dtype == torch.float32
+    assert torch.equal(found, image.half().float())
+
+
+def against(subject: Subject) -> torch.Tensor:
+    return torch.cat([subject.baseline.against(batch) for batch in subject.batches])
+
+
+def test_the_mean_of_the_images_themselves_is_held_against_them_without_bias(small_model: Models):
+    model = small_model("vit")
+    subject = untrained_subject(model, 1)
+    images = torch.cat([batch.images for batch in subject.batches])
+    error = (against(subject) - images).double().square().mean(0)
+    assert torch.allclose(error, images.double().var(0, correction=1), atol=1e-6)
+    others = torch.stack([torch.cat([images[:index], images[index + 1 :]]).mean(0) for index in range(len(images))])
+    beyond = (against(subject) - images).abs() - (others - images).abs()  # that of the mean of all others is too high
+    assert beyond.max() <= 1e-6
+    given = untrained_subject(model, 1, mean_image=torch.full_like(images[0], 0.25))
+    assert given.baseline.counts is None
+    assert against(given).unique().tolist() == [0.25]
+    assert given.only(1).baseline is given.baseline
+    assert against(untrained_subject(model, 1, num_images=1)).isnan().all()
+
+
+def test_on_average_it_is_the_error_of_the_true_mean():
+    """One pixel of a known law: 16 images at a time are held against their own mean, as if it were the true one."""
+    colours = torch.rand(4000, 16, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    batches = [Batch(each, ("",) * 16, (Target(),) * 16) for each in colours]
+    errors = torch.stack([(MeanImage.over([each]).against(each) - each.images).square().mean() for each in batches])
+    assert float(errors.mean()) == pytest.approx(1 / 12, rel=0.005)  # the variance of a uniform law
+
+
+def test_of_padded_images_only_the_pictures_are_held_against():
+    images = torch.rand(3, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    valid = torch.zeros(3, 4, 6, dtype=torch.bool)
+    valid[0, :2], valid[1, :, :3], valid[2, :2, :3] = True, True, True
+    batch = Batch(images, ("a", "b", "c"), (Target(),) * 3, valid)
+    baseline = MeanImage.over([batch.part(0, 1), batch.part(1, 3)])
+    found = (baseline.against(batch) - images).square()
+    assert torch.allclose(found[..., :2, :3].mean(0), images[..., :2, :3].var(0, correction=1), atol=1e-6)
+    alone = baseline.against(batch)[1, :, 2:, :3]  # the colour of the mean image: no other picture reaches there
+    assert torch.allclose(alone, baseline.image.mean((1, 2))[:, None, None].expand_as(alone))
 
 
 # ---- experiments

@@ -136,7 +136,7 @@ def test_the_mean_of_every_channel_has_the_layer_error_one(small_model: Models):
 def test_the_mean_image_is_the_unit_of_the_relative_error(small_model: Models):
     model = small_model("vit")
     images = Pictures(model.pixels.size).floats
-    subject = subject_of(model, [constant_chain(model, images.mean(0))])
+    subject = subject_of(model, [constant_chain(model, images.mean(0))], mean_image=images.mean(0))
     result = stage_error.measure([subject])
     assert result.one(stage="mean image", metric="relative mse").mean() == pytest.approx(1)
     assert result.one(stage="encoder", metric="relative mse").mean() == pytest.approx(1, abs=1e-4)
@@ -146,6 +146,23 @@ def test_the_mean_image_is_the_unit_of_the_relative_error(small_model: Models):
     for name, metric in [("mse", mse), ("psnr", psnr), ("ssim", ssim)]:
         expected = metric(given.expand_as(images), images)
         assert torch.allclose(found.one(stage="mean image", metric=name).values[0], expected)
+
+
+def test_where_the_training_images_are_not_known_their_mean_is_estimated_and_a_note_says_so(small_model: Models):
+    model = small_model("vit")
+    images = Pictures(model.pixels.size).floats
+    plain = mse(images.mean(0).expand_as(images), images)
+    found = stage_error.measure([untrained_subject(model, 1)])
+    assert torch.allclose(found.one(stage="mean image", metric="mse").values[0], plain * 6 / 5, rtol=1e-4)
+    assert any("the mean image of the training data is not known" in note for note in found.notes)
+    given = stage_error.measure([untrained_subject(model, 1, mean_image=images.mean(0))])
+    assert torch.allclose(given.one(stage="mean image", metric="mse").values[0], plain, rtol=1e-4)
+    assert not any("mean image" in note for note in given.notes)
+    one = stage_error.measure([untrained_subject(model, 1, num_images=1)])
+    assert one.one(stage="encoder", metric="mse").values.isfinite().all()
+    assert one.one(stage="encoder", metric="relative mse").values.isnan().all()
+    assert any("no answer" in note for note in one.notes)
+    check_figure(stage_error.draw(one))
 
 
 def test_what_cannot_be_measured_is_left_out_with_a_note(small_model: Models, monkeypatch: pytest.MonkeyPatch):

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from backsight.catalogue import list_zoo
 from backsight.chain import ChainEnsemble
 from backsight.core import UserError
+from backsight.data.scenes import LAWS
+from backsight.data.world import World
 from backsight.demo import SUBJECTS, demo
+from backsight.experiments.opening import open_subject
+from backsight.figures import image_png
+from backsight.metrics import mse
 from backsight.models import load_model
 from backsight.report import Results
+from backsight.report.reconstruct import reconstruct
 from backsight.shipped import ZOO, find_shipped, shipped_names
 from backsight.verify import verify
 from backsight.zoo.evaluate import evaluate_forward
@@ -47,6 +55,44 @@ def test_the_shipped_models_are_good_at_their_tasks() -> None:
 def test_the_zoo_lists_its_cards() -> None:
     assert [f"zoo/{name}" for name in list_zoo()] == shipped_names()
     assert all(card["summary"] for card in list_zoo().values())
+
+
+@pytest.mark.parametrize("name", [f"zoo/{name}" for name, card in list_zoo().items() if "chains" in card])
+def test_shipped_chains_bring_the_mean_of_what_they_were_trained_on(name: str) -> None:
+    subject = open_subject(name, num_images=100)
+    assert subject.baseline.counts is None, "that of the images looked at would stand in"
+    assert subject.mean_image.dtype == torch.float32
+    assert subject.mean_image.shape == (3, *subject.model.pixels.size)
+    law, single = LAWS[LAWS.index(name.rpartition("-")[2])], subject.model.spec.task == "classify"
+    scenes = World(law, subject.model.pixels.size, seed=0, single=single).batch(range(400)).images  # of the training
+    apart = (scenes.mean(0) - subject.mean_image).square().mean()
+    assert float(apart) < 2 * float(scenes.var(0).mean()) / 400  # no further than the mean of so few may be
+
+
+@pytest.mark.slow
+def test_the_shipped_mean_image_is_that_which_the_cards_were_made_with() -> None:
+    """Its error on the same 2,000 scenes is the card's, but for half precision."""
+    for name, card in list_zoo().items():
+        subject = open_subject(f"zoo/{name}", num_images=card["chains"]["test_images"], batch_size=100)
+        errors = subject.collect(lambda batch, one=subject: mse(one.baseline.against(batch), batch.images))
+        assert float(errors.mean()) == pytest.approx(card["chains"]["mse"]["mean image"], rel=1e-5)
+
+
+def test_pictures_are_held_against_the_training_mean_and_not_against_themselves(tmp_path: Path) -> None:
+    pixels = load_model("zoo/vit-prior").pixels
+    scenes = World("prior", pixels.size, seed=2, single=True).batch(range(3)).images
+    photos = [tmp_path / f"{index}.png" for index in range(len(scenes))]
+    for photo, scene in zip(photos, scenes, strict=True):
+        photo.write_bytes(image_png(scene))
+    found = reconstruct("zoo/vit-prior", photos[:1], tmp_path / "shipped", device="cpu")
+    given = open_subject("zoo/vit-prior", num_images=1).mean_image[None]
+    assert found.mean_image["mse"] == pytest.approx(float(mse(given, scenes[:1])))
+    alone = shutil.copytree(ZOO / "vit-prior/chains/0", tmp_path / "alone")
+    own = reconstruct(alone, photos, tmp_path / "own", device="cpu")
+    assert own.mean_image["mse"] == pytest.approx(float(scenes.var(0).mean()), rel=1e-5)
+    assert "corrected" in own.card["mean image"]
+    one = reconstruct(alone, photos[:1], tmp_path / "one", device="cpu")
+    assert set(one.mean_image.values()) == {None}
 
 
 def test_names_that_are_not_there() -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from backsight.core import UserError
+from backsight.data import loader
 from backsight.data.base import Batch
 from backsight.data.world import World
-from backsight.shipped import shipped_card
+from backsight.shipped import ZOO, shipped_card
+from backsight.zoo.chains import train_chains
 from backsight.zoo.classifier import ClassifierLearner
 from backsight.zoo.detector import PIXELS, DetectorLearner, as_labels
 from backsight.zoo.evaluate import detect, load_forward, measure_detector
-from backsight.zoo.recipes import RECIPES, SIZE, find_recipe, zoo_names
+from backsight.zoo.recipes import CHAINS, RECIPES, SIZE, find_recipe, zoo_names
 from backsight.zoo.spread import compare, compare_chains, in_words
 from backsight.zoo.train import rate, train_forward
 
@@ -55,6 +59,19 @@ def test_a_training_is_compared_with_the_shipped_model():
     assert all(alike for _, _, alike in compare_chains("vit-prior", chains).values())
     worse = {stage: [2 * value for value in values] for stage, values in chains.items()}
     assert not any(alike for _, _, alike in compare_chains("vit-prior", worse).values())
+
+
+def test_chains_leave_the_mean_of_the_scenes_they_were_trained_on(tmp_path, monkeypatch):
+    shipped, folder = ZOO / "vit-defining", tmp_path / "vit-defining"
+    shutil.copytree(shipped, folder, ignore=shutil.ignore_patterns("chains", "mean_image.safetensors"))
+    monkeypatch.setitem(CHAINS, "vit-defining", replace(CHAINS["vit-defining"], seeds=1))
+    train_chains("vit-defining", folder, steps=2, test=8, log=lambda _: None)
+    kept = load_file(folder / "mean_image.safetensors")["mean_image"]
+    scenes = loader(World("defining", SIZE, single=True), CHAINS["vit-defining"].batch_size, shuffle=True)
+    seen = torch.cat([next(scenes).images for _ in range(2)])
+    assert kept.dtype == torch.float16
+    torch.testing.assert_close(kept.float(), seen.mean(0), atol=1e-3, rtol=0)
+    assert (folder / "mean_image.safetensors").stat().st_size < 60_000
 
 
 @pytest.mark.parametrize("name", ["detr-prior", "deformable-detr-prior"])

@@ -77,7 +77,8 @@ def evaluate(
     metrics: Mapping[str, Metric] = METRICS,
     gather: Callable[[Any], list[Any]] = lambda found: [found],
 ) -> Evaluation:
-    """Measure every entry and seed of ``ensemble`` on ``batches``; ``mean_image`` is ``3 H W``.
+    """Measure every entry and seed of ``ensemble`` on ``batches``; ``mean_image`` is ``3 H W``, or one for each
+    image of a single batch.
 
     Of padded images only the pictures count, and the tokens at least partly under them. Where several processes have
     a part of every batch each (an empty one, if need be), ``gather`` gives what all have found, in their order.

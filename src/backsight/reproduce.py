@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from backsight.chain import ChainEnsemble
 from backsight.core import UserError
 from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject, draw, run_experiment
 from backsight.experiments.choices import Choice, choose, find_experiment
@@ -254,16 +253,16 @@ def _asked(experiment: Experiment, subjects: Sequence[Subject], settings: Mappin
         "version": version("backsight"),
         "experiment": experiment.name,
         "settings": dict(settings),
-        "subjects": [{**subject.card(), "chains": _digest(subject.ensemble)} for subject in subjects],
+        "subjects": [{**subject.card(), "chains": _digest(subject)} for subject in subjects],
         "runs": [hashlib.sha256(path.read_bytes()).hexdigest() for path in runs if path.is_file()],
     }
     return json.loads(json.dumps(asked))  # tuples are lists in a file
 
 
-def _digest(ensemble: ChainEnsemble) -> str:
-    """SHA-256 of all weights."""
-    total = hashlib.sha256()
-    for chain in ensemble.chains:
+def _digest(subject: Subject) -> str:
+    """SHA-256 of all weights of the chains, and of the mean image that their errors are held against."""
+    total = hashlib.sha256(subject.mean_image.cpu().numpy().tobytes())
+    for chain in subject.ensemble.chains:
         for name, value in sorted(chain.state_dict().items()):
             total.update(name.encode() + value.detach().cpu().contiguous().flatten().numpy().tobytes())
     return total.hexdigest()

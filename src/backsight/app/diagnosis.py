@@ -129,7 +129,7 @@ class Diagnosis:
 
     def _subject(self, part: Part) -> Subject:
         whole = self.eyes.subject
-        return Subject(whole.model, whole.ensemble, part, batch_size=AT_ONCE, mean_image=whole.mean_image)
+        return Subject(whole.model, whole.ensemble, part, batch_size=AT_ONCE, mean_image=whole.baseline)
 
     def _take(self, pictures: list[Picture], part: Part) -> None:
         by_case: dict[Any, list[Picture]] = {}

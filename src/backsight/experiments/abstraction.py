@@ -21,7 +21,7 @@ from backsight.experiments.registry import Experiment
 from backsight.experiments.result import Measurement, Picture, Result
 from backsight.experiments.settings import AnyNumber, Share
 from backsight.experiments.shown import points
-from backsight.experiments.subject import Subject
+from backsight.experiments.subject import Subject, notes_on_baselines
 from backsight.figures import PALETTE, ErrorPoint, Panel, Part, page, panel_part, picture_part
 from backsight.figures.outlines import outline
 from backsight.metrics import contrast_kept, found, mse
@@ -60,16 +60,16 @@ def measure(subjects: Sequence[Subject], *, threshold: Share = 0.5, num_shown: A
     measurements = [each for subject in subjects for each in _measure(subject, threshold)]
     pictures = [each for subject in subjects for each in _pictures(subject, threshold, num_shown)]
     settings = {"threshold": threshold, "num_shown": num_shown}
-    return Result("abstraction", [subject.card() for subject in subjects], measurements, pictures, settings)
+    cards, notes = [subject.card() for subject in subjects], notes_on_baselines(subjects)
+    return Result("abstraction", cards, measurements, pictures, settings, notes)
 
 
 def _measure(subject: Subject, threshold: float) -> Iterator[Measurement]:
-    mean = subject.mean_image
-
     def values(batch: Batch) -> dict[tuple[str, str, str], Tensor]:
         known: dict[tuple[str, str, str], Tensor] = {}
+        nothing = subject.baseline.against(batch)
         for region, mask in divide(subject, batch, threshold).items():
-            known["mse", region, MEAN_IMAGE] = mse(mean.expand_as(batch.images), batch.images, mask)
+            known["mse", region, MEAN_IMAGE] = mse(nothing, batch.images, mask)
             for stage in subject.stages:
                 images = subject.reconstruct(batch, stage)
                 known["mse", region, stage] = torch.stack([mse(each, batch.images, mask) for each in images])

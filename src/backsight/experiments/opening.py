@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+from torch import Tensor
 
 from backsight.chain import ChainEnsemble
 from backsight.core import UserError
 from backsight.data import open_data
 from backsight.devices import choose_device
-from backsight.experiments.subject import Subject, mean_image_of
+from backsight.experiments.mean_image import mean_image_of
+from backsight.experiments.subject import Subject
 from backsight.models import vocabulary
 from backsight.reopen import open_forward_model
 from backsight.shipped import find_shipped
@@ -48,18 +50,22 @@ def open_subject(
     source = chain or _shipped_chains(model)
     ensemble = ChainEnsemble.from_pretrained(source)
     staged = open_forward_model(ensemble, choose_device(device), model)
-    places = list(_places(ensemble.folder or Path(source)))
     spec = data or trained_on(ensemble, source)
     if spec is None:
         raise UserError(f"the chains of {staged.name} do not say what they were trained on: name the data by --data")
     splits = open_data(spec, staged.pixels, masks=True, vocabulary=vocabulary(staged))
-    mean = next((image for image in map(mean_image_of, places) if image is not None), None)
+    mean = training_mean(ensemble.folder or Path(source))
     return Subject(staged, ensemble, splits.test, num_images=num_images, batch_size=batch_size, mean_image=mean)
 
 
 def trained_on(ensemble: ChainEnsemble, source: str | Path) -> str | None:
     """The data that chains loaded from ``source`` were trained on; None where nothing says so."""
     return next(filter(None, map(_data_of, _places(ensemble.folder or Path(source)))), None)
+
+
+def training_mean(folder: Path) -> Tensor | None:
+    """The mean image, ``3 H W``, of what the chains in ``folder`` were trained on; None where nothing keeps it."""
+    return next((image for image in map(mean_image_of, _places(folder)) if image is not None), None)
 
 
 def _shipped_chains(model: str | None) -> str:

@@ -14,7 +14,7 @@ from backsight.experiments.gather import by_seed, gather
 from backsight.experiments.model_lines import lines_of, title_of
 from backsight.experiments.registry import Experiment
 from backsight.experiments.result import Measurement, Result
-from backsight.experiments.subject import Subject
+from backsight.experiments.subject import Subject, notes_on_baselines
 from backsight.figures import Panel, page, panel_part
 from backsight.metrics import lpips, mse, on_valid, psnr, ssim
 
@@ -52,6 +52,7 @@ def measure(subjects: Sequence[Subject]) -> Result:
     missing = {subject.name: _missing(subject) for subject in subjects}
     measurements = [each for subject in subjects for each in _measure(subject, missing[subject.name])]
     notes = [f"{model}: no {name}: {reason}" for model, found in missing.items() for name, reason in found.items()]
+    notes += notes_on_baselines(subjects)
     return Result("stage_error", [subject.card() for subject in subjects], measurements, notes=notes)
 
 
@@ -73,12 +74,11 @@ def _missing(subject: Subject) -> dict[str, str]:
 
 
 def _measure(subject: Subject, missing: Mapping[str, str]) -> Iterator[Measurement]:
-    mean = subject.mean_image
     metrics = {name: metric for name, metric in METRICS.items() if name not in missing}
 
     def errors(batch: Batch) -> dict[tuple[str, str], Tensor]:
-        constant, own = mean.expand_as(batch.images), {n: on_valid(m, batch.valid) for n, m in metrics.items()}
-        found = {(name, MEAN_IMAGE): metric(constant, batch.images) for name, metric in own.items()}
+        nothing, own = subject.baseline.against(batch), {n: on_valid(m, batch.valid) for n, m in metrics.items()}
+        found = {(name, MEAN_IMAGE): metric(nothing, batch.images) for name, metric in own.items()}
         for stage in subject.stages:
             images = subject.reconstruct(batch, stage)
             found |= {(name, stage): by_seed(metric, images, batch.images) for name, metric in own.items()}
@@ -142,7 +142,8 @@ def _baselines(result: Result, metric: str) -> dict[str, float]:
     found = result.select(metric=metric, stage=MEAN_IMAGE)
     if metric == "relative mse":
         return {}  # by definition 1
-    return {f"mean image, data of {title_of(result, str(each.labels['model']))}": each.mean() for each in found}
+    known = [each for each in found if each.known().numel()]
+    return {f"mean image, data of {title_of(result, str(each.labels['model']))}": each.mean() for each in known}
 
 
 STAGE_ERROR = Experiment("stage_error", "How much of the image is lost by each stage?", measure, draw)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble
 from backsight.core import IMAGE, UserError, split_entry
-from backsight.data import Batch, ImageData, collate, mean_of, sum_images
+from backsight.data import Batch, ImageData, collate
+from backsight.experiments.mean_image import MeanImage
 from backsight.staging import RANDOM, StagedModel, Trace
 
 CACHE = 2 << 30
@@ -32,7 +32,7 @@ class Subject:
         data: where the images come from: the test split, with masks where an experiment needs them.
         num_images: how many of them, the first ones; all by default.
         batch_size: images that pass the networks together.
-        mean_image: ``3 H W`` in [0, 1], of the training data; that of these images by default.
+        mean_image: ``3 H W`` in [0, 1], of the training data; without it that of these images stands in.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Subject:
         *,
         num_images: int | None = None,
         batch_size: int = 16,
-        mean_image: Tensor | None = None,
+        mean_image: Tensor | MeanImage | None = None,
         cache: int = CACHE,
     ) -> None:
         ensemble.check(model)
@@ -74,15 +74,18 @@ class Subject:
         """How many images there are."""
         return sum(len(batch.ids) for batch in self.batches)
 
+    @cached_property
+    def baseline(self) -> MeanImage:
+        """What an inverse paints that knows nothing; errors are held against ``baseline.against(batch)``."""
+        given = self._given_mean
+        if isinstance(given, MeanImage):
+            return given
+        return MeanImage.over(self.batches) if given is None else MeanImage(given)
+
     @property
     def mean_image(self) -> Tensor:
-        """``3 H W``: what an inverse paints that knows nothing."""
-        if self._given_mean is not None:
-            return self._given_mean.to(self.model.device)
-        if not self.padded:
-            return torch.cat([batch.images for batch in self.batches]).mean(0)
-        sums, counts = zip(*map(sum_images, self.batches), strict=True)
-        return mean_of(torch.stack(sums).sum(0), sum(counts)).float()
+        """``3 H W``, on the model's device: the mean of the training images, or of these where nothing keeps it."""
+        return self.baseline.image.to(self.model.device)
 
     @property
     def padded(self) -> bool:
@@ -142,8 +145,8 @@ class Subject:
                 raise UserError(f"{self.data.name} has no {_NEEDS[need]}")
 
     def only(self, num_images: int) -> Subject:
-        """The same subject on its first ``num_images`` images; it shares nothing that is kept."""
-        return Subject(self.model, self.ensemble, self.data, num_images=num_images, mean_image=self.mean_image)
+        """The same subject on its first ``num_images`` images, and its baseline; it shares nothing that is kept."""
+        return Subject(self.model, self.ensemble, self.data, num_images=num_images, mean_image=self.baseline)
 
 
 _NEEDS = {
@@ -153,10 +156,14 @@ _NEEDS = {
 }
 
 
-def mean_image_of(run: str | Path) -> Tensor | None:
-    """The mean of a run's training images, ``3 H W``; None where the run does not hold it."""
-    path = Path(run) / "mean_image.safetensors"
-    return load_file(path)["mean_image"] if path.is_file() else None
+def notes_on_baselines(subjects: Iterable[Subject]) -> list[str]:
+    """What a reader of errors in units of the mean image's must know: where it is not that of the training data."""
+    return [
+        f"{subject.name}: the mean image of the training data is not known, so that of the {subject.num_images} images "
+        + ("stands in for it, its error corrected for this" if subject.num_images > 1 else "would be it: no answer")
+        for subject in subjects
+        if subject.baseline.counts is not None
+    ]
 
 
 def _has(need: str, target: Any) -> bool:

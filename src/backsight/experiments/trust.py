@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from backsight.core import UserError
+from backsight.experiments.gather import by_seed
 from backsight.experiments.model_lines import lines_of
 from backsight.experiments.registry import Experiment
 from backsight.experiments.result import Measurement, Result
-from backsight.experiments.subject import Subject
+from backsight.experiments.subject import Subject, notes_on_baselines
 from backsight.figures import Panel, page, panel_part
 from backsight.metrics import mse
 
@@ -49,6 +50,7 @@ def measure(subjects: Sequence[Subject]) -> Result:
         if subject.num_images < 2:
             raise UserError(f"trust compares images with each other, {subject.name} has one: give it two or more")
     notes = [f"{s.name} has one seed: there is no spread between seeds" for s in subjects if len(s.seeds) == 1]
+    notes += notes_on_baselines(subjects)
     measurements = [each for subject in subjects for each in (*_seen_again(subject), *_pixels(subject))]
     return Result("trust", [subject.card() for subject in subjects], measurements, notes=notes)
 
@@ -59,7 +61,7 @@ def _seen_again(subject: Subject) -> Iterator[Measurement]:
         originals = torch.cat([subject.trace(batch)[stage].flatten(1).float() for batch in subject.batches])
         pictures = {
             RECONSTRUCTION: _encode_reconstructions(subject, stage),
-            MEAN_IMAGE: _encode(subject, stage, subject.mean_image[None])[:, None].expand(-1, len(originals), -1),
+            MEAN_IMAGE: _encode_baseline(subject, stage),
             INPUT: originals[None],
         }
         unit = _mean_of_others(originals)
@@ -78,6 +80,13 @@ def _encode_reconstructions(subject: Subject, stage: str) -> Tensor:
         features = [_encode(subject, stage, images) for images in seeds]
         parts.append(torch.stack(features))
     return torch.cat(parts, 1)
+
+
+def _encode_baseline(subject: Subject, stage: str) -> Tensor:
+    """The features at ``stage`` of what knows nothing of each image, ``1 images F``."""
+    if subject.baseline.counts is None:  # the same for all of them
+        return _encode(subject, stage, subject.mean_image[None]).expand(1, subject.num_images, -1)
+    return torch.cat([_encode(subject, stage, subject.baseline.against(each)) for each in subject.batches])[None]
 
 
 def _encode(subject: Subject, stage: str, images: Tensor) -> Tensor:
@@ -114,14 +123,16 @@ def _compare(features: Tensor, originals: Tensor, unit: Tensor) -> dict[str, Ten
 
 def _pixels(subject: Subject) -> Iterator[Measurement]:
     mean = subject.mean_image
-    unit = subject.collect(lambda batch: mse(batch.images, mean.expand_as(batch.images))).mean().clamp(min=1e-12)
+    # How far images are from their mean; where that is their own, distances to it are short by the same share.
+    own = subject.collect(lambda batch: mse(batch.images, mean.expand_as(batch.images))).mean().clamp(min=1e-12)
+    unit = subject.collect(lambda batch: mse(batch.images, subject.baseline.against(batch))).mean().clamp(min=1e-12)
     for stage in subject.stages:
         labels = {"model": subject.name, "stage": stage, "of": RECONSTRUCTION}
         away = [
-            torch.stack([mse(images, mean.expand_as(images)) for images in subject.reconstruct(batch, stage)]).cpu()
+            by_seed(mse, subject.reconstruct(batch, stage), mean.expand_as(batch.images)).cpu()
             for batch in subject.batches
         ]
-        yield Measurement({**labels, "metric": "mean image distance"}, torch.cat(away, 1) / unit)
+        yield Measurement({**labels, "metric": "mean image distance"}, torch.cat(away, 1) / own)
         if len(subject.seeds) > 1:
             apart = [_apart(subject.reconstruct(batch, stage)).cpu() for batch in subject.batches]
             yield Measurement({**labels, "metric": "seed spread"}, torch.cat(apart)[None] / unit)

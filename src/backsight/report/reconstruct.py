@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble
 from backsight.core import Classes, Detections, UserError, valid_sizes
-from backsight.data import Batch, load_images, mean_of, read_image, sum_images
+from backsight.data import Batch, load_images, read_image
 from backsight.devices import choose_device
 from backsight.evaluate import evaluate
+from backsight.experiments.mean_image import MeanImage
+from backsight.experiments.opening import training_mean
 from backsight.figures import draw_detections, grid, to_png
 from backsight.files import write_bytes
 from backsight.reopen import open_forward_model
@@ -153,11 +154,15 @@ def _measured(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batc
     path = Path(run) / "evaluation.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
-    mean = Path(run) / "mean_image.safetensors"
-    image = load_file(mean)["mean_image"] if mean.is_file() else mean_of(*sum_images(batch)).float()
-    found = evaluate(model, ensemble, [batch.to(model.device)], image.to(model.device)).as_json()
+    mean, batch = training_mean(Path(run)), batch.to(model.device)
     card = {"data": "the pictures below", "data_fingerprint": "", "unreadable_images_skipped": 0}
-    return {**found, "card": card}
+    if mean is not None:
+        return {**evaluate(model, ensemble, [batch], mean.to(model.device)).as_json(), "card": card}
+    own, alone = MeanImage.over([batch]), len(batch.ids) == 1
+    found = evaluate(model, ensemble, [batch], batch.images[0] if alone else own.against(batch)).as_json()
+    if alone:  # a picture is its own mean, whose error says nothing
+        found["mean_image"] = dict.fromkeys(found["mean_image"])
+    return {**found, "card": {**card, "mean_image": "of the pictures below, its errors corrected for this"}}
 
 
 def _curves(run: str | Path) -> Iterator[dict[str, Any]]:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
+from torch import Tensor
 
 from backsight.chain import ChainEnsemble
 from backsight.core import UserError
 from backsight.data import loader, open_data
 from backsight.evaluate import Evaluation, evaluate
-from backsight.files import write_json
+from backsight.files import write_bytes, write_json
 from backsight.metrics import mse
 from backsight.models import load_model
 from backsight.options import ModelOptions, TrainOptions
@@ -36,8 +37,9 @@ def train_chains(
 ) -> dict[str, Any]:
     """Train the chains of the forward model ``name`` whose files are in ``folder``, in half precision beside them.
 
-    The chains go to ``folder/chains/<seed>``, their figures on ``test`` fresh scenes, measured on the very files, into
-    ``folder/card.json`` under ``chains``; the run that made them stays in ``folder/run``. Gives that part of the card.
+    The chains go to ``folder/chains/<seed>``, the mean image of what they were trained on beside them, their figures on
+    ``test`` fresh scenes, measured on the very files, into ``folder/card.json`` under ``chains``; the run that made
+    them stays in ``folder/run``. Gives that part of the card.
 
     Raises:
         UserError: there is no such name, or no trained model in ``folder``.
@@ -67,16 +69,17 @@ def train_chains(
     shutil.rmtree(folder / "chains", ignore_errors=True)
     for chain in trained.chains:
         chain.save(folder / "chains" / str(chain.seed), dtype=torch.float16)
-    found = _evaluate(model, ChainEnsemble.from_pretrained(folder / "chains"), data, run, test)
+    mean = load_file(run / "mean_image.safetensors")["mean_image"]
+    write_bytes(folder / "mean_image.safetensors", save({"mean_image": mean.half()}))
+    found = _evaluate(model, ChainEnsemble.from_pretrained(folder / "chains"), data, mean, test)
     card = _card(name, recipe, options, found, seconds)
     write_json(folder / "card.json", {**json.loads((folder / "card.json").read_text("utf-8")), "chains": card})
     log(f"{name}: {in_words(compare_chains(name, card['relative']))}; {seconds:.0f} s")
     return card
 
 
-def _evaluate(model: StagedModel, chains: ChainEnsemble, data: str, run: Path, num: int) -> Evaluation:
+def _evaluate(model: StagedModel, chains: ChainEnsemble, data: str, mean: Tensor, num: int) -> Evaluation:
     splits = open_data(data, model.pixels)
-    mean = load_file(run / "mean_image.safetensors")["mean_image"]
     batches = []
     for batch in loader(splits.test, 50):
         batches.append(batch)
