@@ -235,6 +235,8 @@ def test_rank_correlation_agrees_with_scipy():
         found = rank_correlation(values, along)
         expected = [[spearmanr(values[:, s, i], along).statistic for i in range(5)] for s in range(2)]
         torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    values[2, 1, 3] = math.nan
+    assert rank_correlation(values, [0, 1, 2, 3, 4, 5]).isnan().nonzero().tolist() == [[1, 3]]
 
 
 # ---- the registry
@@ -302,6 +304,61 @@ def test_the_price_of_reconstruction():
     assert found["classic-below-modular"] == found["error-falls-with-lambda"] == "does not hold"
     assert found["task-falls-with-lambda"] in ("undecided", "does not hold")
     assert verdicts(trade_off(0.03, {0.1: (0.03, 0.41)}))["error-falls-with-lambda"] == "not tested"
+
+
+def with_rows(result: Result, *rows: Measurement) -> Result:
+    return replace(result, measurements=[*result.measurements, *rows])
+
+
+def joint_run(update: str, weight: float, metric: str, mean: float, seed: int = 9, **more) -> Measurement:
+    labels = {"run": f"{update} {weight:g}", "model": "d", "task": "joint", "trade_off": weight, "update": update}
+    return Measurement({**labels, "metric": metric, **more}, noise(mean, 3, 1, 0.0005, seed))
+
+
+def test_of_two_runs_of_one_kind_none_is_chosen_by_its_place():
+    given = trade_off(0.03, {0.1: (0.03, 0.41), 0.9: (0.01, 0.3)})
+    rows = [Measurement({**m.labels, "run": "again"}, m.values) for m in given.select(task="modular", metric="mse")]
+    claims = [claim for claim in CLAIMS if claim.experiment == "trade_off"]
+    for both in (with_rows(given, *rows), replace(given, measurements=[*rows, *given.measurements])):
+        found = {each.id: each for each in judge(claims, {"trade_off": both})}
+        assert found["classic-below-modular"].verdict == "not tested"
+        assert "2 of the runs are modular" in found["classic-below-modular"].reason
+        assert found["error-falls-with-lambda"].verdict == "holds"
+    again = with_rows(given, joint_run("chain", 0.9, "mse", 0.04))
+    found = {each.id: each for each in judge(claims, {"trade_off": again})}
+    assert found["error-falls-with-lambda"].verdict == "not tested"
+    assert "2 of the runs are joint with lambda 0.9" in found["error-falls-with-lambda"].reason
+    assert found["task-falls-with-lambda"].verdict == found["classic-below-modular"].verdict == "holds"
+
+
+def test_joint_runs_are_compared_with_those_that_were_updated_in_the_same_way():
+    rows = [joint_run("sum", weight, "mse", error) for weight, error in ((0.1, 0.03), (0.9, 0.035))]
+    idle = [joint_run("backwards-only", weight, "mse", 0.03) for weight in (0.0, 1.0)]
+    given = trade_off(0.03, {0.1: (0.03, 0.41), 0.9: (0.01, 0.3)})
+    (found,) = judge([BY_ID["error-falls-with-lambda"]], {"trade_off": with_rows(given, *rows, *idle)})
+    assert found.verdict == "does not hold"
+    assert [part.what for part in found.parts] == [
+        f"{update}, mse: lambda 0.9 less lambda 0.1" for update in ("sum", "chain")
+    ]
+    assert [part.mean for part in found.parts] == pytest.approx([0.005 / 0.03, -0.02 / 0.03], abs=0.01)
+    alone = with_rows(trade_off(0.03, {}), rows[0], *idle)  # lambda does nothing, or there is one
+    (found,) = judge([BY_ID["error-falls-with-lambda"]], {"trade_off": alone})
+    assert (found.verdict, found.reason) == ("not tested", "no two runs of joint training with different lambda")
+
+
+def test_performances_of_two_kinds_are_not_mixed():
+    given = trade_off(0.03, {0.1: (0.03, 0.41), 0.9: (0.01, 0.3)})
+    more = [joint_run("chain", weight, "AP50", 0.9 + weight / 100) for weight in (0.1, 0.9)]
+    for rows in ([*given.measurements, *more], [*more, *given.measurements]):
+        (found,) = judge([BY_ID["task-falls-with-lambda"]], {"trade_off": replace(given, measurements=rows)})
+        assert found.verdict == "holds"
+        assert [part.mean for part in found.parts] == pytest.approx([-0.11], abs=0.01)
+
+
+def test_runs_on_other_images_are_not_compared():
+    given = trade_off(0.03, {0.1: (0.03, 0.41), 0.9: (0.01, 0.3)})
+    cards = [{"model": "d", "data": "coco:x", "data_fingerprint": digest, "num_images": 9} for digest in ("a", "b")]
+    assert set(verdicts(replace(given, subjects=cards)).values()) == {"not tested"}
 
 
 def test_where_a_hue_defines_the_class_it_is_looked_for_there():

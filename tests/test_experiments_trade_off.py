@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.legend import Legend
 from matplotlib.text import Annotation
 
 from backsight.core import UserError
@@ -80,6 +81,26 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path):
     paths = [finished(tmp_path / part / "run") for part in ("a", "b")]
     result = measure(runs=paths)
     assert result.values_of("run") == [str(path) for path in paths]
+
+
+def test_runs_say_how_they_were_updated_and_those_of_one_kind_are_noted(tmp_path: Path):
+    joint = [("chain", 0.1), ("sum", 0.1), ("sum", 0.9), (None, 0.9)]  # None: as runs of earlier versions
+    paths = [
+        finished(tmp_path / f"{update} {w}", task="joint", trade_off=w, update=update, task_metrics={"AP": [0.4]})
+        for update, w in joint
+    ]
+    result = measure(runs=paths)
+    errors = result.select(metric="mse")
+    assert [each.labels["update"] for each in errors] == ["chain", "sum", "sum", "chain"]
+    assert not any("cannot tell" in note for note in result.notes)
+    figure = draw(result)
+    shown = [text.get_text() for legend in figure.findobj(Legend) for text in legend.get_texts()]
+    assert {"joint, chain", "joint, sum"} <= set(shown)
+    twice = measure(runs=[*paths[:1], finished(tmp_path / "again", task="joint", trade_off=0.1, update="chain")])
+    assert any("chain 0.1 and again are all joint runs with lambda 0.1" in note for note in twice.notes)
+    modular = [finished(tmp_path / name, update=None) for name in ("one", "other")]
+    assert "update" not in measure(runs=modular).measurements[0].labels
+    assert any("one and other are all modular runs of detr" in note for note in measure(runs=modular).notes)
 
 
 def test_runs_on_other_images_are_noted(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ TASKS = ("modular", "classic", "joint")
 """The ways to train inverses; a run that does not say is modular."""
 
 
+CHAIN, BACKWARDS_ONLY = "chain", "backwards-only"
+"""How the reconstruction's loss reaches the forward model in joint training: by default, and not at all."""
+
 OF_IMAGES = ("mse", "saturation")
 """What is read of the images that runs reconstruct; all else is of the model's task."""
 
@@ -35,12 +39,13 @@ PAPER = ("AP", "accuracy")
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What is read of a run's folder: its ``task``, its ``trade_off`` (lambda, None where it has none), its model's
-    facts, and what it measured on its test images."""
+    """What is read of a run's folder: its ``task``, its ``trade_off`` (lambda) and ``update`` (None where it has none),
+    its model's facts, and what it measured on its test images."""
 
     path: Path
     task: str
     trade_off: float | None
+    update: str | None
     model: Mapping[str, Any]
     seeds: Sequence[int]
     evaluation: Mapping[str, Any]
@@ -67,9 +72,9 @@ class FinishedRun:
             evaluation = json.loads((path / "evaluation.json").read_text(encoding="utf-8"))
             model, task, weight = config["model"], config.get("task") or "modular", config.get("trade_off")
             model = {"name": model} if isinstance(model, str) else dict(model)
-            found = cls(
-                path, str(task), None if weight is None else float(weight), model, evaluation["seeds"], evaluation
-            )
+            weight = None if weight is None else float(weight)
+            update = str(config.get("update") or CHAIN) if task == "joint" else None
+            found = cls(path, str(task), weight, update, model, evaluation["seeds"], evaluation)
             _check_errors(found)
         except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             raise UserError(f"the run in {path} cannot be read ({error!r}): train it again") from error
@@ -94,9 +99,9 @@ def measure(subjects: Sequence[Subject] = (), *, runs: Sequence[str | Path] | Pa
     Reads finished runs, computes nothing, and has no subjects.
 
     Labels: ``run`` (its folder's name), ``model``, ``task`` (``modular``, ``classic``, ``joint``), ``trade_off``
-    (lambda, where the run has one), ``stage``, ``metric``: ``mse`` and ``saturation`` of the images, and whatever
-    the run says of its task, ``AP`` or ``accuracy``. A value for each seed, one column: runs keep means over their
-    test images.
+    (lambda, where the run has one), ``update`` (of joint training), ``stage``, ``metric``: ``mse`` and ``saturation``
+    of the images, and whatever the run says of its task, ``AP`` or ``accuracy``. A value for each seed, one column:
+    runs keep means over their test images.
 
     Args:
         subjects: none are needed, those that are given are not looked at.
@@ -144,6 +149,8 @@ def _values(run: FinishedRun, model: str, entry: str, name: str) -> Iterator[Mea
     labels: dict[str, Label] = {"run": name, "model": model, "task": run.task, "stage": entry}
     if run.trade_off is not None:
         labels["trade_off"] = run.trade_off
+    if run.update is not None:
+        labels["update"] = run.update
     found = run.evaluation["entries"][entry]
     of_images = {metric: found[metric] for metric in OF_IMAGES if metric in found}
     metrics = {**of_images, **(run.evaluation.get("task_metrics") or {})}
@@ -179,7 +186,13 @@ def _notes(runs: Sequence[FinishedRun]) -> list[str]:
         [f"no performance at the task is known of {', '.join(silent)}: drawn as lines at their error"] if silent else []
     )
     for model in dict.fromkeys(str(run.model["name"]) for run in runs):
-        cards = _cards([run for run in runs if run.model["name"] == model])
+        own = [run for run in runs if run.model["name"] == model]
+        kinds = Counter((run.task, run.trade_off, run.update) for run in own)
+        for kind in (kind for kind, count in kinds.items() if count > 1):
+            alike = [names[run.path] for run in own if (run.task, run.trade_off, run.update) == kind]
+            told = f"{kind[0]} runs" + ("" if kind[1] is None else f" with lambda {kind[1]:g}")
+            notes.append(f"{' and '.join(alike)} are all {told} of {model}: claims cannot tell which one is meant")
+        cards = _cards(own)
         if len({(card["data_fingerprint"], card["num_images"]) for card in cards}) > 1:
             notes.append(f"the runs of {model} were not measured on the same images: their errors do not compare")
     return notes
@@ -193,14 +206,14 @@ def draw(result: Result) -> Figure:
     performance are dashed lines at their error."""
     panels = {}
     for model in result.values_of("model"):
-        for metric in _task_metrics(result, model) or [""]:
+        for metric in task_metrics(result, model) or [""]:
             stage = result.select(model=model, metric="mse")[0].labels["stage"]
             points = [_point(result, each, metric) for each in result.select(model=model, metric="mse")]
             panels[f"{_title(result, model)}, from {stage}", metric or "performance at the task (not known)"] = points
     return page([scatter_part(panels, "MSE of the image, RGB in [0, 1]")])
 
 
-def _task_metrics(result: Result, model: str) -> list[str]:
+def task_metrics(result: Result, model: str) -> list[str]:
     """AP or accuracy, as the paper has it; whatever else there is where both are missing."""
     metrics = dict.fromkeys(str(each.labels["metric"]) for each in result.select(model=model))
     return [name for name in PAPER if name in metrics] or [name for name in metrics if name not in OF_IMAGES]
@@ -216,7 +229,9 @@ def _point(result: Result, error: Measurement, metric: str) -> ScatterPoint:
     across = [each.mean() for each in result.select(run=labels["run"], model=labels["model"], metric=metric)]
     weight = f"λ = {labels['trade_off']:g}" if "trade_off" in labels else ""
     text = weight if labels["task"] == "joint" else f"{labels['task']} {weight}".strip()
-    return ScatterPoint(str(labels["task"]), text, across[0] if across else math.nan, error.values[:, 0].tolist())
+    updates = {each.labels.get("update", CHAIN) for each in result.select(model=labels["model"], task="joint")}
+    kind = f"joint, {labels['update']}" if "update" in labels and len(updates) > 1 else str(labels["task"])
+    return ScatterPoint(kind, text, across[0] if across else math.nan, error.values[:, 0].tolist())
 
 
 TRADE_OFF = Experiment("trade_off", "What does a better reconstruction cost the task?", measure, draw)

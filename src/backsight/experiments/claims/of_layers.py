@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -44,22 +45,24 @@ def rank_correlation(values: Tensor, along: Sequence[float]) -> Tensor:
         along: L numbers, one for each row; equal ones share their mean rank, equal values are ranked in their order.
 
     Returns:
-        ``...`` in [-1, 1]: 1 where each step along raises the value.
+        ``...`` in [-1, 1]: 1 where each step along raises the value; NaN where one of them is not known.
     """
     places = torch.tensor(list(along), dtype=torch.float64)
     places = (places[:, None] > places).double().sum(1) + (places[:, None] == places).double().sum(1) / 2
     ranks = values.argsort(dim=0, stable=True).argsort(dim=0).double()
     ranks, places = ranks - ranks.mean(0), (places - places.mean()).reshape(-1, *[1] * (values.ndim - 1))
-    return (ranks * places).sum(0) / (ranks.square().sum(0) * places.square().sum()).sqrt()
+    found = (ranks * places).sum(0) / (ranks.square().sum(0) * places.square().sum()).sqrt()
+    return torch.where(values.isfinite().all(0), found, math.nan)  # sorting would put what is not known last
 
 
 def _next_layer(evidence: Evidence) -> Iterator[Comparison]:
     for what, layers, trained in _readings(evidence):
         own = layers[trained].values
+        unit = own.nanmean().clamp(min=1e-12)
         near = [layers[index] for index in (trained - 1, trained + 1) if 0 <= index < len(layers)]
         for each in near:
             name = f"{what}: {each.labels['layer']} less {layers[trained].labels['layer']}"
-            yield Comparison(name, (each.values - own) / own.mean().clamp(min=1e-12))
+            yield Comparison(name, (each.values - own) / unit)
 
 
 # ---- how alike layers are: a column of CKA is a batch

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from torch import Tensor
@@ -11,10 +12,13 @@ from backsight.core import UserError
 from backsight.experiments.claims.claim import ANY, CLASSIFIER, DETECTOR, Claim, Comparison, Evidence
 from backsight.experiments.result import Measurement
 from backsight.experiments.stage_error import MEAN_IMAGE
-from backsight.experiments.trade_off import OF_IMAGES
+from backsight.experiments.trade_off import BACKWARDS_ONLY, CHAIN, task_metrics
 from backsight.experiments.trust import RECONSTRUCTION
 
 _UNIT = "MSE in units of the mean image's"
+
+ERROR = "mse"
+"""The metric of a run that says how far its reconstructions are from the images."""
 
 
 def _error(evidence: Evidence, stage: str, role: int = 0) -> Tensor:
@@ -54,9 +58,19 @@ def _less_detail_lost(evidence: Evidence) -> Iterator[Comparison]:
 
 
 def _only(found: list[Measurement], what: str) -> Measurement:
+    if len(found) > 1:
+        names = ", ".join(str(each.labels.get("run", "")) for each in found)
+        raise UserError(f"{len(found)} of the runs are {what} ({names}): give one of them")
     if not found:
         raise UserError(f"none of the runs is {what}")
     return found[0]
+
+
+def _check_images(evidence: Evidence) -> None:
+    """Refuse runs whose numbers do not compare."""
+    cards = [card for card in evidence.result.subjects if card["model"] == evidence.models[0]]
+    if len({(card.get("data_fingerprint"), card.get("num_images")) for card in cards}) > 1:
+        raise UserError(f"the runs of {evidence.models[0]} were not measured on the same images: give those that were")
 
 
 def _classic(evidence: Evidence) -> Iterator[Comparison]:
@@ -68,6 +82,7 @@ def _classic_greyer(evidence: Evidence) -> Iterator[Comparison]:
 
 
 def _classic_less_modular(evidence: Evidence, metric: str) -> Iterator[Comparison]:
+    _check_images(evidence)
     classic, modular = (
         _only(evidence.select(task=task, metric=metric), f"{task} and measured its {metric}").values
         for task in ("classic", "modular")
@@ -76,29 +91,38 @@ def _classic_less_modular(evidence: Evidence, metric: str) -> Iterator[Compariso
     yield Comparison("classic less modular", classic / unit, modular / unit, "")
 
 
-def _is_error(measurement: Measurement) -> bool:
-    return measurement.labels["metric"] == "mse"
-
-
-def _by_lambda(evidence: Evidence, performance: bool) -> Iterator[Comparison]:
-    """The largest lambda less the smallest, of the error or of the performance at the task."""
-    runs = evidence.select(task="joint")
-    found = [each for each in runs if (each.labels["metric"] not in OF_IMAGES if performance else _is_error(each))]
-    found.sort(key=lambda each: float(each.labels["trade_off"]))
-    if len({each.labels["trade_off"] for each in found}) < 2:
+def _by_lambda(evidence: Evidence, metrics: Sequence[str]) -> Iterator[Comparison]:
+    """The largest lambda less the smallest, for each metric and each way that the forward model was updated in."""
+    _check_images(evidence)
+    groups: dict[tuple[str, str], list[Measurement]] = defaultdict(list)
+    for each in evidence.select(task="joint"):
+        update, metric = (str(each.labels.get(name, CHAIN)) for name in ("update", "metric"))
+        if metric in metrics and update != BACKWARDS_ONLY:  # where lambda reaches nothing that is trained
+            groups[update, metric].append(each)
+    groups = {kind: found for kind, found in groups.items() if len({each.labels["trade_off"] for each in found}) > 1}
+    if not groups:
         raise UserError("no two runs of joint training with different lambda")
-    least, most = found[0], found[-1]
-    unit = 1 if performance else least.values.mean()
-    what = f"lambda {most.labels['trade_off']:g} less lambda {least.labels['trade_off']:g}"
-    yield Comparison(what, most.values / unit, least.values / unit, "")
+    for kind, found in groups.items():
+        weights = [float(each.labels["trade_off"]) for each in found]
+        least, most = (
+            _only([each for each in found if each.labels["trade_off"] == end], f"joint with lambda {end:g}").values
+            for end in (min(weights), max(weights))
+        )
+        unit = least.mean() if kind[1] == ERROR else 1
+        told = f"{', '.join(kind)}: " if len(groups) > 1 else ""
+        what = f"{told}lambda {max(weights):g} less lambda {min(weights):g}"
+        yield Comparison(what, most / unit, least / unit, "")
 
 
 def _error_by_lambda(evidence: Evidence) -> Iterator[Comparison]:
-    yield from _by_lambda(evidence, performance=False)
+    yield from _by_lambda(evidence, [ERROR])
 
 
 def _task_by_lambda(evidence: Evidence) -> Iterator[Comparison]:
-    yield from _by_lambda(evidence, performance=True)
+    metrics = task_metrics(evidence.result, evidence.models[0])
+    if not metrics:
+        raise UserError(f"of no run of {evidence.models[0]} the performance at the task is known")
+    yield from _by_lambda(evidence, metrics)
 
 
 # ---- how far to believe it
