@@ -35,7 +35,7 @@ from backsight.data import (
 )
 from backsight.data.fit import valid_pixels
 from backsight.evaluate import evaluate
-from backsight.experiments import EXPERIMENTS, Subject
+from backsight.experiments import EXPERIMENTS, Subject, abstraction
 from backsight.metrics import mse, on_valid, ssim
 from backsight.models import MODELS, load_model
 from backsight.reopen import open_forward_model
@@ -346,6 +346,62 @@ def test_no_experiment_looks_at_the_padding(name: str, mixed: Path, detr: Staged
         assert one.labels == other.labels
         values = [torch.as_tensor(each.values) for each in (one, other)]
         torch.testing.assert_close(*values, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("reconstruct", {"num_pictures": 12, "rows": ["mean", "spread", "seeds"]}),
+        ("intermediate_layers", {"num_pictures": 12}),
+        ("prototypes", {"num_pictures": 12}),
+        ("color_perturbation", {"num_pictures": 12}),
+        ("abstraction", {"num_shown": 12, "threshold": 1.0}),
+    ],
+)
+def test_pictures_of_experiments_are_cut_to_what_is_valid(
+    name: str, settings: dict[str, Any], mixed: Path, detr: StagedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_data(f"folder:{mixed}", detr.pixels).train
+    subject = Subject(
+        detr, ChainEnsemble([chain.eval() for chain in build_chains(detr, make_plans(detr), [0, 1])]), data
+    )
+    (batch,) = subject.batches
+    assert batch.valid is not None
+    mask = torch.zeros(2, *detr.pixels.size, dtype=torch.bool)
+    mask[0, 4:12, 4:12], mask[1, 4:12, 16:24] = True, True
+    target = Target(
+        torch.tensor([[4.0, 4, 12, 12], [16, 4, 24, 12]]), torch.tensor([0, 1]), mask, torch.zeros(2).bool()
+    )
+    subject.batches = [replace(batch, targets=(target,) * len(batch.ids))]
+    monkeypatch.setattr(abstraction, "found", lambda *_: torch.tensor([True, False]))  # one is detected, one is not
+    result = EXPERIMENTS[name].measure([subject], **settings)
+    sizes = dict(zip(batch.ids, valid_sizes(batch.valid), strict=True))
+    assert len(set(sizes.values())) == 3
+    assert {"input", "original"} & {each.labels["stage"] for each in result.pictures}
+    assert {"encoder", "decoder"} <= {each.labels["stage"] for each in result.pictures}
+    for each in result.pictures:
+        image = each.labels["image"]
+        rows, columns = sizes[image if isinstance(image, str) else batch.ids[int(image)]]
+        assert each.image.shape[1] * columns == each.image.shape[2] * rows, "detections are drawn on an enlarged one"
+        assert each.labels.get("row") == "detected" or each.image.shape == (3, rows, columns)
+    EXPERIMENTS[name].draw(result)
+
+
+def test_cases_of_errors_are_shown_without_padding(mixed: Path, detr: StagedModel) -> None:
+    data = open_data(f"folder:{mixed}", detr.pixels).train
+    ensemble = ChainEnsemble([chain.eval() for chain in build_chains(detr, make_plans(detr), [0])])
+    found = []
+    for colour in (0.2, 0.9):
+        subject = Subject(detr, ensemble, data)
+        (batch,) = subject.batches
+        assert batch.valid is not None
+        whole = Target(torch.tensor([[0.0, 0, 30, 30]]), torch.tensor([1]), crowd=torch.zeros(1).bool())
+        images = torch.where(batch.valid[:, None], batch.images, colour)
+        subject.batches = [replace(batch, images=images, targets=(whole,) * len(batch.ids))]
+        found.append(EXPERIMENTS["detection_errors"].measure([subject], threshold=0.05).shown(shows="input"))
+    assert found[0]
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.image, other.image)
 
 
 def test_the_command_refuses_padding_in_one_line(

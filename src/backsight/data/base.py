@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from backsight.core import valid_sizes
 from backsight.devices import exact
 
 
@@ -59,6 +60,13 @@ class Batch:
         here = slice(start, stop)
         valid = None if self.valid is None else self.valid[here]
         return Batch(self.images[here], self.ids[here], self.targets[here], valid)
+
+    def cut(self, index: int, picture: Tensor) -> Tensor:
+        """What ``picture`` (``... H W``), of image ``index`` or painted of it, shows without the padding."""
+        if self.valid is None:
+            return picture
+        ((rows, columns),) = valid_sizes(self.valid[[index]])
+        return picture[..., :rows, :columns]
 
     def to(self, device: torch.device | str) -> Batch:
         """The same with what passes the networks on ``device``."""

@@ -120,9 +120,9 @@ def _pictures(subject: Subject, threshold: float, num_shown: int) -> Iterator[Pi
         for row in complete.nonzero().flatten().tolist()[:num_left]:
             labels = {"model": subject.name, "image": batch.ids[row]}
             masks = {region: mask[row] for region, mask in regions.items()}
-            yield Picture({**labels, "stage": "input"}, _outlined(batch.images[row], masks))
+            yield Picture({**labels, "stage": "input"}, batch.cut(row, _outlined(batch.images[row], masks)))
             for stage in subject.stages:
-                yield Picture({**labels, "stage": stage}, subject.reconstruct(batch, stage)[0, row])
+                yield Picture({**labels, "stage": stage}, batch.cut(row, subject.reconstruct(batch, stage)[0, row]))
             num_left -= 1
         if num_left <= 0:
             return

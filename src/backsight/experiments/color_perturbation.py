@@ -80,11 +80,13 @@ def measure(subjects: Sequence[Subject], *, category: str = "", num_pictures: An
 @dataclass(frozen=True)
 class _View:
     """One image through all seven filters: what went in and what every stage gives, ``S 7 3 H W`` (input: S = 1);
-    ``mask`` ``H W`` is where it was recoloured, ``valid`` ``H W`` where the picture is (None: everywhere)."""
+    ``mask`` ``H W`` is where it was recoloured, ``valid`` ``H W`` where the picture is (None: everywhere), ``size`` how
+    large (rows, columns)."""
 
     stages: Mapping[str, Tensor]
     mask: Tensor
     valid: Tensor | None
+    size: tuple[int, int]
 
     def through(self, stage: str, names: Sequence[str]) -> Tensor:
         """Only the filters ``names``: ``S F 3 H W``."""
@@ -110,7 +112,8 @@ def _view(subject: Subject, batch: Batch, index: int, mask: Tensor) -> _View:
     for stage in subject.stages:
         clean = subject.reconstruct(batch, stage)[:, index, None]  # through no filter: what other experiments use too
         stages[stage] = torch.cat([clean, subject.invert(features[stage], stage)], 1)
-    return _View(stages, mask, valid)
+    rows, columns = batch.cut(index, image).shape[-2:]
+    return _View(stages, mask, valid, (rows, columns))
 
 
 def _measure_objects(subject: Subject, label: int | None, num_pictures: int) -> tuple[list[Measurement], list[Picture]]:
@@ -192,7 +195,8 @@ def hue_retention(given: Tensor, found: Tensor, mask: Tensor) -> Tensor:
 def _pictures(subject: Subject, view: _View, image: int) -> Iterator[Picture]:
     for stage, versions in view.stages.items():
         for name, picture in zip(FILTERS, versions[0], strict=True):  # as the first seed paints it
-            yield Picture({"model": subject.name, "stage": stage, "filter": name, "image": image}, picture.cpu())
+            shown = picture[:, : view.size[0], : view.size[1]].cpu()
+            yield Picture({"model": subject.name, "stage": stage, "filter": name, "image": image}, shown)
 
 
 # ---- whole images recoloured, and the model's task

@@ -39,7 +39,7 @@ class Gallery:
         self.pictures: list[Picture] = []
         self._count: Counter[str] = Counter()
         # The cases themselves are kept too: an id is unique only as long as what it names is there.
-        self._taken: dict[int, tuple[Case, dict[str, Label]]] = {}
+        self._taken: dict[int, tuple[Case, dict[str, Label], Batch]] = {}
 
     def add(self, batch: Batch, cases: Sequence[Case]) -> None:
         """Take what there is room for of the cases of a batch, with all their reconstructions."""
@@ -47,14 +47,15 @@ class Gallery:
             if self._count[case.finding.outcome] < self.num_each:
                 self._count[case.finding.outcome] += 1
                 labels = self._describe(batch, case)
-                self._taken[id(case)] = case, labels
+                self._taken[id(case)] = case, labels, batch
                 self.pictures += self._show(batch, case, labels)
 
     def add_without(self, case: Case, stage: str, reconstruction: Tensor) -> None:
         """``3 H W`` without the query of ``case``, if it has been taken."""
         if id(case) in self._taken:
-            labels = {**self._taken[id(case)][1], "stage": stage, "shows": WITHOUT}
-            self.pictures.append(Picture(labels, _cut(case, reconstruction)))
+            _, known, batch = self._taken[id(case)]
+            picture = _cut(case, batch.cut(case.row, reconstruction))
+            self.pictures.append(Picture({**known, "stage": stage, "shows": WITHOUT}, picture))
 
     def _describe(self, batch: Batch, case: Case) -> dict[str, Label]:
         known = case.truth or case.said
@@ -72,11 +73,11 @@ class Gallery:
 
     def _show(self, batch: Batch, case: Case, labels: Mapping[str, Label]) -> Iterator[Picture]:
         frames = [(each[0], colour) for each, colour in ((case.truth, TRUTH_COLOUR), (case.said, SAID_COLOUR)) if each]
-        image = batch.images[case.row]
+        image = batch.cut(case.row, batch.images[case.row])
         window = crop_around(case.boxes, (image.shape[-2], image.shape[-1]))
         yield Picture({**labels, "stage": INPUT, "shows": INPUT}, cut_out(image, window, frames))
         for stage in self.subject.stages:
-            picture = _cut(case, self.subject.reconstruct(batch, stage)[0, case.row])
+            picture = _cut(case, batch.cut(case.row, self.subject.reconstruct(batch, stage)[0, case.row]))
             yield Picture({**labels, "stage": stage, "shows": RECONSTRUCTION}, picture)
 
 

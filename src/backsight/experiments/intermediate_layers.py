@@ -115,9 +115,10 @@ def _pictures(subject: Subject, count: int) -> Iterator[Picture]:
     for batch in subject.batches:
         for index in range(min(max(0, count), len(batch.ids))):
             image = batch.ids[index]
-            yield Picture({"model": subject.name, "stage": "input", "image": image}, batch.images[index].cpu())
+            shown = batch.cut(index, batch.images[index])
+            yield Picture({"model": subject.name, "stage": "input", "image": image}, shown.cpu())
             for reading in readings(subject):
-                picture = read(subject, batch, reading)[0, index].cpu()
+                picture = batch.cut(index, read(subject, batch, reading)[0, index]).cpu()
                 yield Picture({**_labels(subject, reading), "image": image}, picture)
         count -= len(batch.ids)
 

@@ -168,11 +168,12 @@ def _pictures(subject: Subject, num: int) -> Iterator[Picture]:
     batch = subject.batches[0].part(0, num)
     images, grey = batch.images, recolour(batch.images, "grey")
     features = subject.model.features(grey, subject.stages, batch.valid)
-    shown = {ORIGINAL: images, GREY: grey}
-    shown |= {stage: subject.invert(features[stage], stage)[0] for stage in subject.stages}
-    for stage, pictures in shown.items():
+    painted = {ORIGINAL: images, GREY: grey}
+    painted |= {stage: subject.invert(features[stage], stage)[0] for stage in subject.stages}
+    for stage, pictures in painted.items():
         for index, picture in enumerate(pictures):
-            yield Picture({"model": subject.name, "stage": stage, "image": index}, picture.cpu())
+            shown = batch.cut(index, picture).cpu()
+            yield Picture({"model": subject.name, "stage": stage, "image": index}, shown)
 
 
 # ---- the figure

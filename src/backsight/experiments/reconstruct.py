@@ -89,14 +89,15 @@ def _errors(subject: Subject) -> Iterator[Measurement]:
 def _pictures(subject: Subject, count: int, rows: Sequence[str], threshold: float) -> Iterator[Picture]:
     for batch in subject.batches:
         detections = _detections(subject, batch)
-        for index, image in enumerate(batch.images[: max(0, count)]):
+        for index in range(min(max(0, count), len(batch.ids))):
+            image = batch.cut(index, batch.images[index])
             labels = {"model": subject.name, "image": batch.ids[index]}
             yield Picture({**labels, "stage": INPUT, "row": PLAIN}, image.cpu())
             if detections is not None:
                 drawn = draw_detections(image.cpu(), detections[index], threshold, letters=_LETTERS)
                 yield Picture({**labels, "stage": INPUT, "row": DETECTED}, drawn)
             for entry in subject.ensemble.entries:
-                seeds = subject.reconstruct(batch, entry)[:, index].cpu()
+                seeds = batch.cut(index, subject.reconstruct(batch, entry)[:, index]).cpu()
                 for row, picture in _versions(seeds, subject.seeds, rows):
                     yield Picture({**labels, "stage": entry, "row": row}, picture)
         count -= len(batch.ids)
