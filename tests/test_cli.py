@@ -126,6 +126,28 @@ def test_experiments_that_broke_off_are_named_and_the_status_is_1(
     assert capsys.readouterr().err == "backsight: truth broke off (RuntimeError: no)\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (
+            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 139 GiB\nand more",
+            "(20.00 GiB more were asked for)",
+        ),
+        ("CUDA error: out of memory", "out of memory: "),
+    ],
+)
+def test_a_device_without_memory_is_one_line(
+    words: str, asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise torch.OutOfMemoryError(words)
+
+    monkeypatch.setattr(sys.modules["backsight.cli.main"], "_parse", lambda _: fail)
+    said = refused(capsys, "train")
+    for each in (asked, "--batch-size", "--micro-batch", "--memory"):
+        assert each in said
+
+
 def test_a_missing_model_without_network(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     said = refused(capsys, "stages", "detr-resnet-50")

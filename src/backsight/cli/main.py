@@ -53,6 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
         names = {kind.__name__ for kind in type(error).__mro__}
         if names & {"Interrupted", "Lost", "BrokeOff"}:
             _fail(str(error), getattr(error, "status", 1))
+        if "OutOfMemoryError" in names:
+            _fail(_without_room(str(error)), 2)
         if "UserError" not in names:
             raise
         _fail(str(error), 2)
@@ -90,6 +92,16 @@ def _in_one_line(box: str) -> str:
     """The words in tyro's box of several lines."""
     words = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", box)
     return " ".join(words.replace("Parsing error", "").replace("Unrecognized options", "unknown options").split())
+
+
+def _without_room(words: str) -> str:
+    """What to do where the device has no memory left, by torch's ``words``."""
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", words)
+    more = f" ({asked[1]} more were asked for)" if asked else ""
+    return (
+        f"the device is out of memory{more}: train with a smaller --batch-size, with --micro-batch or with --memory "
+        "(as 8GiB); elsewhere a smaller --size or --device cpu does with less"
+    )
 
 
 def _fail(message: str, status: int) -> None:
