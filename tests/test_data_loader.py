@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 from itertools import chain
 from pathlib import Path
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from backsight.core import Pixels, UserError
 from backsight.data import Batch, Target, batches, collate, loader
+from backsight.data.kept import Kept
 from backsight.data.parcels import pack, unpack
 from backsight.data.world import World
 from pictures import opened, save_pictures
@@ -114,6 +117,22 @@ def test_strict_is_one_line_from_a_worker_too(tmp_path: Path, workers: int) -> N
         list(loader(data, 2, workers=workers))
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"cannot read {tmp_path}")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_disk_is_one_line_from_a_worker_too(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> Path:
+        del content
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    save_pictures(tmp_path / "pictures", [f"{n}.png" for n in range(5)])
+    data = opened(f"folder:{tmp_path / 'pictures'}", PIXELS).train
+    monkeypatch.setattr("backsight.data.kept.write_bytes", full)
+    with pytest.raises(UserError, match=f"{tmp_path}/kept/.*: No space left on device; make room") as caught:
+        list(loader(Kept(data, PIXELS, tmp_path / "kept", 1e9), 2, workers=workers))
+    assert "\n" not in str(caught.value)
 
 
 def test_data_that_makes_batches_is_asked_for_them() -> None:

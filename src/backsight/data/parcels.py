@@ -79,6 +79,8 @@ class Parcels(Dataset):
             samples = [self.data[index] for index in indices]
         except UserError as error:
             return error
+        except OSError as error:
+            return in_one_line(error)
         readable = [sample for sample in samples if sample is not None]
         images = torch.stack([s.image for s in readable]) if readable else torch.zeros(0, 3, 0, 0, dtype=torch.uint8)
         missing = self._missing(indices, samples)
@@ -91,6 +93,15 @@ class Parcels(Dataset):
             return {}
         ids = [self.data.ids[index] for index, sample in zip(indices, samples, strict=True) if sample is None]
         return {identity: self.data.unreadable[identity] for identity in ids}
+
+
+def in_one_line(error: OSError) -> UserError:
+    """What a full disk, a folder that may not be written or a lost connection means to a user."""
+    reason = error.strerror or " ".join(str(error).split())[:200] or type(error).__name__
+    where = error.filename or "the images"
+    return UserError(
+        f"{where}: {reason}; make room or mend it (--resume goes on with training), or choose another place"
+    )
 
 
 def pack(targets: Sequence[Target]) -> PackedTargets:

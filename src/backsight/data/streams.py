@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from backsight.core import UserError
 from backsight.data.base import Batch, ImageData, Sample, Splits, Target
 from backsight.data.loader import as_it_is, cores, keep_signals, open_parcel
-from backsight.data.parcels import Parcel, Parcels
+from backsight.data.parcels import Parcel, Parcels, in_one_line
 from backsight.data.shards import Encoded, Rows, Shards, TarFiles
 from backsight.data.source import Reading, Source, digest
 from backsight.data.vocabulary import rename, translate
@@ -155,6 +155,8 @@ class _Reader(IterableDataset):
                 yield Parcels(data)[range(len(data))]
         except UserError as error:
             yield error
+        except OSError as error:  # also a connection that was lost
+            yield in_one_line(error)
 
 
 def _shuffled(pictures: Iterator[Encoded], draw: random.Random) -> Iterator[Encoded]:
