@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import random
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from backsight.core import Pixels, UserError
 from backsight.data import Splits, Stream, open_data
-from backsight.data.shards import TarFiles, expand
+from backsight.data.shards import Encoded, TarFiles, expand
 from backsight.data.streams import part_of
 from backsight.options import TrainOptions
 from backsight.train.reading import check_stream
@@ -114,6 +115,59 @@ def test_broken_pictures_and_shards_are_named_and_left_out(tmp_path: Path, caplo
     told = [record.getMessage() for record in caplog.records]
     assert sum("000003" in line for line in told) == 1
     assert any("b.tar to its end" in line for line in told)
+
+
+def write_contents(path: Path, contents: Sequence[bytes]) -> None:
+    with tarfile.open(path, f"w:{path.suffix[1:]}" if path.suffix != ".tar" else "w") as archive:
+        for number, content in enumerate(contents):
+            member = tarfile.TarInfo(f"{number:06d}.png")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz", "tar.bz2"])
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.7, 0.9])
+def test_a_damaged_archive_is_named_and_read_up_to_the_damage(
+    kind: str, place: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, draw = tmp_path / f"train.{kind}", random.Random(0)
+    contents = [draw.randbytes(500) + bytes(draw.choices(b"abcdefgh", k=9_500)) for _ in range(40)]
+    write_contents(path, contents)
+    whole = bytearray(path.read_bytes())
+    first = int(place * len(whole))
+    whole[first : first + 11_000] = bytes(each ^ 255 for each in whole[first : first + 11_000])
+    path.write_bytes(whole)
+    found = [each.content for each in TarFiles(str(path)).read(0)]
+    assert len(found) < 40
+    assert found[:-3] == contents[: max(0, len(found) - 3)]
+    assert kind == "tar.bz2" or len(found) > 5  # which has blocks of 900 kB
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert f"cannot read {path} to its end: " in told
+    assert "\n" not in told
+
+
+def test_a_compressed_archive_may_be_damaged_anywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Some places make zlib itself complain, others a header of tar, the rest the checksum at the end."""
+    path, draw = tmp_path / "train.tar.gz", random.Random(0)
+    write_contents(path, [draw.randbytes(12_000) for _ in range(40)])
+    whole = path.read_bytes()
+    places = range(5_000, len(whole), 17_000)
+    for place in places:
+        path.write_bytes(whole[:place] + bytes(each ^ 255 for each in whole[place : place + 8]) + whole[place + 8 :])
+        list(TarFiles(str(path)).read(0))
+    assert len(caplog.records) == len(places)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_lost_connection_is_one_line(shards: str, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(self: TarFiles, index: int) -> Iterator[Encoded]:
+        yield from whole(self, index)
+        raise ConnectionError("the hub\nhas gone")
+
+    stream, whole = opened(shards)[0], TarFiles.read
+    monkeypatch.setattr(TarFiles, "read", lost)
+    with pytest.raises(UserError, match="the images: the hub has gone; make room or mend it"):
+        ids(stream, 40, workers=workers)
 
 
 def test_parquet_files_are_streamed(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import lzma
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
@@ -15,6 +17,9 @@ from backsight.core import UserError
 from backsight.data.folder import SUFFIXES, nearest_name
 
 logger = logging.getLogger(__name__)
+
+DAMAGED = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
+"""What the readers of archives say of one that is cut short or damaged, each in its own way."""
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """``{000..127}``: the numbers between, written as wide."""
@@ -71,8 +76,10 @@ class TarFiles:
         try:
             with tarfile.open(path, "r:*") as archive:
                 yield from _samples(archive, path.name)
-        except (OSError, tarfile.TarError, EOFError) as error:
-            logger.warning("cannot read %s to its end: %s; going on with the next", path, str(error).lower())
+                _check_end(archive)
+        except DAMAGED as error:
+            reason = " ".join(str(error).lower().split())
+            logger.warning("cannot read %s to its end: %s; going on with the next", path, reason)
 
     def facts(self) -> Sequence[str]:
         """Every file with its size."""
@@ -103,6 +110,13 @@ def _samples(archive: tarfile.TarFile, shard: str) -> Iterator[Encoded]:
             key, parts = f"{folder}{slash}{stem}", {}
         parts[kind.lower()] = file.read()
     yield from _sample(shard, key, parts)
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Raise unless zeros alone follow the last member: tarfile takes a damaged header for the end."""
+    while archive.fileobj and (rest := archive.fileobj.read(2**20)):
+        if rest.strip(b"\0"):
+            raise tarfile.ReadError("what follows is damaged")
 
 
 def _sample(shard: str, key: str, parts: Mapping[str, bytes]) -> Iterator[Encoded]:
