@@ -17,7 +17,8 @@ from backsight.data import Batch
 from backsight.models import MODELS, stage_module
 from backsight.options import ModelOptions, TrainOptions
 from backsight.staging import RANDOM, StagedModel
-from backsight.train import Budget, Interrupted, NotFinite, Run, RunFolder, train, train_run
+from backsight.train import Budget, Interrupted, NotFinite, Processes, Run, RunFolder, train, train_run
+from backsight.train import loop as training
 from backsight.train.loop import Loop
 from small import small_pixels
 
@@ -260,6 +261,40 @@ def test_train_takes_a_name_and_options_as_keywords(tmp_path: Path) -> None:
     )
     assert ensemble.model["weights"] == "random"
     assert ensemble.model["size"] == [32, 48]
+
+
+class Clock:
+    """Stands still, but for a second a step and a hundred while losses are read: the wait for a GPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, step, add = 0.0, Loop.step, Processes.add
+        monkeypatch.setattr(Loop, "step", lambda loop, batch: (step(loop, batch), self.go_on(1))[0])
+        monkeypatch.setattr(Processes, "add", lambda processes, each: (self.go_on(100), add(processes, each))[1])
+        monkeypatch.setattr(training, "time", self)
+        monkeypatch.setattr(training, "LOG_AFTER", math.inf)
+
+    def go_on(self, seconds: float) -> None:
+        self.now += seconds
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_the_wait_for_a_device_is_time_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    run(tmp_path / "run", steps=25, seeds=1)
+    told = {each["step"]: each["seconds"] for each in RunFolder(tmp_path / "run").metrics() if "losses" in each}
+    assert told == {10: 110, 20: 220, 25: 325}
+    card = json.loads((tmp_path / "run" / "evaluation.json").read_text())["card"]
+    assert card["images_per_second"] == round(100 / 325, 2)
+
+
+def test_a_wait_that_ends_the_run_is_followed_by_the_last_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    run(tmp_path / "run", steps=None, minutes=3.5, seeds=1, checkpoint_every=1000.0)
+    looks = [each["step"] for each in RunFolder(tmp_path / "run").metrics() if "validation" in each]
+    assert looks == [20]
+    assert [path.stem for path in RunFolder(tmp_path / "run").checkpoints()] == ["step-00000000", "step-00000020"]
 
 
 def test_budget_ends_and_schedules() -> None:

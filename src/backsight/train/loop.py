@@ -153,14 +153,20 @@ class Loop:
         state.seconds, unread, number = self.processes.highest(
             state.seconds, time.monotonic() - self._read, self.asked[0] if self.asked else 0
         )
+        if state.step % LOG_EVERY == 0 or unread > LOG_AFTER or self._due(number):
+            self._read_losses()  # first of all: the clock goes on while it waits, and may end the run
         share = self.budget.share(state.step, state.seconds)
-        if state.step % LOG_EVERY == 0 or share >= 1 or unread > LOG_AFTER:
-            self._read_losses()
         for watch in self.watchers:
             watch(state, self._losses, share)
         state.looking = state.step % self.evaluate_every == 0 or share >= 1
-        if state.looking or number or state.seconds - self._saved > 60 * self.checkpoint_every:
+        if self._due(number):
             self._pause(int(number))
+
+    def _due(self, number: float) -> bool:
+        """Whether to pause now: for a look, the end, the signal ``number`` (0: none) or a checkpoint."""
+        state = self.state
+        over = state.step % self.evaluate_every == 0 or self.budget.share(state.step, state.seconds) >= 1
+        return bool(over or number or state.seconds - self._saved > 60 * self.checkpoint_every)
 
     def _pause(self, number: int) -> None:
         """Validate if that is due, write a checkpoint, and stop if the signal ``number`` (0: none) asks for it.
@@ -180,20 +186,25 @@ class Loop:
             raise Interrupted(number, state.step)
 
     def _read_losses(self) -> None:
-        """Bring the losses of the last batches to the host, all at once; those that are not finite stop."""
+        """Bring the losses of the last batches to the host, all at once; those that are not finite stop.
+
+        A GPU is waited for here, with all the work that the batches have left it: that is time of training.
+        """
         unread, self._unread = self._unread, []
         self._read = time.monotonic()
         if not unread:
             return
+        state = self.state
         names = list(unread[0][1])
         values = torch.stack([torch.stack([losses[name].float() for name in names]) for _, losses in unread])
         values = self.processes.add(values).cpu()
-        stopped = {each["loss"] for each in self.state.stopped.values()}
+        (waited,) = self.processes.highest(time.monotonic() - self._read)
+        state.seconds += waited
+        stopped = {each["loss"] for each in state.stopped.values()}
         means = zip(names, values.mean(0).tolist(), strict=True)
         self._losses = {name: mean for name, mean in means if math.isfinite(mean) and name not in stopped}
         for row, column in (~values.isfinite()).nonzero().tolist():
             self._stop(names[column], unread[row][0], values[row, column].item())
-        state = self.state
         record = {"step": state.step, "images": state.images, "seconds": round(state.seconds, 3)}
         self.folder.log({**record, "losses": self._losses})
 
