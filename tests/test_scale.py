@@ -19,7 +19,7 @@ from torch.distributed import TCPStore
 from backsight.core import UserError
 from backsight.data import Batch, Splits, open_data
 from backsight.options import ModelOptions, TrainOptions
-from backsight.train import Processes, RunFolder, joined, loop, train_run
+from backsight.train import Processes, RunFolder, heartbeat, joined, loop, train_run
 from backsight.train.norms import SharedBatchNorm, share_statistics
 from backsight.train.run import Run
 from pictures import drawn
@@ -172,6 +172,35 @@ def test_a_lost_process_ends_all_with_a_word(how: str, tmp_path: Path) -> None:
     (line,) = lines(said)
     assert ("cannot read its picture" if how == "mistaken" else "process 1 of 2 was lost") in line
     assert "Traceback" not in said.read_text()
+
+
+class Store(dict[str, int]):
+    """What processes share, with the beats of the others as they are told."""
+
+    def add(self, name: str, more: int) -> int:
+        self[name] = self.get(name, 0) + more
+        return self[name]
+
+    def compare_set(self, name: str, before: str, after: str) -> None:
+        del before, after
+        self[name] = 1
+
+    def check(self, names: list[str]) -> bool:
+        return all(name in self for name in names)
+
+
+def test_nobody_is_lost_while_this_process_could_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them may read the same large file in one go, or sleep with their machine."""
+    now, store = 0.0, Store()
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now)
+    watching = heartbeat.Heartbeat(store, 0, 2)
+    assert not watching._beat()
+    now += 100
+    assert not watching._beat()
+    store.add("beat/1", 1)
+    assert not any(watching._beat() for _ in range(heartbeat.SILENCE))
+    store.add("beat/1", 1)
+    assert [watching._beat() for _ in range(heartbeat.SILENCE + 2)] == [False] * (heartbeat.SILENCE + 1) + [True]
 
 
 def test_parts_are_a_division() -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 BEAT = 1.0
 """Seconds between two signs of life."""
-SILENCE = 15.0
-"""Seconds without one after which a process is lost: killed, frozen, or its machine is gone."""
+SILENCE = 15
+"""Beats without one of another's after which that process is lost: killed, frozen, or its machine is gone. Counted in
+this process's own: while it cannot run itself, nobody is silent."""
 GRACE = 5.0
 """Seconds that a process has to end by itself once another is gone; a call that waits for the other never returns."""
 
@@ -39,7 +40,7 @@ class Heartbeat(threading.Thread):
         self.store, self.rank, self.count = store, rank, count
         self._lock = threading.Lock()
         self._done = threading.Event()
-        self._neighbour, self._heard = -1, time.monotonic()
+        self._neighbour, self._silent = -1, 0
 
     # ---- the thread
 
@@ -63,10 +64,9 @@ class Heartbeat(threading.Thread):
             self.store.add(f"beat/{self.rank}", 1)
             next_one = (self.rank + 1) % self.count
             beats = self.store.add(f"beat/{next_one}", 0)
-            now = time.monotonic()
-            if beats != self._neighbour:
-                self._neighbour, self._heard = beats, now
-            elif now - self._heard > SILENCE:
+            self._silent = self._silent + 1 if beats == self._neighbour else 0
+            self._neighbour = beats
+            if self._silent > SILENCE:
                 self._put(f"process {next_one} of {self.count} was lost (killed, frozen, or its machine is gone)")
             return self.store.check(["gone"])
 
