@@ -142,6 +142,16 @@ def test_a_bias_in_front_of_a_batch_norm_rests_and_nothing_else_changes() -> Non
         torch.testing.assert_close(gradient, expected, rtol=0, atol=float(1e-9 * largest))
 
 
+def test_a_bias_in_front_of_a_batch_norm_that_does_not_follow_the_batch_is_learned() -> None:
+    """As in a forward model, which joint training leaves in evaluation mode: its BatchNorm subtracts another mean."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    rest_biases([network])
+    network(torch.rand(2, 3, 8, 8)).square().sum().backward()
+    bias = network.get_parameter("0.bias")
+    assert bias.grad is not None
+    assert bias.grad.abs().max() > 1e-3
+
+
 def test_finding_the_maps_changes_nothing() -> None:
     inverse = deconvolution()
     state = copy.deepcopy(inverse.state_dict())

@@ -19,14 +19,16 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 def rest_biases(networks: Iterable[nn.Module]) -> None:
     """Leave out the gradients of biases that a BatchNorm takes away again: they are zero but for rounding.
 
-    The mean that it subtracts holds the bias. oneDNN finds the gradient of a transposed convolution's bias by computing
-    that of its weights once more.
+    The mean that it subtracts holds the bias. (One in evaluation mode, as in a forward model that is trained too,
+    subtracts another mean.) oneDNN finds the gradient of a transposed convolution's bias by computing that of its
+    weights once more.
     """
     for network in networks:
         for sequence in network.modules():
             if isinstance(sequence, nn.Sequential):
                 for layer, norm in pairwise(sequence):
-                    if isinstance(layer, Convolution) and isinstance(norm, BatchNorm) and layer.bias is not None:
+                    known = isinstance(layer, Convolution) and isinstance(norm, BatchNorm)
+                    if known and norm.training and layer.bias is not None:
                         layer.bias.requires_grad_(False)
 
 
