@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from backsight.core import Layout, Pixels, UserError
 from backsight.data import Batch, Sample, Target, loader, open_data
@@ -85,6 +86,33 @@ def test_the_forward_pass_stops_where_training_needs_no_more(small_model: Callab
     for hook in hooks:
         hook.remove()
     assert (name, others, ran) == ("0/backbone", [], [])
+
+
+class Operations(TorchDispatchMode):
+    """What is asked of a device, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_number_travels_to_the_device_to_weigh_padded_images() -> None:
+    padded = build_small("detr").fitting("pad")
+    task = Modular(padded, build_chains(padded, make_plans(padded), [0]))
+    valid = torch.ones(2, *padded.pixels.size, dtype=torch.bool)
+    batch = Batch(random_images(padded), ("a", "b"), (Target(), Target()), valid)
+    with Operations() as asked:
+        found = task.weights(batch)
+    assert {int(found[name]) for name in ("0/decoder", "0/backbone")} == {
+        int(valid[:, ::32, ::32].sum()),
+        valid.numel(),
+    }
+    assert "lift_fresh.default" not in asked.names  # a tensor made of a number on the host, to be copied
+    assert "_local_scalar_dense.default" not in asked.names  # a number that is read back
 
 
 # ---- memory layouts

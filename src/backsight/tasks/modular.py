@@ -51,7 +51,7 @@ class Modular(Task):
         valid = torch.ones_like(batch.images[:, 0], dtype=torch.bool) if batch.valid is None else batch.valid
         targets = {name: self.model.spec.before(split_entry(name.partition("/")[2])[0]) for name in self.covers}
         under = {target: self.model.layout(target).under(valid) for target in targets.values()}
-        everywhere = valid.new_tensor(len(valid), dtype=torch.int64)
+        everywhere = valid.new_full((), len(valid), dtype=torch.int64)
         counts = {target: everywhere if counted is None else counted.sum() for target, counted in under.items()}
         return {name: counts[target] * bool(batch.ids) for name, target in targets.items()}
 
