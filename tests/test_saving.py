@@ -23,7 +23,7 @@ from backsight.models import MODELS
 from backsight.options import TrainOptions
 from backsight.staging import StagedModel
 from backsight.tasks import Modular, build_chains, make_plans
-from backsight.train import Run, RunFolder, compiling, memory
+from backsight.train import Run, RunFolder, compiling, memory, saving
 from backsight.train.feature_cache import FeatureCache
 from backsight.train.memory import bytes_of_one, images_that_fit, read_bytes
 from backsight.train.pieces import cut
@@ -308,6 +308,22 @@ def test_as_many_images_pass_as_fit(model: StagedModel, monkeypatch: pytest.Monk
     assert images_that_fit(task, batch, 3 * learned + 3 * one + 1, "fp32") == 3
     with pytest.raises(UserError, match="is too little: one image needs"):
         images_that_fit(task, batch, 3 * learned + one - 1, "fp32")
+
+
+def test_a_run_that_goes_on_keeps_to_what_fitted(
+    model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def settled(fitting: int, memory: str) -> int | None:
+        monkeypatch.setattr(saving, "images_that_fit", lambda *_: fitting)
+        run = open_run(model, tmp_path / "run", memory=memory)
+        run.folder.prepare(overwrite=False)
+        loop = run.loop()
+        run.begin(loop)
+        return loop.micro_batch
+
+    assert settled(3, "8GiB") == 3
+    assert settled(2, "8GiB") == 3
+    assert settled(2, "6GiB") == 2  # another machine, perhaps
 
 
 # ---- features on disk

@@ -144,14 +144,15 @@ class Run:
             processes=self.processes,
             asked=self.asked,
         )
-        loop.micro_batch = settle_micro_batch(self.task, options, self.epoch(0, 0), self.precision)
+        batches, before = self.epoch(0, 0), self.folder.config()
+        loop.micro_batch = settle_micro_batch(self.task, options, batches, self.precision, before)
         own = max(1, len(self.processes.part(range(options.batch_size))))
         compile_task(self.task, options.compile, loop.micro_batch or own, self.precision)
         return loop
 
     def begin(self, loop: Loop) -> None:
         """Write the configuration; on a resumed run, go back to the newest checkpoint."""
-        config, folder = self.config(), self.folder
+        config, folder = {**self.config(), "micro_batch": loop.micro_batch}, self.folder
 
         def kept() -> dict[str, Any] | None:
             if not folder.started:

@@ -88,13 +88,17 @@ class RunFolder:
         """Keep what the run was started with."""
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
+    def config(self) -> dict[str, Any]:
+        """What the run here was started with; nothing where there is none."""
+        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8")) if self.started else {}
+
     def check_config(self, config: dict[str, Any], fields: tuple[str, ...]) -> None:
         """Refuse to go on with a run that was started differently.
 
         Raises:
             UserError: one of the ``fields`` differs; the message says which, then and now.
         """
-        before = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        before = self.config()
         for name in fields:
             if before.get(name) != config[name]:
                 raise UserError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from backsight.core import Pixels, UserError
 from backsight.data import Batch, ImageData, Splits
@@ -59,13 +60,19 @@ def keep_features(task: Task, options: TrainOptions, data: ImageData, rank: int)
     return cache
 
 
-def settle_micro_batch(task: Task, options: TrainOptions, batches: Iterator[Batch], precision: str) -> int | None:
+def settle_micro_batch(
+    task: Task, options: TrainOptions, batches: Iterator[Batch], precision: str, before: Mapping[str, Any]
+) -> int | None:
     """How many images pass the networks at once: as many as was asked for, or as fit into the memory that was.
 
-    None stands for the whole batch. ``batches`` are looked at for an image to try, if one is needed.
+    None stands for the whole batch. ``batches`` are looked at for an image to try, if one is needed. A run that goes on
+    keeps to what it began with (``before``, its configuration): what is in use is never the same twice, and BatchNorm
+    heeds the number.
     """
     if options.memory is None:
         return options.micro_batch
+    if "micro_batch" in before and before["options"]["memory"] == options.memory:
+        return before["micro_batch"]
     limit = read_bytes(options.memory)
     batch = next((batch for batch in batches if batch.ids), None)
     if batch is None:
