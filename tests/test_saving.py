@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from backsight import files
 from backsight.core import Layout, Pixels, UserError
 from backsight.data import Batch, Sample, Target, loader, open_data
 from backsight.data.kept import Kept, pack_sample, read_sample
@@ -28,7 +29,7 @@ from backsight.train.feature_cache import FeatureCache
 from backsight.train.memory import bytes_of_one, images_that_fit, read_bytes
 from backsight.train.pieces import cut
 from backsight.train.quicken import arrange_memory, map_sizes, rest_biases
-from backsight.train.saving import check_saving
+from backsight.train.saving import check_saving, keep_features
 from backsight.train.updates import Updates
 from pictures import save_pictures
 from small import build_small, random_images
@@ -398,6 +399,59 @@ def test_a_cache_stays_below_its_limit(model: StagedModel, tmp_path: Path) -> No
     assert len(cache) == 2
 
 
+@pytest.mark.parametrize("already", [0, 4])
+def test_processes_share_what_room_there_is(model: StagedModel, tmp_path: Path, already: int) -> None:
+    size = model.features(random_images(model)[:1], ["encoder"])["encoder"].numel() * 2
+    before = FeatureCache(model, tmp_path, ["encoder"], "data", 1e9)
+    fill(before, [f"old {number}" for number in range(already)])
+    limit = before.bytes + 9 * size + 600  # the headers of three shards, and less than an image more for each
+    caches = [FeatureCache(model, tmp_path, ["encoder"], "data", limit, processes=3) for _ in range(3)]
+    for rank, cache in enumerate(caches):
+        fill(cache, [f"{rank} {number}" for number in range(5)])
+        fill(cache, [f"{rank} {number}" for number in range(5, 10)])
+    again = FeatureCache(model, tmp_path, ["encoder"], "data", limit)
+    assert len(again) == already + 9
+    assert again.bytes <= limit
+
+
+def test_runs_that_write_at_once_keep_what_each_has_written(model: StagedModel, tmp_path: Path) -> None:
+    one, other = (FeatureCache(model, tmp_path, ["encoder"], "data", 1e9) for _ in range(2))
+    epochs = [announced(cache, batch_of(model, *ids)) for cache, ids in ((one, "ab"), (other, "cde"))]
+    for cache, batch in [(cache, next(epoch)) for cache, epoch in zip((one, other), epochs, strict=True)]:
+        cache.features(batch.images, cache.names)
+    for epoch in epochs:
+        assert next(epoch, None) is None  # what waits is written
+    again = FeatureCache(model, tmp_path, ["encoder"], "data", 1e9)
+    assert [identity in again for identity in "abcde"] == [True] * 5
+    assert again.bytes == sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    one.refresh()
+    assert (len(one), one.bytes) == (5, again.bytes)
+
+
+def test_an_index_that_is_being_written_is_left_alone(
+    model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def watched(path: Path, write: Callable[[Path], object]) -> Path:
+        def look(temporary: Path) -> None:
+            write(temporary)
+            others.append(len(FeatureCache(model, tmp_path, ["encoder"], "data", 1e9)))
+
+        return whole(path, look)
+
+    others, whole = list[int](), files.write_whole
+    monkeypatch.setattr(files, "write_whole", watched)
+    fill(FeatureCache(model, tmp_path, ["encoder"], "data", 1e9), "ab")
+    assert others == [0, 0]
+    assert caplog.records == []
+    assert len(FeatureCache(model, tmp_path, ["encoder"], "data", 1e9)) == 2
+
+
+def fill(cache: FeatureCache, ids: Sequence[str]) -> None:
+    """Keep some images, as one batch."""
+    for each in announced(cache, batch_of(cache.model, *ids)) if ids else ():
+        cache.features(each.images, cache.names)
+
+
 def test_a_damaged_shard_is_computed_again(
     model: StagedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -412,6 +466,13 @@ def test_a_damaged_shard_is_computed_again(
         again = FeatureCache(model, tmp_path, ["encoder"], "data", 1e9)
     assert len(again) == 0
     assert "is damaged: its features are computed again" in caplog.text
+    assert (again.bytes, list(tmp_path.rglob("*.safetensors"))) == (0, [])
+    fill(again, "a")
+    (index,) = tmp_path.rglob("*.json")
+    index.write_text("{")
+    caplog.clear()
+    assert len(FeatureCache(model, tmp_path, ["encoder"], "data", 1e9)) == 0
+    assert "is damaged: its features are computed again" in caplog.text
 
 
 def test_other_weights_or_data_have_a_cache_of_their_own(model: StagedModel, tmp_path: Path) -> None:
@@ -424,7 +485,21 @@ def test_other_weights_or_data_have_a_cache_of_their_own(model: StagedModel, tmp
             (build_small("detr", seed=1), ["encoder"], "data"),
         )
     }
-    assert len(folders) == 4
+    folders.add(FeatureCache(model, tmp_path, ["encoder"], "data", 1e9, precision="bf16").folder)
+    assert len(folders) == 5
+
+
+def test_the_cache_of_a_run_is_that_of_its_precision_and_its_processes(model: StagedModel, tmp_path: Path) -> None:
+    data, caches = f"folder:{write_pictures(tmp_path / 'pictures')}", []
+    for precision in ("fp32", "bf16"):
+        run = open_run(model, tmp_path / "run", data=data, feature_cache=tmp_path / "cache", precision=precision)
+        assert run.cache is not None
+        caches.append(run.cache)
+    assert caches[0].folder != caches[1].folder
+    options, task = TrainOptions(feature_cache=tmp_path / "cache", feature_cache_gb=8), run.task
+    shared = keep_features(task, options, run.splits.train, "fp32", 8)
+    assert shared is not None
+    assert shared.room == 1e9
 
 
 # ---- decoded images on disk

@@ -1,8 +1,9 @@
 """The forward model's features, kept on disk, so that later epochs need no forward pass.
 
-Shards of some hundred MiB in bfloat16, mapped into memory when they are read; each has its SHA-256 in an index, and one
-that does not have it any more is dropped and computed again. What the networks get is rounded to bfloat16 in every
-epoch, also where it was just computed: a run is the same whatever the folder held when it began.
+Shards of some hundred MiB in bfloat16, mapped into memory when they are read. Each lies beside an index of its own, so
+that several runs may write at once. The index has the shard's SHA-256; one that does not have it any more is dropped
+and computed again. What the networks get is rounded to bfloat16 in every epoch, also where it was just computed: a run
+is the same whatever the folder held when it began.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,25 +42,35 @@ class FeatureCache:
         folder: one of many; those of a model, its pixels, some data and some stages have a folder of their own in it.
         names: the stages whose features are kept.
         data: the fingerprint of the images.
-        limit: the most bytes that are written.
-        rank: of this process; each writes files of its own, and reads those of all.
+        limit: the most bytes in the folder.
+        precision: that the model computes in.
+        processes: how many share a run. Each writes files of its own, up to an equal part of what room there is when
+            the run begins, and reads those of all.
     """
 
     def __init__(
-        self, model: StagedModel, folder: Path, names: Sequence[str], data: str, limit: float, rank: int = 0
+        self,
+        model: StagedModel,
+        folder: Path,
+        names: Sequence[str],
+        data: str,
+        limit: float,
+        *,
+        precision: str = "fp32",
+        processes: int = 1,
     ) -> None:
-        self.model, self.names, self.limit, self.rank = model, [name for name in names if name != IMAGE], limit, rank
+        self.model, self.names, self.limit = model, [name for name in names if name != IMAGE], limit
         facts = {"model": model.digest(), "pixels": asdict(model.pixels), "data": data, "stages": sorted(self.names)}
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        self.folder, self.facts = folder / digest[:16], facts
-        self.bytes = 0
+        self.facts = {**facts, "precision": precision}
+        digest = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+        self.folder, self.writer = folder / digest[:16], secrets.token_hex(4)
         self._batch: Batch | None = None
         self._places: dict[str, tuple[Path, int]] = {}
         self._open: dict[Path, Any] = {}
         self._waiting: dict[str, dict[str, Tensor]] = {}
         self._seen: set[Path] = set()
-        self._own: list[dict[str, Any]] = []
         self.refresh()
+        self.room = (limit - self.bytes) / processes
 
     def __len__(self) -> int:
         """How many images are kept."""
@@ -123,7 +136,7 @@ class FeatureCache:
         size = sum(each[0].nbytes for each in rounded.values())
         on_host = {name: each.cpu() for name, each in rounded.items()}
         for row, place in enumerate(places):
-            if self.bytes + (len(self._waiting) + 1) * size <= self.limit:
+            if (len(self._waiting) + 1) * size <= min(self.room, self.limit - self.bytes):
                 self._waiting[ids[place]] = {name: each[row] for name, each in on_host.items()}
         if len(self._waiting) * size >= SHARD:
             self._write()
@@ -146,45 +159,64 @@ class FeatureCache:
         ids, rows = list(self._waiting), list(self._waiting.values())
         content = save({name: torch.stack([row[name] for row in rows]) for name in self.names})
         digest = hashlib.sha256(content).hexdigest()
-        path = write_bytes(self.folder / f"{self.rank:03d}-{digest[:12]}.safetensors", content)
+        path = write_bytes(self.folder / f"{self.writer}-{digest[:12]}.safetensors", content)
+        write_json(_index(path), {"facts": self.facts, "sha256": digest, "ids": ids})  # last: it is whole
         self._waiting.clear()
-        self._own.append({"file": path.name, "sha256": digest, "ids": ids})
-        write_json(self.folder / f"index-{self.rank:03d}.json", {"facts": self.facts, "shards": self._own})
         self._seen.add(path)
         self._take(path, ids)
+        self.room -= len(content)
+        self.bytes += len(content)
 
     def _take(self, path: Path, ids: Sequence[str]) -> None:
-        self.bytes += path.stat().st_size
         self._places |= {identity: (path, row) for row, identity in enumerate(ids)}
 
     def refresh(self) -> None:
         """Take what earlier runs have left, and other processes by now; what is damaged is dropped."""
-        for index in sorted(self.folder.glob("index-*.json")):
-            for shard in _shards_of(index):
-                path = self.folder / shard["file"]
-                if path in self._seen:
-                    continue
-                self._seen.add(path)
-                if not _is_whole(path, shard["sha256"]):
-                    logger.warning("%s is damaged: its features are computed again", path)
-                    continue
-                self._take(path, shard["ids"])
-                if index.name == f"index-{self.rank:03d}.json":
-                    self._own.append(shard)
+        for index in sorted(self.folder.glob("[!.]*.json")):  # with a dot begins what is being written
+            path = index.with_suffix(".safetensors")
+            if path in self._seen:
+                continue
+            self._seen.add(path)
+            ids = _whole(path)
+            if ids is None:
+                logger.warning("%s is damaged: its features are computed again", path)
+                _drop(path)
+            else:
+                self._take(path, ids)
+        self.bytes = sum(map(_size, self.folder.glob("*.safetensors")))
 
 
-def _shards_of(index: Path) -> list[dict[str, Any]]:
+def _index(path: Path) -> Path:
+    """What tells of the shard ``path``."""
+    return path.with_suffix(".json")
+
+
+def _whole(path: Path) -> list[str] | None:
+    """The ids of the images in the shard ``path``; None if it or its index is damaged, or another has dropped it."""
     try:
-        return json.loads(index.read_text(encoding="utf-8"))["shards"]
-    except (ValueError, KeyError, TypeError):
-        logger.warning("%s is no index: its features are computed again", index)
-        return []
+        known = json.loads(_index(path).read_text(encoding="utf-8"))
+        return known["ids"] if _is_whole(path, known["sha256"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _drop(path: Path) -> None:
+    """Make room for the features of a damaged shard; it stays where others keep it for reading alone."""
+    with suppress(OSError):
+        _index(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    """The bytes of a file; none, if another process has just dropped it."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _is_whole(path: Path, expected: str) -> bool:
-    """Whether the file is there, has its digest and can be opened."""
-    if not path.is_file():
-        return False
+    """Whether the file has its digest and can be opened."""
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != expected:
             return False

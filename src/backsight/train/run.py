@@ -86,7 +86,7 @@ class Run:
         arrange_memory(task.networks.values(), model.device)
         for network in task.networks.values():
             share_statistics(network, processes)
-        cache = keep_features(task, options, splits.train, processes.rank)
+        cache = keep_features(task, options, splits.train, precision, processes.count)
         return cls(model, task, splits, budget, precision, options, folder, processes, cache=cache)
 
     @property

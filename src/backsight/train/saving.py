@@ -50,12 +50,14 @@ def keep_images(splits: Splits, options: TrainOptions, pixels: Pixels) -> Splits
     return replace(splits, train=kept(splits.train, 0.9), validation=kept(splits.validation, 0.1))
 
 
-def keep_features(task: Task, options: TrainOptions, data: ImageData, rank: int) -> FeatureCache | None:
+def keep_features(
+    task: Task, options: TrainOptions, data: ImageData, precision: str, processes: int
+) -> FeatureCache | None:
     """Let ``task`` take its features from ``--feature-cache``, where it has them."""
     if options.feature_cache is None or not isinstance(task, Modular):
         return None
-    limit = options.feature_cache_gb * GB
-    cache = FeatureCache(task.model, options.feature_cache, task.stages, data.fingerprint(), limit, rank)
+    limit, own = options.feature_cache_gb * GB, {"precision": precision, "processes": processes}
+    cache = FeatureCache(task.model, options.feature_cache, task.stages, data.fingerprint(), limit, **own)
     task.features = cache.features
     return cache
 
