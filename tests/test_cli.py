@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -179,9 +180,7 @@ def test_a_text_file_named_jpg_is_skipped_and_counted_or_refused(
 ) -> None:
     (photos / "notes.jpg").write_text("not a picture")
     arguments = ("train", *RANDOM, "--data", f"folder:{photos}", *SHORT, "--tracker", "none")
-    assert (
-        "notes.jpg" in refused(capsys, *arguments, "--epochs", "1", "--strict", "--out", str(tmp_path / "strict"))[:400]
-    )
+    assert "notes.jpg" in refused(capsys, *arguments, "--strict", "--out", str(tmp_path / "strict"))[:400]
     main([*arguments, "--out", str(tmp_path / "run")])
     assert (tmp_path / "run" / "card.md").is_file()
 
@@ -237,3 +236,125 @@ def test_verify_stages_and_models_as_json(tmp_path: Path, capsys: pytest.Capture
     assert json.loads((tmp_path / "stages.json").read_text())[0]["grid"] == "14x14"
     main(["models", "--json", str(tmp_path / "models.json")])
     assert {row["family"] for row in json.loads((tmp_path / "models.json").read_text())} >= set(MODELS)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the drawn world."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    main(["train", *RANDOM, "--out", str(folder), *SHORT, "--tracker", "none"])
+    return folder
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """The same, to be damaged."""
+    return shutil.copytree(run, tmp_path / "copied")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("evaluation.json", b'{"num_images": 2, "entr'),
+        ("evaluation.json", b"[]"),
+        ("evaluation.json", b"{}"),
+        ("evaluation.json", b"\xff\xd8\xff\xe0"),
+    ],
+)
+def test_reconstructing_by_a_damaged_run_leaves_nothing(
+    name: str, content: bytes, copied: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / name).write_bytes(content)
+    out = tmp_path / "out"
+    said = refused(capsys, "reconstruct", str(copied), str(photos), "--out", str(out), "--device", "cpu")
+    assert str(copied / name) in said
+    assert "restore it, or remove it" in said
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.yaml", b"data: {spec: world\nmodel: [", "line 2, is not YAML, or cut short: restore it, or name the"),
+        ("config.yaml", b"just words", "does not hold names and values"),
+        ("mean_image.safetensors", b"\x10\x00", "or cut short: restore it, or remove it"),
+    ],
+)
+def test_experiments_on_a_damaged_run(
+    name: str, content: bytes, words: str, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / name).write_bytes(content)
+    arguments = ("--chain", str(copied), "--out", str(tmp_path / "out"), "--images", "2", "--device", "cpu")
+    said = refused(capsys, "experiment", "stage_error", *arguments)
+    assert str(copied / name) in said
+    assert words in said
+
+
+def test_going_on_with_a_run_whose_configuration_is_damaged(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copied / "card.md").unlink()
+    (copied / "config.yaml").write_text("model: [")
+    said = refused(capsys, "train", *RANDOM, "--out", str(copied), *SHORT, "--tracker", "none", "--resume")
+    assert f"{copied / 'config.yaml'}, line 1, is not YAML" in said
+    assert "--overwrite" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("photo.jpg", b"\xff\xd8\xff\xe0", "holds no results: give results.json, result.json, reproduce.json"),
+        ("results.json", b"\xff\xd8\xff\xe0", "is not text: restore it"),
+        ("results.json", b"[]", "does not hold names and values: restore it"),
+        ("results.json", b'{"for', "is not JSON, or cut short"),
+        ("result.json", b"[]", "does not hold names and values: restore it"),
+        ("result.json", b'{"format": "backsight.experiment/1"}', "it has no 'measurements'"),
+        (
+            "result.json",
+            b'{"format": "backsight.experiment/1", "measurements": [], "pictures": [], "colour": 1}',
+            "a part of it is missing, unknown or of another kind: restore it",
+        ),
+        ("reproduce.json", b"[]", "does not hold names and values: run `backsight reproduce` again"),
+        ("reproduce.json", b'{"format": "backsight.reproduce/1"}', "it has no 'command'"),
+    ],
+)
+@pytest.mark.parametrize("by_its_path", [True, False])
+def test_a_report_of_what_is_no_result(
+    name: str, content: bytes, words: str, by_its_path: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    if name == "photo.jpg" and not by_its_path:
+        words = "no results at"
+    said = refused(capsys, "report", str(tmp_path / name if by_its_path else tmp_path))
+    assert words in said
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--workers", "-1"), "--workers -1: it has to be at least 0"),
+        (("--minutes", "inf"), "--minutes inf: it has to be more than 0, and finite"),
+        (("--minutes", "nan"), "--minutes nan: it has to be more than 0, and finite"),
+        (("--epochs", "inf"), "--epochs inf: it has to be more than 0, and finite"),
+        (("--steps", "0"), "--steps 0: it has to be more than 0"),
+        (("--evaluate-every", "0"), "--evaluate-every 0: it has to be at least 1"),
+        (("--checkpoint-every", "-1"), "--checkpoint-every -1.0: it has to be at least 0"),
+        (("--checkpoint-every", "nan"), "--checkpoint-every nan: it has to be at least 0"),
+        (("--seed", "-1"), "--seed -1: it has to be at least 0"),
+        (("--learning-rate", "inf"), "--learning-rate inf: it has to be finite"),
+        (("--feature-cache", __file__), "is a file: --feature-cache names a folder"),
+        (("--feature-cache", f"{__file__}/below"), "is a file: --feature-cache names a folder"),
+        (("--image-cache", __file__), "is a file: --image-cache names a folder"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused_before_the_model_is_loaded(
+    options: tuple[str, ...], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert words in refused(capsys, "train", "no-such-model", "--out", str(out), *options)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["stages", "verify"])
+def test_images_smaller_than_a_patch(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, command, "zoo/vit-prior", "--size", "7x7")
+    assert "cannot take images of 7x7 pixels: they are smaller than its patches" in said

@@ -9,6 +9,7 @@ import logging
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
 from importlib.metadata import version
@@ -269,7 +270,9 @@ def _digest(subject: Subject) -> str:
 
 
 def _is_done(folder: Path, asked: Mapping[str, Any]) -> bool:
-    return _is_whole(folder) and json.loads((folder / "asked.json").read_text(encoding="utf-8")) == asked
+    with suppress(ValueError):  # a damaged file says nothing: the experiment is done again
+        return _is_whole(folder) and json.loads((folder / "asked.json").read_text(encoding="utf-8")) == asked
+    return False
 
 
 def _is_whole(folder: Path) -> bool:

@@ -9,8 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from backsight.core import UserError
 from backsight.experiments import EXPERIMENTS, run_experiment
 from backsight.options import ModelOptions, TaskName, TrainOptions
@@ -113,7 +111,7 @@ def _is_kept(model: StagedModel | str, options: TrainOptions) -> bool:
     folder = RunFolder(options.out)
     if options.overwrite or not folder.finished:
         return False
-    before = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
+    before = folder.config()
     named = model if isinstance(model, str) else model.name
     asked = {"model": named, **json.loads(json.dumps(asdict(options), default=str))}
     had = {**asked, **before["options"], "model": before["model"]["name"]}

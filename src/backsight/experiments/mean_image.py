@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from backsight.data import Batch, mean_of, sum_images
+from backsight.run_files import read_tensor
 
 
 @dataclass(frozen=True)
@@ -52,4 +52,5 @@ class MeanImage:
 def mean_image_of(run: str | Path) -> Tensor | None:
     """The mean of the training images that a run, or a shipped model, keeps, ``3 H W``; None where it does not."""
     path = Path(run) / "mean_image.safetensors"
-    return load_file(path)["mean_image"].float() if path.is_file() else None
+    mend = "restore it, or remove it to measure against the mean of the images themselves"
+    return read_tensor(path, "mean_image", mend).float() if path.is_file() else None

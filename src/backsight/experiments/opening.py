@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble
@@ -17,10 +15,13 @@ from backsight.experiments.mean_image import mean_image_of
 from backsight.experiments.subject import Subject
 from backsight.models import vocabulary
 from backsight.reopen import open_forward_model
+from backsight.run_files import read_json, read_yaml
 from backsight.shipped import find_shipped
 
 NUM_IMAGES = 100
 """How many images an experiment looks at, unless told otherwise."""
+
+_MEND = "restore it, or name the data by --data"
 
 
 def open_subject(
@@ -91,9 +92,8 @@ def _places(folder: Path) -> Iterator[Path]:
 def _data_of(folder: Path) -> str | None:
     """The data that a run, or a shipped model, was trained on; None where the folder does not say."""
     if (folder / "config.yaml").is_file():
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        data = config.get("data") if isinstance(config, dict) else None
+        data = read_yaml(folder / "config.yaml", _MEND).get("data")
         return data.get("spec") if isinstance(data, dict) else data
     if (folder / "card.json").is_file():
-        return json.loads((folder / "card.json").read_text(encoding="utf-8")).get("data")
+        return read_json(folder / "card.json", _MEND).get("data")
     return None

@@ -23,9 +23,12 @@ from backsight.core import UserError
 from backsight.figures import image_png
 from backsight.files import write_text
 from backsight.metrics import Interval, bootstrap
+from backsight.run_files import in_words, read_object, read_text
 
 FORMAT = "backsight.experiment/1"
 """Changes when a reader of the old schema would misread the new one."""
+
+_MEND = "restore it, or do the experiment again"
 
 Label = str | int | float | bool
 _DIGITS = 6  # kept of every value
@@ -128,21 +131,22 @@ class Result:
         return json.dumps(content, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Result:
-        """The inverse of :meth:`to_json`.
+    def from_json(cls, text: str, where: str = "the text") -> Result:
+        """The inverse of :meth:`to_json`; ``where`` it came from is told of a damaged one.
 
         Raises:
             UserError: it is not JSON, or not of this format.
         """
         try:
-            value = json.loads(text)
+            value = read_object(text, where, _MEND)
             if value.pop("format") != FORMAT:
-                raise UserError(f"a result in another format: this version reads {FORMAT}")
+                raise UserError(f"{where} has a result in another format: this version reads {FORMAT}")
             measurements = [Measurement(m["labels"], _to_tensor(m["values"])) for m in value.pop("measurements")]
             pictures = [Picture(p["labels"], _read_png(p["png"])) for p in value.pop("pictures")]
             return cls(**value, measurements=measurements, pictures=pictures)
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-            raise UserError(f"not an experiment's result.json ({FORMAT}): {error}") from error
+            told = f"{where} is not an experiment's result.json ({FORMAT})"
+            raise UserError(f"{told}, {in_words(error)}: {_MEND}") from error
 
     def to_table(self) -> str:
         """A CSV table: a line for each measurement with its labels, mean, 95 % interval, images and seeds."""
@@ -172,7 +176,7 @@ class Result:
         path = path / "result.json" if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"no result at {path}: give a result.json or the folder it is in")
-        return cls.from_json(path.read_text(encoding="utf-8"))
+        return cls.from_json(read_text(path, _MEND), str(path))
 
 
 def _carries(labels: Mapping[str, Label], wanted: Mapping[str, Label]) -> bool:

@@ -18,6 +18,7 @@ from backsight.experiments.registry import Experiment
 from backsight.experiments.result import Label, Measurement, Result
 from backsight.experiments.subject import Subject
 from backsight.figures import ScatterPoint, page, scatter_part
+from backsight.run_files import in_words
 from backsight.staging import RANDOM
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class FinishedRun:
             found = cls(path, str(task), weight, update, model, evaluation["seeds"], evaluation)
             _check_errors(found)
         except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-            raise UserError(f"the run in {path} cannot be read ({error!r}): train it again") from error
+            raise UserError(f"the run in {path} cannot be read ({in_words(error)}): train it again") from error
         if found.task not in TASKS:
             raise UserError(f"the run in {path} is of the task '{found.task}': known are {', '.join(TASKS)}")
         return found

@@ -15,6 +15,7 @@ from backsight.files import write_json, write_text
 from backsight.hub.card import public_facts, write_readme
 from backsight.hub.fetch import explained
 from backsight.hub.manifest import MANIFEST, write_manifest
+from backsight.run_files import read_json
 
 OWN = ("chains/", "pictures/", "evaluation.json", "mean_image.safetensors", "card.md", MANIFEST)
 """What a push replaces in the repository; other files of its owner stay."""
@@ -113,7 +114,7 @@ def _evaluation(run: Path | None) -> dict[str, Any] | None:
     path = None if run is None else run / "evaluation.json"
     if path is None or not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path, "restore it, or remove it to publish the chains without their errors", ("card",))
     return {**found, "card": public_facts(found["card"])}
 
 

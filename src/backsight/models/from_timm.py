@@ -48,6 +48,9 @@ def build(
     try:
         module = timm.create_model(architecture if folder is None else f"local-dir:{folder}", **options)
     except RuntimeError as error:
+        if size is not None and "greater than 0" in str(error):  # of the resampled position embedding
+            told = f"{architecture} cannot take images of {size[0]}x{size[1]} pixels: they are smaller than its patches"
+            raise UserError(f"{told}, give multiples of these") from error
         if "state_dict" not in str(error):
             raise
         raise mismatch(str(file or folder), *_differing(str(error))) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from backsight.files import write_text
 from backsight.report.numbers import format_bounds, format_effect
 from backsight.report.page import environment
 from backsight.report.views import data_uri
+from backsight.run_files import in_words, read_json
 
 FORMAT = "backsight.reproduce/1"
 """Of ``reproduce.json``; changes when a reader of the old schema would misread the new one."""
@@ -137,13 +137,14 @@ def _read_steps(folder: Path) -> tuple[str, list[Step]]:
     path = folder / "reproduce.json"
     if not path.is_file():
         return "", []
+    mend = "run `backsight reproduce` again"
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path, mend, ("format",))
         if value["format"] != FORMAT:
             raise UserError(f"{path} is in another format: this version reads {FORMAT}")
         return value["command"], [Step(**step) for step in value["steps"]]
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({error}): run `backsight reproduce` again") from error
+        raise UserError(f"{path} is not of `backsight reproduce`, {in_words(error)}: {mend}") from error
 
 
 def _section(folder: Path) -> Section:

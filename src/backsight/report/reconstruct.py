@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from backsight.files import write_bytes
 from backsight.reopen import open_forward_model
 from backsight.report.page import write_report
 from backsight.report.results import INPUT, DataCard, ModelCard, PictureRow, Results, StageErrors, save_pictures
+from backsight.run_files import read_json
 from backsight.shipped import shipped_card
 from backsight.staging import RANDOM, Prediction, StagedModel, Trace
 from backsight.train import RunFolder, command
@@ -59,6 +59,7 @@ def reconstruct(
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: --out names a folder")
     ensemble = ChainEnsemble.from_pretrained(run)
+    _of_the_run(ensemble.folder or run)  # a damaged file is told before anything is computed
     model = open_forward_model(ensemble, choose_device(device), model)
     batch = load_images(images, model.pixels, strict=strict)
     return write_results(ensemble.folder or run, model, ensemble, batch, out)
@@ -151,9 +152,9 @@ def _name(labels: Mapping[int, str], label: int) -> str:
 
 def _measured(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batch: Batch) -> dict[str, Any]:
     """The errors that the run itself measured, else those on ``batch``."""
-    path = Path(run) / "evaluation.json"
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+    own = _of_the_run(run)
+    if own is not None:
+        return own
     mean, batch = training_mean(Path(run)), batch.to(model.device)
     card = {"data": "the pictures below", "data_fingerprint": "", "unreadable_images_skipped": 0}
     if mean is not None:
@@ -163,6 +164,17 @@ def _measured(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batc
     if alone:  # a picture is its own mean, whose error says nothing
         found["mean_image"] = dict.fromkeys(found["mean_image"])
     return {**found, "card": {**card, "mean_image": "of the pictures below, its errors corrected for this"}}
+
+
+def _of_the_run(run: str | Path) -> dict[str, Any] | None:
+    """The errors that a run measured, None where there are none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(run) / "evaluation.json"
+    mend = "restore it, or remove it to measure on your pictures"
+    return read_json(path, mend, ("num_images", "mean_image", "entries", "card")) if path.is_file() else None
 
 
 def _curves(run: str | Path) -> Iterator[dict[str, Any]]:

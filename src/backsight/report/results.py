@@ -20,9 +20,12 @@ from torch import Tensor
 from backsight.core import UserError
 from backsight.figures import image_png
 from backsight.files import write_bytes, write_text
+from backsight.run_files import in_words, read_object, read_text
 
 FORMAT = "backsight.results/1"
 """Changes when a reader of the old schema would misread the new one."""
+
+_MEND = "restore it, or run `backsight reconstruct` again"
 
 INPUT = "input"
 """The column of the pictures that holds the photo itself."""
@@ -106,19 +109,21 @@ class Results:
         return json.dumps(_finite({"format": FORMAT, **asdict(self)}), indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Results:
-        """The inverse of :meth:`to_json`.
+    def from_json(cls, text: str, where: str = "the text") -> Results:
+        """The inverse of :meth:`to_json`; ``where`` it came from is told of a damaged one.
 
         Raises:
             UserError: it is not JSON, not of this format, or a part is missing or unknown.
         """
         try:
-            value = json.loads(text)
+            value = read_object(text, where, _MEND)
             if value.pop("format") != FORMAT:
-                raise UserError(f"results in another format: this version reads {FORMAT}")
+                raise UserError(f"{where} has results in another format: this version reads {FORMAT}")
             return cls(**{**value, **_parts(value)})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"not a results.json of backsight ({FORMAT}): {error}") from error
+            raise UserError(
+                f"{where} is not a results.json of backsight ({FORMAT}), {in_words(error)}: {_MEND}"
+            ) from error
 
     def save(self, folder: str | Path) -> Path:
         """Write ``results.json`` into ``folder``, whole."""
@@ -135,7 +140,7 @@ class Results:
         path = path / "results.json" if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"no results at {path}: give a results.json or the folder it is in")
-        return cls.from_json(path.read_text(encoding="utf-8"))
+        return cls.from_json(read_text(path, _MEND), str(path))
 
 
 def save_pictures(

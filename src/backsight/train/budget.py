@@ -13,6 +13,21 @@ FLOOR = 0.01
 """The share of the learning rate that is left at the end."""
 
 
+def check_budget(steps: int | None, epochs: float | None, minutes: float | None) -> None:
+    """Refuse an end of the run that never comes, or that is there at the beginning.
+
+    Raises:
+        UserError: more than one of them is given, or one that is not positive and finite.
+    """
+    given = {"--steps": steps, "--epochs": epochs, "--minutes": minutes}
+    named = {name: value for name, value in given.items() if value is not None}
+    if len(named) > 1:
+        raise UserError(f"{' and '.join(named)} both end the run: give one of --steps, --epochs and --minutes")
+    for name, value in named.items():
+        if not 0 < value < math.inf:
+            raise UserError(f"{name} {value}: it has to be more than 0, and finite")
+
+
 @dataclass(frozen=True)
 class Budget:
     """The end of a run: after ``steps`` batches, or after ``minutes`` of training."""
@@ -25,15 +40,9 @@ class Budget:
         """The budget that a user's options mean; ten epochs where none is given.
 
         Raises:
-            UserError: more than one of them is given, or one that is not positive.
+            UserError: see :func:`check_budget`.
         """
-        given = {"--steps": steps, "--epochs": epochs, "--minutes": minutes}
-        named = [name for name, value in given.items() if value is not None]
-        if len(named) > 1:
-            raise UserError(f"{' and '.join(named)} both end the run: give one of --steps, --epochs and --minutes")
-        for name in named:
-            if not (given[name] or 0) > 0:
-                raise UserError(f"{name} {given[name]}: it has to be more than 0")
+        check_budget(steps, epochs, minutes)
         if minutes is not None:
             return cls(minutes=minutes)
         return cls(steps=steps if steps is not None else math.ceil((epochs or 10) * steps_an_epoch))

@@ -15,6 +15,7 @@ import yaml
 
 from backsight.core import UserError
 from backsight.files import write_text
+from backsight.run_files import read_yaml
 from backsight.train import checkpoints
 
 OWN = (
@@ -90,7 +91,8 @@ class RunFolder:
 
     def config(self) -> dict[str, Any]:
         """What the run here was started with; nothing where there is none."""
-        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8")) if self.started else {}
+        mend = "restore it, or begin again with --overwrite"
+        return read_yaml(self.path / "config.yaml", mend) if self.started else {}
 
     def check_config(self, config: dict[str, Any], fields: tuple[str, ...]) -> None:
         """Refuse to go on with a run that was started differently.

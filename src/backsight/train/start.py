@@ -12,6 +12,7 @@ from backsight.models import load_model
 from backsight.options import ModelOptions, TrainOptions, parse_size
 from backsight.staging import StagedModel
 from backsight.tasks import check_choice
+from backsight.train.numbers import check_numbers
 from backsight.train.processes import joined
 from backsight.train.progress import ProgressLine
 from backsight.train.reading import check_stream
@@ -99,8 +100,6 @@ def read_size(text: str | None) -> tuple[int, int] | None:
 
 
 def _check(options: TrainOptions) -> None:
-    for name in ("seeds", "batch_size", "max_validation", "max_test", "keep_checkpoints"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: it has to be at least 1")
+    check_numbers(options)
     if options.resume and options.overwrite:
         raise UserError("--resume goes on with a run and --overwrite replaces it: give one of them")

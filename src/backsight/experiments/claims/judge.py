@@ -14,6 +14,7 @@ from backsight.experiments.claims.claim import Claim, Comparison, Evidence, Role
 from backsight.experiments.result import Measurement, Result
 from backsight.files import write_text
 from backsight.metrics import Interval, bootstrap, bootstrap_difference
+from backsight.run_files import in_words
 
 FORMAT = "backsight.claims/1"
 """Changes when a reader of the old schema would misread the new one."""
@@ -190,10 +191,12 @@ def load_claims(path: str | Path) -> list[Judgement]:
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
         if value["format"] != FORMAT:
-            raise UserError(f"claims in another format: this version reads {FORMAT}")
+            raise UserError(f"{path} has claims in another format: this version reads {FORMAT}")
         return [_read(each) for each in value["claims"]]
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        raise UserError(f"{path} is not a claims.json ({FORMAT}): {error}") from error
+        raise UserError(
+            f"{path} is not a claims.json ({FORMAT}), {in_words(error)}: do `backsight reproduce` again"
+        ) from error
 
 
 def _read(value: dict[str, Any]) -> Judgement:
