@@ -309,8 +309,8 @@ def test_going_on_with_a_run_whose_configuration_is_damaged(copied: Path, capsys
         ("result.json", b'{"format": "backsight.experiment/1"}', "it has no 'measurements'"),
         (
             "result.json",
-            b'{"format": "backsight.experiment/1", "measurements": [], "pictures": [], "colour": 1}',
-            "a part of it is missing, unknown or of another kind: restore it",
+            b'{"format": "backsight.experiment/1", "measurements": [], "pictures": []}',
+            "it has no 'experiment' and 'subjects': restore it",
         ),
         ("reproduce.json", b"[]", "does not hold names and values: run `backsight reproduce` again"),
         ("reproduce.json", b'{"format": "backsight.reproduce/1"}', "it has no 'command'"),
@@ -358,3 +358,33 @@ def test_options_that_mean_nothing_are_refused_before_the_model_is_loaded(
 def test_images_smaller_than_a_patch(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, command, "zoo/vit-prior", "--size", "7x7")
     assert "cannot take images of 7x7 pixels: they are smaller than its patches" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("zoo", "train", "vit-prior", "--steps", "0"), "--steps 0: it has to be more than 0"),
+        (("zoo", "train", "vit-prior", "--steps", "-1"), "--steps -1: it has to be more than 0"),
+        (("zoo", "train", "vit-prior", "--minutes", "0"), "--minutes 0.0: it has to be more than 0"),
+        (("zoo", "train", "vit-prior", "--minutes", "-1"), "--minutes -1.0: it has to be more than 0"),
+        (("zoo", "train", "vit-prior", "--minutes", "inf"), "--minutes inf: it has to be more than 0, and finite"),
+        (("zoo", "train", "vit-prior", "--chains", "--steps", "0"), "--steps 0: it has to be more than 0"),
+        (("cost", "zoo/vit-prior", "--seeds", "0"), "--seeds 0: it has to be at least 1"),
+        (("cost", "zoo/vit-prior", "--epochs", "-1"), "--epochs -1: it has to be more than 0"),
+        (("cost", "zoo/vit-prior", "--tflops", "-1"), "--tflops -1: it has to be more than 0"),
+        (
+            ("train", *RANDOM, *SHORT, "--inverse", "backbone=patch:widthss=3"),
+            "it has no option 'widthss', it has widths",
+        ),
+        (("train", *RANDOM, *SHORT, "--inverse", "encoder=blocks:depth=abc"), "depth=abc is to be a whole number"),
+        (("train", *RANDOM, *SHORT, "--inverse", "backbone=none"), "no inverse of backbone is trained"),
+        (("train", *RANDOM, *SHORT, "--inverse", "backbone=none", "encoder=none"), "leaves nothing to train"),
+        (("train", *RANDOM, *SHORT, "--memory", "1MiB"), "--memory 1MiB is too little"),
+    ],
+)
+def test_numbers_and_options_that_mean_nothing(
+    arguments: tuple[str, ...], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = () if arguments[0] == "cost" else ("--out", str(tmp_path / "out"))
+    assert words in refused(capsys, *arguments, *out)
+    assert not (tmp_path / "out" / "config.yaml").exists()

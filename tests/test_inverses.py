@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -264,7 +265,22 @@ def test_the_analytic_inverse_needs_a_patch_projection(small_model: Callable[[st
     ("name", "case", "options", "message"),
     [
         ("nose", "stride 4", {}, "no inverse 'nose': there are deconvolution, local"),
-        ("deconvolution", "stride 4", {"nose": 1}, "does not fit here: .*unexpected keyword argument 'nose'"),
+        (
+            "deconvolution",
+            "stride 4",
+            {"nose": 1},
+            "does not fit here: it has no option 'nose', it has expansion, batch_norm$",
+        ),
+        ("analytic", "stride 4", {"nose": 1}, "does not fit here: it has no option 'nose', it has none$"),
+        ("deconvolution", "stride 4", {"expansion": "abc"}, "expansion=abc is to be a number, as expansion=8.0$"),
+        ("deconvolution", "stride 4", {"expansion": 0}, "expansion=0 has to be more than 0, and finite$"),
+        ("deconvolution", "stride 4", {"expansion": -1.5}, "expansion=-1.5 has to be more than 0, and finite$"),
+        ("deconvolution", "stride 4", {"expansion": math.inf}, "expansion=inf has to be more than 0, and finite$"),
+        ("deconvolution", "stride 4", {"batch_norm": 1}, "batch_norm=1 is to be true or false, as batch_norm=true$"),
+        ("pyramid", "stride 4", {"expansion": 0}, "expansion=0 has to be more than 0, and finite$"),
+        ("pyramid", "stride 4", {"level": 0.5}, "level=0.5 is to be a whole number, as level=1$"),
+        ("patch", "stride 4", {"widths": 3}, r"widths=3 is to be a list of whole numbers, as widths=\[64,16\]$"),
+        ("local", "stride 4", {"depth": True}, "depth=True is to be a whole number, as depth=4$"),
         ("patch", "stride 4", {"widths": [1, 2, 3]}, "a patch of 4 pixels takes 1 widths, got 3"),
         ("encoder", "tokens to tokens", {"heads": 7}, "does not fit here: .*divisible"),
         ("blocks", "tokens to tokens", {"heads": 7}, "does not fit here: .*divisible"),

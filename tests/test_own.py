@@ -263,6 +263,12 @@ MISTAKES: dict[str, tuple[str, Any, str]] = {
     "two numbers too few": ("pixels/mean", 0.5, "'mean' of 'pixels' of the spec is 0.5: write 3 numbers"),
     "no number": ("stages/1/prefix", "one", "'prefix' of stage 'tokens' of the spec is 'one': write a whole number"),
     "a truth for a number": ("stages/1/prefix", True, "is True: write a whole number"),
+    "no spread": (
+        "pixels/std",
+        [0, 0, 0],
+        "'std' of 'pixels' of the spec is [0.0, 0.0, 0.0]: it has to be",
+    ),
+    "no pixels": ("pixels/size", [0, 32], "'size' of 'pixels' of the spec is [0, 32]: it has to be more than 0"),
     "a wrong word": ("task", "classification", "it is one of classify, detect, features"),
     "a wrong pattern": ("stages/0/site/pattern", "b c h w", "it is one of b n d, b h w d, b d h w"),
     "the same name twice": ("stages/1/name", "stem", "names are letters, digits and _, each one once"),
@@ -305,7 +311,7 @@ def test_a_mistake_in_a_spec_is_told_in_one_line(mistake: str, spec: dict[str, A
     ("path", "value", "message"),
     [
         ("stages/2/inverse/name", "bloks", "no inverse 'bloks'"),
-        ("stages/2/inverse/heds", 2, "unexpected keyword argument 'heds'"),
+        ("stages/2/inverse/heds", 2, "it has no option 'heds', it has depth, heads"),
         ("stages/1/inverse", "blocks", "it keeps the tokens"),
         ("stages/1/prefix", 0, "cannot place the 65 tokens at 'tokens'"),
     ],

@@ -300,6 +300,14 @@ def test_what_an_image_takes_is_found_and_nothing_changed(model: StagedModel) ->
     assert torch.equal(random, torch.get_rng_state())
 
 
+@pytest.mark.parametrize(
+    ("number", "text"), [(2**20, "1MiB"), (3 * 2**29, "1.5GiB"), (1000, "1000B"), (5 * 2**10, "5KiB"), (0, "0B")]
+)
+def test_bytes_are_told_as_they_are_asked_for(number: int, text: str) -> None:
+    assert memory.in_units(number) == text
+    assert memory.read_bytes(text) == number
+
+
 def test_as_many_images_pass_as_fit(model: StagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Modular(model, build_chains(model, make_plans(model), [0]))
     batch = Batch(random_images(model), ("a", "b"), (Target(), Target()))

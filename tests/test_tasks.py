@@ -78,6 +78,8 @@ def test_plans_are_in_the_order_of_the_stages(detr: StagedModel) -> None:
         ("backbone=local:depth", "'depth' is no option of an inverse: write key=value, as expansion=2"),
         ("backbone=patch:widths=[8", r"'widths=\[8' is no option of an inverse"),
         ("backbone=local:learning_rate=fast", "'fast' is no learning rate: write a number, as learning_rate=1e-3"),
+        ("backbone=local:learning_rate=0", "learning_rate=0: it has to be more than 0, and finite"),
+        ("backbone=local:learning_rate=.nan", "learning_rate=nan: it has to be more than 0, and finite"),
         ("prediction=none", "'prediction@onehot' needs an inverse of its stage to stand beside: leave prediction in"),
     ],
 )

@@ -257,7 +257,10 @@ def test_the_fingerprint_knows_everything():
     assert World().fingerprint() == World().fingerprint()
 
 
-@pytest.mark.parametrize("text", ["world:blue", "world:prior:-1", "world::single"])
+@pytest.mark.parametrize(
+    "text",
+    ["world:blue", "world:prior:-1", "world::single", "world:prior:single:7:8", "world:prior:defining", "world:7:7"],
+)
 def test_a_wrong_world_is_one_line(text):
     with pytest.raises(UserError, match="say world") as caught:
         open_world(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,12 @@ def in_words(error: Exception) -> str:
     """What an error says of the content of a file, without the names of the program."""
     if isinstance(error, KeyError):
         return f"it has no {error}"
+    unknown = re.search(r"unexpected keyword argument ('\w+')", str(error))
+    missing = re.search(r"missing \d+ required .*arguments?: (.*)", str(error))
+    if unknown or missing:  # of a dataclass
+        return f"it has {unknown[1]}, which is unknown" if unknown else f"it has no {missing[1] if missing else ''}"
     if isinstance(error, TypeError | AttributeError):
-        return "a part of it is missing, unknown or of another kind"
+        return "a part of it is of another kind"
     return str(error)
 
 

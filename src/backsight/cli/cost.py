@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tyro.conf import OmitArgPrefixes, Positional
 
 from backsight.options import ModelOptions
@@ -33,6 +35,11 @@ def cost(
     from backsight.core import UserError
     from backsight.train import open_model
 
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: it has to be at least 1")
+    for name, value in {"epochs": epochs, "tflops": tflops}.items():
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name} {value:g}: it has to be more than 0, and finite")
     if not 0 < share <= 1:
         raise UserError(f"--share {share:g}: it is a part of the device's rate, more than 0 and at most 1")
     found = count(open_model(model, model_options), seeds, inverse)

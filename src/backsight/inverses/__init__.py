@@ -13,6 +13,7 @@ from backsight.inverses.base import Inverse
 from backsight.inverses.convnet import ResidualStage
 from backsight.inverses.convolutional import Deconvolution, Local, Patch
 from backsight.inverses.deformable import DeformableDecoder, DeformableEncoder
+from backsight.inverses.options import check_options
 from backsight.inverses.prediction import PredictionMLP
 from backsight.inverses.pyramid import Pyramid
 from backsight.inverses.swin import SwinStage
@@ -46,6 +47,7 @@ def build_inverse(
     if name not in INVERSES:
         raise UserError(f"no inverse '{name}': there are {', '.join(INVERSES)}")
     try:
+        check_options(INVERSES[name], options)
         return INVERSES[name](source, target, constants, **options)
     except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

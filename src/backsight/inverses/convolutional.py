@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from backsight.core import Layout
 from backsight.inverses.base import Inverse
+from backsight.inverses.options import expect_positive
 
 
 class Deconvolution(Inverse):
@@ -35,6 +36,7 @@ class Deconvolution(Inverse):
         batch_norm: bool = True,
     ) -> None:
         super().__init__(source, target, constants)
+        expect_positive("expansion", expansion)
         unit = expansion * source.width / 8
         doublings = (self.stride() - 1).bit_length()
         before = [8 * unit, 7 * unit, 6 * unit] if batch_norm else [8 * unit]

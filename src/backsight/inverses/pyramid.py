@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from backsight.core import Layout
 from backsight.inverses.base import Inverse, times_finer
 from backsight.inverses.convolutional import prime_factors
+from backsight.inverses.options import expect_positive
 
 Grid = tuple[int, int]
 
@@ -47,6 +48,7 @@ class Pyramid(Inverse):
         count = len(source.grids)
         if not 0 <= (level or 0) < count:
             raise ValueError(f"there is no level {level or 0}: {source} has {count}, the finest is 0")
+        expect_positive("expansion", expansion)
         self.widest = expansion * source.width
         self.levels = list(range(count))[::-1] if level is None else [level]
         self.grids = [*(source.grids[each] for each in self.levels), target.grid]

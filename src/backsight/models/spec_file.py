@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -70,7 +71,7 @@ def read_spec(given: str | Path | Mapping[str, Any]) -> OwnSpec:
     spec = {"family": "own", "task": "features", **{name: raw[name] for name in ("family", "task") if name in raw}}
     return OwnSpec(
         _build(Spec, {**spec, "stages": stages}, where),
-        _build(Pixels, _mapping(raw["pixels"], f"'pixels' of {where}"), f"'pixels' of {where}"),
+        _pixels(raw["pixels"], f"'pixels' of {where}"),
         _answer(raw.get("prediction"), f"'prediction' of {where}"),
         _labels(raw.get("labels") or {}, where),
         dict(_mapping(raw.get("arguments") or {}, f"'arguments' of {where}")),
@@ -145,6 +146,14 @@ def _inverse(given: Any, where: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(given.get("name"), str):
         raise UserError(f"an inverse of {where} has no 'name': write one of those in docs/models.md, as blocks")
     return given.pop("name"), given
+
+
+def _pixels(given: Any, where: str) -> Pixels:
+    found: Pixels = _build(Pixels, _mapping(given, where), where)
+    for name, values in {"size": found.size, "std": found.std, "crop_fraction": (found.crop_fraction,)}.items():
+        if not all(0 < value < math.inf for value in values):  # images are divided by std
+            raise UserError(f"'{name}' of {where} is {list(values)}: it has to be more than 0")
+    return found
 
 
 def _answer(given: Any, where: str) -> Answer:

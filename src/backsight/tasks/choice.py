@@ -13,7 +13,7 @@ from backsight.staging import StagedModel
 from backsight.tasks.classic import Classic
 from backsight.tasks.joint import LEARNING_RATE, Joint
 from backsight.tasks.modular import Modular
-from backsight.tasks.plans import build_chains, make_plans
+from backsight.tasks.plans import build_chains, check_ways, make_plans
 from backsight.tasks.task import Task
 
 
@@ -105,6 +105,7 @@ def begin_chains(model: StagedModel, options: TrainOptions) -> list[InverseChain
                 f"{split_entry(beside[0])[0]}=..."
             )
         plans = _on_the_way(model, plans, stage)
+    check_ways(model, plans)
     return build_chains(model, plans, seeds)
 
 

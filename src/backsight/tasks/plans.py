@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -64,9 +65,29 @@ def _parse_plan(value: str, before: Plan | None) -> Plan:
     options = {**kept, **dict(map(_parse_option, parts))}
     rate = options.pop("learning_rate", None)
     try:
-        return Plan(name, options, None if rate is None else float(rate))
+        number = None if rate is None else float(rate)
+        if number is None or 0 < number < math.inf:
+            return Plan(name, options, number)
     except (TypeError, ValueError) as error:
         raise UserError(f"'{rate}' is no learning rate: write a number, as learning_rate=1e-3") from error
+    raise UserError(f"learning_rate={rate}: it has to be more than 0, and finite, as learning_rate=1e-3")
+
+
+def check_ways(model: StagedModel, plans: Mapping[str, Plan]) -> None:
+    """Refuse plans that leave out an inverse on the way from another to the image: no chain could be measured.
+
+    Raises:
+        UserError: there is one, or there are no plans at all.
+    """
+    if not plans:
+        raise UserError("--inverse leaves nothing to train: leave an inverse in")
+    for entry in plans:
+        for stage in model.stages[: model.stages.index(split_entry(entry)[0])]:
+            if stage not in plans:
+                raise UserError(
+                    f"no inverse of {stage} is trained, and the way from {entry} to the image leads through it: leave "
+                    f"it in, or give another by --inverse {stage}=NAME"
+                )
 
 
 def _parse_option(text: str) -> tuple[str, Any]:

@@ -36,6 +36,12 @@ def read_bytes(text: str) -> int:
         raise UserError(f"--memory {text} is no amount of memory: write it as 8GiB or 500MiB") from error
 
 
+def in_units(number: int) -> str:
+    """A number of bytes as a user writes it, in the largest unit that it has one of."""
+    unit = next((unit for unit in ("GiB", "MiB", "KiB") if number >= UNITS[unit.lower()]), "B")
+    return f"{number / UNITS[unit.lower()]:.4g}{unit}"
+
+
 def images_that_fit(task: Task, batch: Batch, limit: int, precision: str) -> int:
     """How many images of ``batch`` may pass the networks at once, so that training stays below ``limit`` bytes.
 
@@ -52,7 +58,7 @@ def images_that_fit(task: Task, batch: Batch, limit: int, precision: str) -> int
     one = bytes_of_one(task, batch.part(0, 1), precision)
     if fixed + one > limit:
         raise UserError(
-            f"--memory {limit / 2**30:.2f}GiB is too little: one image needs {(fixed + one) / 2**30:.2f}GiB; "
+            f"--memory {in_units(limit)} is too little: one image needs {in_units(fixed + one)}; "
             "train fewer --seeds at once, or a smaller --size"
         )
     return (limit - fixed) // one

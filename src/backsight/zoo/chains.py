@@ -24,7 +24,7 @@ from backsight.models import load_model
 from backsight.options import ModelOptions, TrainOptions
 from backsight.staging import StagedModel
 from backsight.train import train_run
-from backsight.zoo.recipes import CHAINS, ChainRecipe, find_recipe
+from backsight.zoo.recipes import CHAINS, ChainRecipe, expect_positive, find_recipe
 from backsight.zoo.spread import compare_chains, in_words
 
 
@@ -45,6 +45,7 @@ def train_chains(
         UserError: there is no such name, or no trained model in ``folder``.
     """
     folder, name = Path(folder), name.removeprefix("zoo/")
+    expect_positive("steps", steps)
     recipe, data = CHAINS[name], find_recipe(name).data
     if not (folder / "card.json").is_file():
         raise UserError(f"no trained {name} in {folder}: train it first, without --chains")

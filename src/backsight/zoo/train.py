@@ -19,7 +19,7 @@ from backsight.files import write_json
 from backsight.zoo.classifier import ClassifierLearner
 from backsight.zoo.detector import DetectorLearner
 from backsight.zoo.evaluate import evaluate_forward, measure
-from backsight.zoo.recipes import SIZE, Recipe, find_recipe
+from backsight.zoo.recipes import SIZE, Recipe, expect_positive, find_recipe
 from backsight.zoo.spread import compare, in_words
 
 _EVERY = 500  # steps between two looks at the validation scenes
@@ -66,9 +66,11 @@ def train_forward(
     shortened to fit. The folder can be loaded from the first validation on. Gives the card, also in ``card.json``.
 
     Raises:
-        UserError: there is no such name.
+        UserError: there is no such name, or ``steps`` or ``minutes`` are not positive.
     """
     recipe = find_recipe(name)
+    expect_positive("steps", steps)
+    expect_positive("minutes", minutes)
     recipe = replace(recipe, steps=steps or recipe.steps, seed=recipe.seed if seed is None else seed)
     torch.manual_seed(recipe.seed)
     learner = LEARNERS[recipe.architecture](recipe)
