@@ -388,3 +388,50 @@ def test_numbers_and_options_that_mean_nothing(
     out = () if arguments[0] == "cost" else ("--out", str(tmp_path / "out"))
     assert words in refused(capsys, *arguments, *out)
     assert not (tmp_path / "out" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (f"folder:{__file__}", "is a file: 'folder:' takes the folder that it is in"),
+        ("folder:nowhere", "there is no 'nowhere'"),
+        ("world:martian", "'martian' in 'world:martian' is no world"),
+        ("word:prior", "did you mean 'world:prior'?"),
+    ],
+)
+def test_data_that_is_not_there_is_told_before_the_model_is_loaded(
+    data: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in refused(capsys, "train", "no-such-model", "--data", data, "--out", str(tmp_path / "out"))
+
+
+def test_images_too_small_to_measure_are_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("zoo/detr-prior", "--size", "1x1", "--device", "cpu", "--out", str(tmp_path / "out"), *SHORT)
+    said = refused(capsys, "train", *arguments)
+    assert "at least 11 x 11 pixels, these are 1 x 1: take a larger --size" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("paths", "words"), [(("nope.jpg",), "there is no 'nope.jpg'"), ((), "none was given")])
+def test_pictures_that_are_not_there_are_told_before_the_model_is_loaded(
+    paths: tuple[str, ...], words: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("backsight.report.reconstruct.open_forward_model", None)
+    assert words in refused(capsys, "reconstruct", str(run), *paths)
+
+
+def test_runs_that_are_not_there_are_told_before_any_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("backsight.reproduce._do", None)
+    said = refused(capsys, "reproduce", "--out", str(tmp_path / "out"), "--runs", "nope")
+    assert "no run in nope" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_setting_out_of_range_leaves_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("zoo/vit-prior", "--set", "num_pictures=-3", "--out", str(tmp_path / "out"))
+    assert "num_pictures=-3: it has to be at least 1" in refused(capsys, "experiment", "reconstruct", *arguments)
+    assert not (tmp_path / "out").exists()

@@ -250,7 +250,8 @@ def test_a_mistake_in_the_program_stops_nothing_else(opened, tmp_path, monkeypat
 
 
 def test_an_experiment_for_no_model_says_why(opened, tmp_path):
-    reproduce(tmp_path, models=["vit prior"], experiments=["detection_errors"])
+    with pytest.raises(UserError, match=r"^no experiment could be done: detection_errors is for models that detect"):
+        reproduce(tmp_path, models=["vit prior"], experiments=["detection_errors"])
     (step,) = json.loads((tmp_path / "reproduce.json").read_text())["steps"]
     assert step["reason"] == "detection_errors is for models that detect, vit prior does not"
 

@@ -22,6 +22,7 @@ from backsight.experiments.choices import Choice, choose, find_experiment
 from backsight.experiments.claims import CLAIMS, judge, save_claims
 from backsight.experiments.opening import NUM_IMAGES, has_chains, open_subject
 from backsight.experiments.settings import check_settings, read_settings
+from backsight.experiments.trade_off import FinishedRun
 from backsight.files import write_json, write_text
 from backsight.report.experiments import FORMAT, Step, write_experiments_report
 from backsight.shipped import find_shipped, shipped_names
@@ -121,12 +122,14 @@ def reproduce(
         The page.
 
     Raises:
-        UserError: a name that there is not, or a model that cannot be opened.
+        UserError: a name or a run that there is not, a model that cannot be opened, or no experiment could be done.
         BrokeOff: once all else is done, an experiment had ended in an error that is not the user's.
     """
     out = _folder(out)
     chosen = [find_experiment(name) for name in experiments or EXPERIMENTS]
     values = _settings(settings or {}, runs)
+    for run in runs:
+        FinishedRun.read(run)  # before an hour of others
     named = bool(models or chains)
     cast = choose(models if named else MODELS, chains, data)
     on_all = cast if named or data else [*cast, *_other_shipped()]
@@ -140,6 +143,8 @@ def reproduce(
     if broken := [step for step in steps if step.broke]:
         told = "; ".join(f"{step.experiment} broke off ({step.reason})" for step in broken)
         raise BrokeOff(f"{told}: see {TRACEBACK} in its folder; all else is in {page}")
+    if all(step.reason for step in steps):
+        raise UserError(f"no experiment could be done: {'; '.join(dict.fromkeys(step.reason for step in steps))}")
     return page
 
 

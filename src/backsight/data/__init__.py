@@ -12,7 +12,7 @@ from backsight.data.base import Batch, ImageData, Sample, Splits, Target, collat
 from backsight.data.coco import open_coco
 from backsight.data.decode import UnreadableImage, read_image
 from backsight.data.fit import fit, fit_target
-from backsight.data.folder import load_images, open_folder
+from backsight.data.folder import check_folder, find_pictures, load_images, open_folder
 from backsight.data.huggingface import open_huggingface, open_parquet
 from backsight.data.loader import batches, loader
 from backsight.data.source import Reading
@@ -32,7 +32,9 @@ __all__ = [
     "UnreadableImage",
     "Vocabulary",
     "batches",
+    "check_data",
     "collate",
+    "find_pictures",
     "fit",
     "fit_target",
     "load_images",
@@ -93,6 +95,19 @@ def open_data(
     Raises:
         UserError: there is no such kind of data, or nothing of it where the specification points.
     """
+    kind, spec = check_data(spec)
+    splits = DATA[kind](spec, Reading(pixels, seed, strict, masks, vocabulary or {}))
+    if vocabulary:
+        _tell_strangers(spec, splits.train.classes, outside(vocabulary))
+    return splits
+
+
+def check_data(spec: str) -> tuple[str, str]:
+    """The kind of a specification, and itself with ``~`` expanded; what can be told without a model is checked.
+
+    Raises:
+        UserError: there is no such kind of data or world, or no folder where the specification says.
+    """
     kind, _, rest = spec.partition(":")
     if kind not in DATA:
         raise UserError(f"'{spec}' is no data specification: {_suggestion(spec)}")
@@ -100,10 +115,11 @@ def open_data(
         raise UserError(f"'{spec}' does not say where the data is: data is one of {FORMS}")
     if rest.startswith("~"):  # which no shell expands behind a colon
         spec = f"{kind}:{Path(rest).expanduser()}"
-    splits = DATA[kind](spec, Reading(pixels, seed, strict, masks, vocabulary or {}))
-    if vocabulary:
-        _tell_strangers(spec, splits.train.classes, outside(vocabulary))
-    return splits
+    if kind == "folder":
+        check_folder(Path(spec.partition(":")[2]))
+    elif kind == "world":
+        _open_world(spec, Reading(Pixels((96, 96))))  # draws nothing
+    return kind, spec
 
 
 def _tell_strangers(spec: str, classes: Mapping[int, str], known: int) -> None:

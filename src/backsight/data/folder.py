@@ -92,7 +92,7 @@ def find_images(root: Path) -> list[str]:
     Raises:
         UserError: the folder is missing or empty, or has no pictures.
     """
-    _check(root)
+    check_folder(root)
     try:
         files = sorted(_walk(root, set()))
     except OSError as error:
@@ -110,6 +110,20 @@ def find_images(root: Path) -> list[str]:
     )
 
 
+def find_pictures(paths: Sequence[str | Path]) -> list[str]:
+    """The files that ``paths`` name, and the pictures in the folders among them.
+
+    Raises:
+        UserError: no path is named, one does not exist, or a folder has no pictures.
+    """
+    if not paths:
+        raise UserError("no picture to show: none was given, name picture files or folders of them")
+    files: list[str] = []
+    for path in map(Path, paths):
+        files += [str(path / image) for image in find_images(path)] if path.is_dir() else [str(_existing(path))]
+    return files
+
+
 def load_images(paths: Sequence[str | Path], pixels: Pixels, *, strict: bool = False) -> Batch:
     """Some pictures, and all those in some folders, as one batch ``B 3 H W`` in [0, 1]; the ids are their paths.
 
@@ -118,9 +132,7 @@ def load_images(paths: Sequence[str | Path], pixels: Pixels, *, strict: bool = F
     Raises:
         UserError: a path does not exist, or there is no picture that can be read; under ``strict`` any that cannot.
     """
-    files: list[str] = []
-    for path in map(Path, paths):
-        files += [str(path / image) for image in find_images(path)] if path.is_dir() else [str(_existing(path))]
+    files = find_pictures(paths)
     alone = len(files) == 1  # without it there is nothing to go on with, so that no notice of skipping comes before
     source = ImageFiles("the given pictures", Path(), files, Reading(pixels, strict=strict or alone))
     try:
@@ -153,7 +165,12 @@ def _labels(ids: Sequence[str], depth: int) -> tuple[dict[str, int], dict[int, s
     return {identity: label[folder] for identity, folder in folders.items()}, dict(enumerate(names))
 
 
-def _check(root: Path) -> None:
+def check_folder(root: Path) -> None:
+    """Refuse what is no folder.
+
+    Raises:
+        UserError: it does not exist, or is a file.
+    """
     if root.is_file():
         raise UserError(f"'{root}' is a file: 'folder:' takes the folder that it is in, '{root.parent}'")
     _existing(root)

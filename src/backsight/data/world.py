@@ -140,15 +140,18 @@ def open_world(text: str, size: tuple[int, int] = (96, 96), lengths: tuple[int, 
     Raises:
         UserError: a part of ``text`` is no law, not ``single`` and no number, or there are two of a kind.
     """
-    form, found = f"world[:{'|'.join(LAWS)}][:single][:SEED]", dict[str, str]()
+    law, form = "prior", f"world[:{'|'.join(LAWS)}][:single][:SEED]"
+    found: dict[str, str] = {}
     for word in text.split(":")[1:]:
-        kind = "law" if word in LAWS else word if word == "single" else "seed" if word.isdecimal() else ""
-        if not kind:
+        if word in LAWS:
+            law, kind = word, "law"
+        elif word == "single" or word.isdecimal():
+            kind = "single" if word == "single" else "seed"
+        else:
             raise UserError(f"'{word}' in '{text}' is no world: say {form}")
         if kind in found:
             raise UserError(f"'{text}' has '{found[kind]}' and '{word}', where one is meant: say {form}")
         found[kind] = word
-    law = next((law for law in LAWS if law == found.get("law")), "prior")
     seed, single = int(found.get("seed", 0)), "single" in found
     streams = (World(law, size, 3 * seed + k, length, single) for k, length in enumerate(lengths))
     return Splits(*streams)

@@ -5,7 +5,7 @@ Every published number of an image is on RGB in [0, 1], whatever space its inver
 
 from backsight.metrics.detection import average_precision, found, match_objects, share_found
 from backsight.metrics.detection_errors import OUTCOMES, Finding, find_errors
-from backsight.metrics.image import lpips, mse, on_valid, psnr, saturation, ssim
+from backsight.metrics.image import expect_measurable, lpips, mse, on_valid, psnr, saturation, ssim
 from backsight.metrics.regions import brought_by, contrast_kept, presence, root_mean_square, standing_out, surroundings
 from backsight.metrics.similarity import centred_gram, cka, cka_shares, correlations, hsic
 from backsight.metrics.statistics import Interval, bootstrap, bootstrap_difference
@@ -23,6 +23,7 @@ __all__ = [
     "cka_shares",
     "contrast_kept",
     "correlations",
+    "expect_measurable",
     "find_errors",
     "found",
     "hsic",

@@ -85,6 +85,18 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
     return -10 * mse(images, others).log10().clamp(min=-HIGHEST_PSNR / 10)
 
 
+def expect_measurable(size: tuple[int, int]) -> None:
+    """Refuse images of a ``size`` (H, W) that SSIM's window is larger than.
+
+    Raises:
+        UserError: they are.
+    """
+    window = 2 * SSIM_RADIUS + 1
+    if min(size) < window:
+        told = f"SSIM needs images of at least {window} x {window} pixels, these are {size[0]} x {size[1]}"
+        raise UserError(f"{told}: take a larger --size")
+
+
 def ssim(images: Tensor, others: Tensor) -> Tensor:
     """Structural similarity, in [-1, 1]; higher is closer, 1 only for identical images.
 
@@ -104,10 +116,7 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
         UserError: the images are smaller than the window.
     """
     one, other = _checked(images, others)
-    window = 2 * SSIM_RADIUS + 1
-    if min(one.shape[-2:]) < window:
-        size = " x ".join(map(str, one.shape[-2:]))
-        raise UserError(f"SSIM needs images of at least {window} x {window} pixels, these are {size}")
+    expect_measurable((one.shape[-2], one.shape[-1]))
     moments = _gaussian_mean(torch.stack([one, other, one * one, other * other, one * other]))
     mean_one, mean_other, square_one, square_other, product = moments
     product_of_means, sum_of_means = mean_one * mean_other, mean_one**2 + mean_other**2

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from backsight.chain import ChainEnsemble
 from backsight.core import Classes, Detections, UserError, valid_sizes
-from backsight.data import Batch, load_images, read_image
+from backsight.data import Batch, find_pictures, load_images, read_image
 from backsight.devices import choose_device
 from backsight.evaluate import evaluate
 from backsight.experiments.mean_image import MeanImage
@@ -59,6 +59,7 @@ def reconstruct(
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: --out names a folder")
     ensemble = ChainEnsemble.from_pretrained(run)
+    find_pictures(images)  # a path that is wrong is told before the model is loaded
     _of_the_run(ensemble.folder or run)  # a damaged file is told before anything is computed
     model = open_forward_model(ensemble, choose_device(device), model)
     batch = load_images(images, model.pixels, strict=strict)

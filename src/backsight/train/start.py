@@ -7,7 +7,9 @@ from typing import Any
 
 from backsight.chain import ChainEnsemble
 from backsight.core import UserError
+from backsight.data import check_data
 from backsight.devices import choose_device
+from backsight.metrics import expect_measurable
 from backsight.models import load_model
 from backsight.options import ModelOptions, TrainOptions, parse_size
 from backsight.staging import StagedModel
@@ -60,6 +62,7 @@ def train_run(
         processes.from_main(lambda: folder.check(resume=options.resume, overwrite=options.overwrite))
         device = choose_device(model_options.device)
         model = (open_model(model, model_options) if isinstance(model, str) else model).to(device)
+        expect_measurable(model.pixels.size)
         run = Run.of(model, options, folder, processes)
         processes.from_main(lambda: folder.prepare(overwrite=options.overwrite))
         return _train(run)
@@ -101,5 +104,6 @@ def read_size(text: str | None) -> tuple[int, int] | None:
 
 def _check(options: TrainOptions) -> None:
     check_numbers(options)
+    check_data(options.data)
     if options.resume and options.overwrite:
         raise UserError("--resume goes on with a run and --overwrite replaces it: give one of them")
