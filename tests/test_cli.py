@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+import backsight
 from backsight.chain import Plan, build_chain
 from backsight.cli import main
 from backsight.cli.main import gather
@@ -94,8 +96,30 @@ def test_help_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("trian",), "train"),
-        (("train",), "STR"),
+        (("trian",), "did you mean train?"),
+        (("zoo", "lst"), "did you mean list?"),
+        (("help",), "the commands demo, train"),
+        ((), "the commands demo, train"),
+        (("zoo",), "list, train"),
+        (("train", "x", "--stepss", "1"), "unknown option --stepss: did you mean --steps?"),
+        (("experiment", "truth", "--chains", "a"), "unknown option --chains: did you mean --chain?"),
+        (("train", "x", "-v"), "unknown option -v"),
+        (("train", "x", "y"), "'y' is one too many: backsight train takes MODEL alone"),
+        (("train", "x", "--steps", "1", "--steps", "2"), "--steps is given twice (1, 2)"),
+        (("train", "x", "--steps"), "--steps has no value: a whole number is wanted"),
+        (("train", "x", "--batch-size", "4.5"), "--batch-size 4.5: a whole number is wanted"),
+        (("train", "x", "--batch_size=4.5"), "--batch-size 4.5: a whole number is wanted"),
+        (("train", "x", "--steps", "x"), "--steps x: a whole number is wanted"),
+        (("train", "x", "--minutes", "x"), "--minutes x: a number is wanted"),
+        (("train", "x", "--task", "other"), "--task other: one of modular, classic, joint is wanted"),
+        (("sweep", "x", "--trade-offs", "0", "half"), "--trade-offs half: a number is wanted"),
+        (("reconstruct",), "RUN and IMAGES... missing"),
+        (("import", "authors", "x"), "--model and --out missing"),
+        (("push", "x"), "OWNER/NAME missing"),
+        (("report",), "DIR missing"),
+        (("stages", "zoo/detr-priro"), "no model 'zoo/detr-priro' in the zoo: did you mean 'zoo/detr-prior'?"),
+        (("experiment", "trade_off"), "--set 'runs=[a,b]'"),
+        (("train",), "MODEL missing"),
         (("train", "x", "--colour", "red"), "--colour"),
         (("train", "x", "--steps", "many"), "--steps"),
         (("verify", "vit_bse_patch16_224"), "vit_base_patch16_224"),
@@ -111,7 +135,46 @@ def test_help_loads_nothing_heavy() -> None:
     ],
 )
 def test_mistakes(arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert words in refused(capsys, *arguments)
+    said = refused(capsys, *arguments)
+    assert words in said
+    assert "helptext" not in said
+    assert "{None}" not in said
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"backsight {version('backsight')}\n"
+    assert backsight.__version__ == version("backsight")
+
+
+def test_the_version_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, backsight.cli; backsight.cli.main(['--version'])\n"
+        "print(sorted({'torch', 'timm', 'transformers', 'matplotlib', 'numpy'} & sys.modules.keys()))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_names_what_to_give_as_the_documentation_does(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, words in (("reconstruct", "RUN IMAGES..."), ("push", "RUN OWNER/NAME"), ("train", "MODEL")):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        usage = capsys.readouterr().out.splitlines()[0]
+        assert words in usage
+        assert "STR " not in usage.partition(words)[0]
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(**named: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / ".x.json.abc.tmp.json"))
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    said = refused(capsys, "zoo", "list", "--json", str(tmp_path / "x.json"))
+    assert f"{tmp_path / 'x.json'}: Permission denied" in said
+    assert "tmp.json" not in said
 
 
 def test_experiments_that_broke_off_are_named_and_the_status_is_1(

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from backsight.train import train
     from backsight.verify import verify
 
+    __version__: str
+
 _HOMES = {
     "backsight.chain": ("ChainEnsemble", "InverseChain"),
     "backsight.core": ("Classes", "Detections", "Layout", "Pixels", "Site", "Spec", "Stage", "UserError"),
@@ -70,6 +72,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("backsight")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'backsight' has no attribute '{name}'")
     return getattr(import_module(_HOME_OF[name]), name)

@@ -83,6 +83,8 @@ def experiment(
     chosen, out = find_experiment(name), _folder(out)
     values = read_settings(chosen.measure, settings)
     subjects = [_open(choice, images, device) for choice in choose(models, chains, data)]
+    if _reads_runs(chosen) and not values.get("runs"):
+        raise UserError(f"{name} compares finished runs: give their folders as runs (--set 'runs=[a,b]')")
     if not subjects and not _reads_runs(chosen):
         raise UserError(f"{name} looks at models: name some, as zoo/detr-prior, or their chains by --chain")
     result = run_experiment(chosen, subjects, out, values, command())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ def find_shipped(name: str) -> Path | None:
     """The folder of ``zoo/...``; None for any other name.
 
     Raises:
-        UserError: the zoo has no such model.
+        UserError: the zoo has no such model; the nearest is offered.
     """
     if not name.startswith("zoo/"):
         return None
-    if name not in shipped_names():
-        raise UserError(f"no model '{name}' in the zoo: it has {', '.join(shipped_names()) or 'nothing yet'}")
+    if name not in (names := shipped_names()):
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
+        offer = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(names) or 'nothing yet'}"
+        raise UserError(f"no model '{name}' in the zoo: {offer}")
     return ZOO / name.removeprefix("zoo/")
 
 

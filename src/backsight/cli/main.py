@@ -17,7 +17,9 @@ from backsight.cli.commands import build
 QUIET = ("faster_coco_eval", "httpx", "httpx2", "huggingface_hub", "timm", "transformers", "matplotlib", "fontTools")
 """Libraries whose messages are not for our users."""
 
-DESCRIPTION = "See what a vision model still knows about an image, stage by stage."
+DESCRIPTION = (
+    "See what a vision model still knows about an image, stage by stage. `backsight --version` tells the version."
+)
 
 SHORT_WAIT = {"GOMP_SPINCOUNT": "1000"}
 """How many times a thread of GNU OpenMP looks for work before it sleeps: some 50 microseconds.
@@ -62,14 +64,24 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parse(arguments: list[str]) -> Callable[[], None]:
     """The call that the arguments mean; a mistake in them is told in one line instead of a box."""
+    if arguments[:1] == ["--version"]:
+        return _tell_version
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return build().cli(prog="backsight", description=DESCRIPTION, args=gather(arguments), config=PARSING)
     except SystemExit as stop:
         if stop.code == 2:
-            _fail(_in_one_line(said.getvalue()), 2)
+            from backsight.cli.mistakes import explain
+
+            _fail(explain(arguments, said.getvalue()), 2)
         raise
+
+
+def _tell_version() -> None:
+    import backsight
+
+    print(f"backsight {backsight.__version__}")
 
 
 def gather(arguments: Sequence[str]) -> list[str]:
@@ -86,12 +98,6 @@ def gather(arguments: Sequence[str]) -> list[str]:
         else:
             groups[name].append(argument)
     return groups.pop("") + [each for option, values in groups.items() for each in (option, *values)]
-
-
-def _in_one_line(box: str) -> str:
-    """The words in tyro's box of several lines."""
-    words = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", box)
-    return " ".join(words.replace("Parsing error", "").replace("Unrecognized options", "unknown options").split())
 
 
 def _without_room(words: str) -> str:
