@@ -74,6 +74,12 @@ def test_a_reconstruction_is_one_inverse_after_the_other(model: StagedModel) -> 
         assert images.max() <= 1
 
 
+def test_chains_are_shown_in_short(chain: InverseChain) -> None:
+    name, entries = chain.model["name"], ", ".join(chain.entries)
+    assert repr(chain) == f"InverseChain({name}, seed {chain.seed}: {entries})"
+    assert repr(ChainEnsemble([chain, chain])) == f"ChainEnsemble({name}, seeds {chain.seed}, {chain.seed}: {entries})"
+
+
 def test_layers_are_read_as_their_stage(model: StagedModel) -> None:
     chain, trace = of_family(model), model.run(random_images(model))
     for name in model.names:

@@ -174,6 +174,8 @@ def test_the_fingerprint_knows_files_labels_and_parts(tmp_path: Path) -> None:
 
 def test_given_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_pictures(tmp_path, ["a.png", "folder/b.png", "folder/c.png"])
+    for one in (tmp_path / "a.png", str(tmp_path / "a.png")):
+        assert load_images(one, PIXELS).ids == load_images([one], PIXELS).ids == (str(one),)
     batch = load_images([tmp_path / "a.png", tmp_path / "folder"], PIXELS)
     assert batch.images.shape == (3, 3, 16, 24)
     assert batch.images.dtype == torch.float32

@@ -55,6 +55,53 @@ def test_features_are_those_of_a_run(model: StagedModel) -> None:
     assert torch.equal(trace[IMAGE], images)
 
 
+def test_a_trace_is_looked_into_by_names(model: StagedModel) -> None:
+    trace = model.run(random_images(model), until=model.stages[0])
+    assert list(trace) == list(trace.keys()) == list(trace.features)
+    assert len(trace) == len(trace.features)
+    assert model.stages[0] in trace
+    assert IMAGE in trace
+    assert "nothing" not in trace
+    assert 0 not in trace
+    assert all(trace[name] is value for name, value in dict(trace).items())
+    assert Trace(trace.images)  # of features alone, and none kept
+
+
+def test_a_trace_and_a_model_are_shown_in_short() -> None:
+    model = build_small("vit")
+    trace = model.run(random_images(model))
+    assert repr(trace).startswith(f"Trace(image {tuple(trace.images.shape)}, ")
+    assert f"backbone {tuple(trace['backbone'].shape)}" in repr(trace)
+    assert "tensor" not in repr(trace)
+    height, width = model.pixels.size
+    shown = f"StagedModel({model.name}, {height}x{width}, weights: {model.weights}, stages: {', '.join(model.stages)})"
+    assert repr(model) == shown
+
+
+def test_images_of_another_kind_or_range_are_refused() -> None:
+    model = build_small("vit")
+    images = random_images(model)
+    for wrong in ((images * 255).byte(), (images > 0.5), images.long()):
+        with pytest.raises(UserError, match=r"float RGB in \[0, 1\] is wanted, as images / 255"):
+            model.run(wrong)
+    for wrong in (images * 255, -255 * images):
+        for call in (
+            model.run,
+            lambda wrong: model.features(wrong, model.stages),
+            lambda wrong: model.answer(wrong, ()),
+        ):
+            with pytest.raises(UserError, match=r"as far out as 25\d: float RGB in \[0, 1\] is wanted"):
+                call(wrong)
+    edited = (1.2 * images - 0.1).requires_grad_()  # as a gradient may leave it
+    assert model.run(edited).output is not None
+
+
+def test_an_answer_is_asked_of_a_trace() -> None:
+    model = build_small("vit")
+    with pytest.raises(UserError, match=r"model.predict\(model.run\(images\)\)"):
+        model.predict(random_images(model))  # pyright: ignore[reportArgumentType]
+
+
 def test_an_output_is_the_library_s_own(model: StagedModel) -> None:
     images = random_images(model)
     expected = model.module(model.pixels.normalise(images))

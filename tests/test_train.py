@@ -251,6 +251,20 @@ def test_inverses_can_be_replaced_and_added(tmp_path: Path) -> None:
     assert isinstance(ensemble.chains[0].inverses["backbone"].layers[0], nn.Conv2d)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("outt", "train has no option 'outt': did you mean 'out'?"),
+        ("sise", "did you mean 'size'?"),
+        ("xyzzy", "xyzzy'"),
+    ],
+)
+def test_an_option_that_train_has_not_is_told(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as told:
+        train("vit_tiny_patch16_224", **{name: str(tmp_path)})
+    assert message in str(told.value)
+
+
 def test_train_takes_a_name_and_options_as_keywords(tmp_path: Path) -> None:
     kept = options(tmp_path / "run", steps=1, seeds=1)
     ensemble = train(

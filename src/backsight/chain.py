@@ -54,6 +54,9 @@ class InverseChain(nn.Module):
         self.plans, self.stages, self.model, self.seed = dict(plans), list(stages), dict(model), seed
         self.folder: Path | None = None  # that it was loaded from
 
+    def __repr__(self) -> str:
+        return f"InverseChain({self.model['name']}, seed {self.seed}: {', '.join(self.entries)})"
+
     @property
     def entries(self) -> list[str]:
         """Every inverse of the chain: ``backbone, encoder, ..., prediction@onehot``."""
@@ -125,8 +128,8 @@ class InverseChain(nn.Module):
             fitting = [f"reads='{name}'" for name, inverse in self.items() if _read_by(inverse) == shape]
             offer = f"give {' or '.join(fitting)}" if fitting else "no inverse of this chain reads such features"
             raise UserError(
-                f"the features at '{at}' are {_times(shape)} (tokens x width), and the inverse '{entry}' reads "
-                f"{_times(read)}: {offer}"
+                f"the features at '{at}' are {' x '.join(map(str, shape))} (tokens x width), and the inverse '{entry}' "
+                f"reads {read[0]} x {read[1]}: {offer}"
             )
 
     def check(self, model: StagedModel) -> None:
@@ -200,6 +203,10 @@ class ChainEnsemble:
         self.chains, self.folder = list(chains), folder
         if not self.chains:
             raise UserError("an ensemble needs at least one chain")
+
+    def __repr__(self) -> str:
+        seeds = ", ".join(str(chain.seed) for chain in self.chains)
+        return f"ChainEnsemble({self.model['name']}, seeds {seeds}: {', '.join(self.entries)})"
 
     @property
     def model(self) -> Mapping[str, Any]:
@@ -290,7 +297,3 @@ def _as(value: Tensor, dtype: torch.dtype | None) -> Tensor:
 def _read_by(inverse: Any) -> tuple[int, int]:
     """The tokens and the width of the features that an inverse reads."""
     return inverse.source.tokens, inverse.source.width
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

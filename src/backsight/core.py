@@ -43,6 +43,10 @@ class UserError(Exception):
     """A mistake that the user can mend. The message is one line: what is wrong, what would be right."""
 
 
+FURTHEST = 2.0
+"""The largest absolute value of an image that may still be meant as one in [0, 1]."""
+
+
 @dataclass(frozen=True)
 class Pixels:
     """What a forward model expects of an image: its size, how to resize, its statistics.
@@ -67,6 +71,28 @@ class Pixels:
     def restore(self, pixels: Tensor) -> Tensor:
         """The inverse of :meth:`normalise`."""
         return pixels * self._channels(self.std, pixels) + self._channels(self.mean, pixels)
+
+    def check(self, images: Tensor, name: str) -> None:
+        """Refuse what the model ``name`` cannot take for images: another shape, whole numbers, another range.
+
+        The range is looked at on CPUs alone, since a GPU would have to be waited for. It may be left a little, as edits
+        by gradients do.
+
+        Raises:
+            UserError: no ``B 3 H W`` of this size, or not in [0, 1].
+        """
+        shape, (height, width) = tuple(images.shape), self.size
+        if len(shape) != 4 or shape[1:] != (3, height, width):
+            raise UserError(
+                f"images of shape {shape}: {name} takes B 3 {height} {width}; resize them, or load the model with "
+                "another size"
+            )
+        if not images.is_floating_point():
+            raise UserError(f"images of {images.dtype}: float RGB in [0, 1] is wanted, as images / 255")
+        if type(images) is Tensor and images.device.type == "cpu" and images.numel():
+            furthest = images.detach().abs().max().item()
+            if furthest > FURTHEST:
+                raise UserError(f"images with values as far out as {furthest:.3g}: float RGB in [0, 1] is wanted")
 
     @staticmethod
     def _channels(values: tuple[float, float, float], like: Tensor) -> Tensor:

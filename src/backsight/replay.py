@@ -7,7 +7,7 @@ trace, so it costs nothing and cannot differ; everything later runs for real, on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, KeysView, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +56,29 @@ class Trace:
         if name not in self.features:
             raise UserError(f"the trace has nothing at '{name}': it holds {', '.join(self.features)}")
         return self.features[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether ``trace[name]`` has features."""
+        return name == IMAGE or name in self.features
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the stages and layers that the pass came by, in its order; the images are not among them."""
+        return iter(self.features)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __bool__(self) -> bool:
+        """A pass is one, though it kept no features."""
+        return True
+
+    def keys(self) -> KeysView[str]:
+        """The names, as in a dict."""
+        return self.features.keys()
+
+    def __repr__(self) -> str:
+        shapes = {IMAGE: self.images.shape} | {name: value.shape for name, value in self.features.items()}
+        return f"Trace({', '.join(f'{name} {tuple(shape)}' for name, shape in shapes.items())})"
 
     def before(self, order: int, without: Collection[str] = ()) -> Trace:
         """Only what had happened before ``order``, and not the calls of the modules at the paths ``without``."""

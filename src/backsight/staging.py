@@ -84,6 +84,10 @@ class StagedModel:
         self._sites = named_sites(spec)
         self._modules = kept_modules(module, self._sites)
 
+    def __repr__(self) -> str:
+        height, width = self.pixels.size
+        return f"StagedModel({self.name}, {height}x{width}, weights: {self.weights}, stages: {', '.join(self.stages)})"
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -176,8 +180,10 @@ class StagedModel:
         """The model's answer in ``trace``: classes, or one :class:`Detections` an image with boxes in pixels.
 
         Raises:
-            UserError: the model predicts nothing, or the pass was left early.
+            UserError: the model predicts nothing, the pass was left early, or there was none.
         """
+        if isinstance(trace, Tensor):
+            raise UserError("an answer is that of a pass, run it first: model.predict(model.run(images))")
         if self.read is None:
             raise UserError(f"{self.name} predicts nothing: it is staged for its features only")
         if trace.output is None:
@@ -191,12 +197,7 @@ class StagedModel:
         return [each.scaled(rows / height, columns / width) for each, (rows, columns) in parts]
 
     def _pass(self, trace: Trace, recorder: Recorder, more: Mapping[str, Any] | None = None) -> None:
-        shape, size = tuple(trace.images.shape), self.pixels.size
-        if len(shape) != 4 or shape[1:] != (3, *size):
-            raise UserError(
-                f"images of shape {shape}: {self.name} takes B 3 {size[0]} {size[1]}; resize them, or load the model "
-                "with another size"
-            )
+        self.pixels.check(trace.images, self.name)
         if trace.valid is not None:
             self._require_mask()
         self._forward(trace, recorder, more or {})

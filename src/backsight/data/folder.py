@@ -124,15 +124,15 @@ def find_pictures(paths: Sequence[str | Path]) -> list[str]:
     return files
 
 
-def load_images(paths: Sequence[str | Path], pixels: Pixels, *, strict: bool = False) -> Batch:
-    """Some pictures, and all those in some folders, as one batch ``B 3 H W`` in [0, 1]; the ids are their paths.
+def load_images(paths: str | Path | Sequence[str | Path], pixels: Pixels, *, strict: bool = False) -> Batch:
+    """One picture or some, and all those in some folders, as one batch ``B 3 H W`` in [0, 1]; the ids are their paths.
 
     A picture that cannot be read is named in the log and left out.
 
     Raises:
         UserError: a path does not exist, or there is no picture that can be read; under ``strict`` any that cannot.
     """
-    files = find_pictures(paths)
+    files = find_pictures([paths] if isinstance(paths, str | Path) else paths)
     alone = len(files) == 1  # without it there is nothing to go on with, so that no notice of skipping comes before
     source = ImageFiles("the given pictures", Path(), files, Reading(pixels, strict=strict or alone))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import fields
 from typing import Any
 
@@ -40,6 +41,10 @@ def train(model: StagedModel | str, **options: Any) -> ChainEnsemble:
         UserError: anything that the user can mend, in one line.
         Interrupted: Ctrl-C or SIGTERM; the run can be resumed.
     """
+    known = [each.name for each in (*fields(TrainOptions), *fields(ModelOptions))]
+    for name in options.keys() - set(known):
+        close = difflib.get_close_matches(name, known, n=1)
+        raise UserError(f"train has no option '{name}'" + (f": did you mean '{close[0]}'?" if close else ""))
     of_model = {each.name: options.pop(each.name) for each in fields(ModelOptions) if each.name in options}
     return train_run(model, TrainOptions(**options), ModelOptions(**of_model))
 
