@@ -370,6 +370,13 @@ def test_an_experiment_on_nothing_says_what_to_name(tmp_path):
     assert result.values_of("task") == ["modular", "classic"]
 
 
+def test_the_figure_of_a_sweep_is_no_run(tmp_path):
+    runs = [make_run(tmp_path / name, name, None, 0.05, 0.4) for name in ("modular", "classic")]
+    experiment("trade_off", tmp_path / "trade_off", settings=[f"runs=[{runs[0]}, {runs[1]}]"])
+    reproduce(tmp_path / "out", experiments=["trade_off"], runs=sorted(tmp_path.glob("*/")))
+    assert Result.load(tmp_path / "out" / "trade_off").values_of("task") == ["classic", "modular"]
+
+
 # ---- the page
 
 

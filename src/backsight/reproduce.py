@@ -188,7 +188,9 @@ def _settings(given: Mapping[str, Mapping[str, Any]], runs: Sequence[str | Path]
         find_experiment(name)
     values = {name: {**SETTINGS.get(name, {}), **given.get(name, {})} for name in EXPERIMENTS}
     for name in filter(lambda name: _reads_runs(EXPERIMENTS[name]), values):
-        values[name] = {"runs": [str(run) for run in runs], **values[name]}
+        # `DIR/*/` of a sweep names the figure of its runs too, which is none.
+        finished = [str(run) for run in runs if Path(run).name != name or not Path(run, "result.json").is_file()]
+        values[name] = {"runs": finished, **values[name]}
     return {name: check_settings(EXPERIMENTS[name].measure, own) for name, own in values.items()}
 
 
