@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,11 @@ def weights(ensemble: ChainEnsemble) -> list[torch.Tensor]:
 
 def same(one: ChainEnsemble, other: ChainEnsemble) -> bool:
     return all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file below ``folder`` with its bytes, every folder without."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -177,6 +183,33 @@ def test_a_folder_is_never_overwritten_silently(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run"):
         run(tmp_path / "other", steps=1)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tracker": "wandb"}, "pip install"),
+        ({"memory": "1MiB"}, "is too little"),
+        ({"memory": "8GiBs"}, "no amount of memory"),
+        ({"image_cache": "a file"}, "is a file"),
+        ({"feature_cache": "a file/within"}, "is a file"),
+        ({"inverse": ("neck=local",)}, "no stage 'neck'"),
+        ({"data": "folder:nowhere"}, "nowhere"),
+    ],
+)
+def test_a_refused_command_leaves_the_run_that_it_was_to_replace(
+    given: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    (tmp_path / "a file").write_text("no folder")
+    given = {name: tmp_path / str(value) if name.endswith("cache") else value for name, value in given.items()}
+    run(tmp_path / "run", steps=1, seeds=1)
+    before = contents(tmp_path)
+    for out in ("run", "new"):
+        with pytest.raises(UserError, match=message) as caught:
+            run(tmp_path / out, overwrite=True, **given)
+        assert "\n" not in str(caught.value)
+    assert contents(tmp_path) == before
 
 
 def test_resuming_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:

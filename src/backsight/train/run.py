@@ -144,7 +144,7 @@ class Run:
             processes=self.processes,
             asked=self.asked,
         )
-        batches, before = self.epoch(0, 0), self.folder.config()
+        batches, before = self.epoch(0, 0), {} if options.overwrite else self.folder.config()
         loop.micro_batch = settle_micro_batch(self.task, options, batches, self.precision, before)
         own = max(1, len(self.processes.part(range(options.batch_size))))
         compile_task(self.task, options.compile, loop.micro_batch or own, self.precision)

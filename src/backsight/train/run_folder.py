@@ -17,6 +17,7 @@ from backsight.core import UserError
 from backsight.files import write_text
 from backsight.run_files import read_yaml
 from backsight.train import checkpoints
+from backsight.train.places import check_place
 
 OWN = (
     "config.yaml",
@@ -63,6 +64,7 @@ class RunFolder:
         here = self.path
         if here.exists() and not here.is_dir():
             raise UserError(f"{here} is a file: --out names a folder")
+        check_place(here, "--out")
         if overwrite:
             return
         if self.finished:

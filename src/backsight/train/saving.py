@@ -15,12 +15,13 @@ from backsight.options import TrainOptions
 from backsight.tasks import Modular, Task
 from backsight.train.feature_cache import FeatureCache
 from backsight.train.memory import images_that_fit, read_bytes
+from backsight.train.places import check_place
 
 GB = 10**9
 
 
 def check_saving(options: TrainOptions) -> None:
-    """Refuse what cannot be done together.
+    """Refuse what cannot be meant, or done together.
 
     Raises:
         UserError: one of the options, in one line.
@@ -38,6 +39,11 @@ def check_saving(options: TrainOptions) -> None:
     for name in ("feature_cache_gb", "image_cache_gb"):
         if not getattr(options, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name):g}: it has to be more than 0")
+    if options.memory is not None:
+        read_bytes(options.memory)
+    for option, cache in (("--feature-cache", options.feature_cache), ("--image-cache", options.image_cache)):
+        if cache is not None:
+            check_place(cache, option)
 
 
 def _expect_folder(name: str, path: Path | None) -> None:

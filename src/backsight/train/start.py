@@ -69,7 +69,6 @@ def train_run(
         model = (open_model(model, model_options) if isinstance(model, str) else model).to(device)
         expect_measurable(model.pixels.size)
         run = Run.of(model, options, folder, processes)
-        processes.from_main(lambda: folder.prepare(overwrite=options.overwrite))
         return _train(run)
 
 
@@ -79,6 +78,8 @@ def _train(run: Run) -> ChainEnsemble:
     with asked_to_stop() as run.asked:
         with ProgressLine(run.task.covers) as progress, Tracker(tracker, run.folder.path) as curves:
             loop = run.loop()
+            # Only now: whatever can be refused has been, and a run that is replaced was still there.
+            run.processes.from_main(lambda: run.folder.prepare(overwrite=run.options.overwrite))
             loop.watchers = [progress.show, curves.log] if run.processes.main else []
             run.begin(loop)
             state = loop.run()
