@@ -185,6 +185,42 @@ def test_a_folder_is_never_overwritten_silently(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
 
 
+OWN_FILES = ("checkpoints/my-model.pt", "chains/a", "chains/0/notes.txt", "config.yaml", "card.md", "metrics.jsonl")
+
+
+@pytest.mark.parametrize("name", OWN_FILES)
+@pytest.mark.parametrize("asked", [{"overwrite": True}, {"resume": True}, {}])
+def test_what_no_run_wrote_is_neither_deleted_nor_written_over(
+    name: str, asked: dict[str, bool], tmp_path: Path
+) -> None:
+    (tmp_path / "own" / name).parent.mkdir(parents=True)
+    (tmp_path / "own" / name).write_text("command: make thesis")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="holds no run") as caught:
+        run(tmp_path / "own", steps=1, **asked)
+    assert "\n" not in str(caught.value)
+    assert contents(tmp_path) == before
+
+
+def test_overwriting_removes_the_files_of_the_run_alone(tmp_path: Path) -> None:
+    run(tmp_path / "run", steps=2, seeds=2, checkpoint_every=0.0)
+    half = tmp_path / "run" / "chains" / "1" / ".encoder.safetensors.abcd_123.tmp.safetensors"
+    half.write_bytes(b"killed")
+    (tmp_path / "run" / "checkpoints" / "step-00000001.damaged").write_bytes(b"set aside")
+    own = [tmp_path / "run" / name for name in (*OWN_FILES[:3], "thesis.tex", "notes/.draft.tmp", ".draft.tmp.tex")]
+    for path in own:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("ten years of work")
+    run(tmp_path / "run", steps=1, seeds=1, overwrite=True)
+    assert [path.read_text() for path in own] == ["ten years of work"] * len(own)
+    for path in own:
+        path.unlink()
+    (tmp_path / "run" / "notes").rmdir()
+    run(tmp_path / "new", steps=1, seeds=1)
+    kept, new = ({path.relative_to(out) for path in out.rglob("*")} for out in (tmp_path / "run", tmp_path / "new"))
+    assert kept == new
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

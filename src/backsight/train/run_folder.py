@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,8 @@ import yaml
 from backsight.core import UserError
 from backsight.files import write_text
 from backsight.run_files import read_yaml
-from backsight.train import checkpoints
+from backsight.train import checkpoints, leavings
 from backsight.train.places import check_place
-
-OWN = (
-    "config.yaml",
-    "metrics.jsonl",
-    "checkpoints",
-    "chains",
-    "forward",
-    "mean_image.safetensors",
-    "evaluation.json",
-    "card.md",
-    "tensorboard",
-)
-"""All that a run writes into its folder."""
 
 
 class RunFolder:
@@ -59,12 +45,15 @@ class RunFolder:
         """Whether a run may begin or go on here; nothing is touched.
 
         Raises:
-            UserError: the folder holds a run, and neither option says what to do with it; or it holds other files.
+            UserError: the folder holds a run, and neither option says what to do with it; or it holds files that
+                are not a run's, where they would be written over or nobody asked to begin beside them.
         """
         here = self.path
         if here.exists() and not here.is_dir():
             raise UserError(f"{here} is a file: --out names a folder")
         check_place(here, "--out")
+        if foreign := leavings.not_ours(here):
+            raise UserError(f"{here} holds no run, and its own '{foreign}' would be written over: choose another --out")
         if overwrite:
             return
         if self.finished:
@@ -78,12 +67,11 @@ class RunFolder:
         """Make the folder; drop the run in it if it is to be replaced, and what a killed process left half written."""
         if not self.writes:
             return
-        for name in OWN if overwrite else ():
-            path = self.path / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in self.path.rglob(".*.tmp*"):
+        for leftover in [*leavings.half_written(self.path)]:
             leftover.unlink()
+        if overwrite:
+            leavings.remove(self.path)
 
     # ---- configuration
 
