@@ -18,8 +18,9 @@ import backsight
 from backsight.chain import Plan, build_chain
 from backsight.cli import main
 from backsight.cli.main import gather
-from backsight.core import Pixels
+from backsight.core import Pixels, UserError
 from backsight.models import MODELS, stage_module
+from backsight.report.reconstruct import reconstruct
 from backsight.reproduce import BrokeOff
 
 RANDOM = ("vit_tiny_patch16_224", "--random-weights", "--size", "32x48", "--device", "cpu")
@@ -287,6 +288,25 @@ def test_train_reconstruct_report(photos: Path, tmp_path: Path, capsys: pytest.C
     (out / "report.html").unlink()
     main(["report", str(out)])
     assert (out / "report.html").read_text() == page
+
+
+def test_reconstruct_replaces_its_own_pictures_alone(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    model = stage_module(MODELS["vit"].small(), MODELS["vit"], Pixels((48, 48)), name=str(tmp_path / "gone"))
+    chain = build_chain(model, {"backbone": Plan("patch")}, 0).save(tmp_path / "chain")
+    reconstruct(chain, [photos / "00.png", photos / "01.png"], out, model=model, device="cpu")
+    own = [out / "pictures" / "wedding.jpg", out / "pictures" / "1999" / "sea.jpg"]
+    for path in own:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("the only copy")
+    reconstruct(chain, [photos / "01.png", photos / "02.png"], out, model=model, device="cpu")
+    rows = json.loads((out / "results.json").read_text())["pictures"]
+    named = {out / name for row in rows for names in row["images"].values() for name in names}
+    assert {path for path in (out / "pictures").rglob("*") if path.is_file()} == {*named, *own}
+    with pytest.raises(UserError, match="lies in"):
+        reconstruct(chain, [out / "pictures"], out, model=model, device="cpu")
+    with pytest.raises(UserError, match="folder of a run"):
+        reconstruct(chain, [photos], chain, model=model, device="cpu")
 
 
 def test_verify_stages_and_models_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,9 +19,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from backsight.core import UserError
+from backsight.demo import demo
 from backsight.report import DataCard, ModelCard, PictureRow, Results, StageErrors, save_pictures, write_report
 from backsight.report.numbers import format_number
+from backsight.report.output import check_output, drop_pictures, pictures_of
 from backsight.report.rewrite import rewrite_report
+from backsight.train import Loop
 from example_pages import CLAIMS, experiments_page, run_page, run_results
 
 EVIL = "<script>alert('&\"')</script>"
@@ -407,6 +410,64 @@ def test_json_has_no_nan(tmp_path):
     json.loads(text, parse_constant=lambda name: pytest.fail(name))
     assert Results.from_json(text).stages[0].metrics["mse"] == [None, None, 1.0]
     assert Results.from_json(text).stages[0].intervals["mse"] == (None, None, 0.5)
+
+
+KEYS = "command: x\nmodel: {}\ninverses: {}\nseeds: [0]\nversions: {}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pictures/wedding.jpg", "the only copy"),
+        ("figure.png", "mine"),
+        ("report.html", "mine"),
+        ("results.json", "mine"),
+        ("results.json", '{"format": "another"}'),
+        ("config.yaml", KEYS),
+        ("chain.json", "{}"),
+        ("chains/0/chain.json", "{}"),
+        ("photos/1.jpg", "to be reconstructed"),
+    ],
+)
+def test_nothing_is_written_beside_what_is_not_ours(name: str, content: str, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="--out") as caught:
+        check_output(tmp_path, [tmp_path / "photos"])
+    assert "\n" not in str(caught.value)
+
+
+def test_results_and_pictures_of_an_interrupted_call_are_ours(tmp_path):
+    row = save_pictures(tmp_path, "a", "", {"input": [picture(0)]})
+    check_output(tmp_path)  # results.json was not reached
+    results = replace(example(tmp_path), pictures=[row, PictureRow("b", "", {"input": ["../thesis.tex"]})])
+    results.save(tmp_path)
+    (tmp_path / "report.html").write_text("")
+    (tmp_path / "notes.txt").write_text("mine")
+    check_output(tmp_path, ["elsewhere/photo.jpg"])
+    assert pictures_of(tmp_path) == set(row.images["input"])
+    drop_pictures(tmp_path, pictures_of(tmp_path), [])
+    assert not (tmp_path / row.images["input"][0]).parent.exists()
+
+
+@pytest.mark.parametrize("name", ["vit/report.html", "runs/vit-prior/card.md", "runs/vit-prior/config.yaml"])
+def test_a_demo_replaces_no_run_that_it_did_not_make(name: str, tmp_path):
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text(KEYS.replace("model: {}", "model: {name: zoo/vit-prior}\noptions: {batch_size: 16}"))
+    with pytest.raises(UserError, match="--out"):
+        demo(tmp_path, minutes=0.01)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+
+
+def test_a_demo_replaces_the_run_of_an_earlier_one(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    def run(loop: Loop) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Loop, "run", run)
+    for minutes in (0.01, 0.02):
+        with pytest.raises(KeyboardInterrupt):
+            demo(tmp_path, minutes=minutes)
+        assert f"minutes: {0.8 * minutes}" in (tmp_path / "runs" / "detr-prior" / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"format": "other"}', '{"format": "backsight.results/1"}'])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from backsight.core import UserError
 from backsight.data import collate, open_data
 from backsight.models import load_model
+from backsight.report.output import check_output
 from backsight.report.reconstruct import write_results
-from backsight.train import train
+from backsight.train import RunFolder, train
 
 logger = logging.getLogger(__name__)
 
@@ -49,20 +51,44 @@ def demo(out: str | Path = "demo", *, minutes: float = 4.5, seeds: int = 1, seed
 
     Returns:
         The pages.
+
+    Raises:
+        UserError: something else lies in ``out`` where the pages or the runs go.
     """
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file: --out names a folder")
+    for subject in SUBJECTS:
+        _check(subject, out)
     return [_show(subject, out, minutes, seeds, seed) for subject in SUBJECTS]
+
+
+def _settings(subject: Subject) -> dict[str, Any]:
+    """The options that every run of a demo has, by which it is known again."""
+    own = {"data": subject.data, "inverse": subject.inverses, "batch_size": 16}
+    return {**own, "max_test": 500, "tracker": "none"}
+
+
+def _run_folder(subject: Subject, out: Path) -> Path:
+    return out / "runs" / subject.model.removeprefix("zoo/")
+
+
+def _check(subject: Subject, out: Path) -> None:
+    """Refuse to replace what no demo has made."""
+    check_output(out / subject.page)
+    run = RunFolder(_run_folder(subject, out))
+    run.check(resume=False, overwrite=True)
+    had = run.config()
+    made = {"model": subject.model, **_settings(subject), "inverse": list(subject.inverses)}
+    if had and any({**had.get("options", {}), "model": had["model"]["name"]}.get(name) != made[name] for name in made):
+        raise UserError(f"{run.path} holds a run that is no demo's: choose another --out")
 
 
 def _show(subject: Subject, out: Path, minutes: float, seeds: int, seed: int) -> Path:
     minutes = subject.share * minutes
     logger.info("%s: training %d seeds of every inverse for %.1f minutes", subject.model, seeds, minutes)
     model = load_model(subject.model)
-    run, page = out / "runs" / subject.model.removeprefix("zoo/"), out / subject.page
-    settings = {"minutes": minutes, "seeds": seeds, "seed": seed, "inverse": subject.inverses, "batch_size": 16}
-    ensemble = train(model, data=subject.data, out=run, overwrite=True, max_test=500, tracker="none", **settings)
+    run, page = _run_folder(subject, out), out / subject.page
+    settings = {**_settings(subject), "minutes": minutes, "seeds": seeds, "seed": seed}
+    ensemble = train(model, out=run, overwrite=True, **settings)
     test = open_data(subject.data, model.pixels).test
     shown = collate([test[index] for index in range(SHOWN)])
     write_results(run, model, ensemble, shown, page)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble
-from backsight.core import Classes, Detections, UserError, valid_sizes
+from backsight.core import Classes, Detections, valid_sizes
 from backsight.data import Batch, find_pictures, load_images, read_image
 from backsight.devices import choose_device
 from backsight.evaluate import evaluate
@@ -20,6 +19,7 @@ from backsight.experiments.opening import training_mean
 from backsight.figures import draw_detections, grid, to_png
 from backsight.files import write_bytes
 from backsight.reopen import open_forward_model
+from backsight.report.output import check_output, drop_pictures, pictures_of
 from backsight.report.page import write_report
 from backsight.report.results import INPUT, DataCard, ModelCard, PictureRow, Results, StageErrors, save_pictures
 from backsight.run_files import read_json
@@ -47,17 +47,17 @@ def reconstruct(
     Args:
         run: the folder of a run, or of one chain.
         images: picture files; a folder stands for the pictures in it.
-        out: the folder to write to; what an earlier call wrote there is replaced.
+        out: the folder to write to; what an earlier call wrote there is replaced once the new pictures are there.
         model: the forward model, or its name, where that which the run keeps leads to it no more.
         device: where to compute.
         strict: fail at a picture that cannot be read, instead of leaving it out.
 
     Raises:
-        UserError: no chain there, no picture that can be read, or the forward model is not to be had any more.
+        UserError: no chain there, no picture that can be read, the forward model is not to be had any more, or
+            something else lies in ``out`` (:func:`~backsight.report.output.check_output`).
     """
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file: --out names a folder")
+    check_output(out, images)
     ensemble = ChainEnsemble.from_pretrained(run)
     find_pictures(images)  # a path that is wrong is told before the model is loaded
     _of_the_run(ensemble.folder or run)  # a damaged file is told before anything is computed
@@ -72,13 +72,13 @@ def write_results(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, 
     These are the pictures, ``figure.png`` (the same for print), ``results.json`` and ``report.html``. A chain that
     comes without its run is measured on ``batch`` itself.
     """
-    if (out / "results.json").is_file():
-        shutil.rmtree(out / "pictures", ignore_errors=True)
+    earlier = pictures_of(out)
     parts = [batch.part(start, start + AT_ONCE) for start in range(0, len(batch.ids), AT_ONCE)]
     rows = [row for part in parts for row in _rows(model, ensemble, part.to(model.device), out)]
-    _print_figure(rows, out, "random weights" if model.weights == RANDOM else "")
     results = _results(run, model, _measured(run, model, ensemble, batch), rows)
-    results.save(out)
+    results.save(out)  # before the figure: by it the folder is known as ours
+    drop_pictures(out, earlier, rows)
+    _print_figure(rows, out, "random weights" if model.weights == RANDOM else "")
     write_report(results, out / "report.html")
     return results
 
