@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import resource
 import signal
 import subprocess
@@ -84,6 +85,36 @@ def test_a_killed_run_resumes_to_the_same_weights(train: tuple[str, ...], tmp_pa
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert not list(killed.rglob("*.tmp*"))
+
+
+def test_a_run_is_alone_in_its_folder(train: tuple[str, ...], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with_workers = tuple(
+        "2" if before == "--workers" else each for before, each in zip(("", *train), train, strict=False)
+    )
+    with started(*with_workers, "--out", str(out)) as first:
+        wait_for_step(out, 20, first)
+        first.send_signal(signal.SIGSTOP)  # or it would end before the others come
+        for asked in ((), ("--overwrite",), ("--resume",)):
+            with started(*train, "--out", str(out), *asked) as second:
+                _, said = second.communicate(timeout=120)
+            assert second.returncode == 2, said
+            (line,) = [line for line in said.splitlines() if line]
+            assert f"process {first.pid} on {platform.node()} has a run in {out}" in line
+        first.kill()
+        first.wait()
+        with started(*train, "--out", str(out), "--resume") as resumed:  # at once, though its workers may live still
+            assert resumed.wait(timeout=300) == 0
+    assert not list(out.glob(".*"))
+
+
+def test_of_two_runs_that_begin_together_one_is_refused(train: tuple[str, ...], tmp_path: Path) -> None:
+    command = (*train, "--out", str(tmp_path / "run"))
+    with started(*command) as one, started(*command) as other:
+        said = [process.communicate(timeout=300)[1] for process in (one, other)]
+    assert sorted((one.returncode, other.returncode)) == [0, 2], said
+    steps = [record["step"] for record in RunFolder(tmp_path / "run").metrics() if "losses" in record]
+    assert steps == sorted(set(steps))
 
 
 def test_ctrl_c_is_one_line_and_status_130(train: tuple[str, ...], tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import math
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +22,7 @@ from backsight.data import Batch
 from backsight.models import MODELS, stage_module
 from backsight.options import ModelOptions, TrainOptions
 from backsight.staging import RANDOM, StagedModel
-from backsight.train import Budget, Interrupted, NotFinite, Processes, Run, RunFolder, train, train_run
+from backsight.train import Budget, Interrupted, NotFinite, Processes, Run, RunFolder, lock, train, train_run
 from backsight.train import loop as training
 from backsight.train.loop import Loop
 from small import small_pixels
@@ -246,6 +250,35 @@ def test_a_refused_command_leaves_the_run_that_it_was_to_replace(
             run(tmp_path / out, overwrite=True, **given)
         assert "\n" not in str(caught.value)
     assert contents(tmp_path) == before
+
+
+def test_a_folder_is_held_by_one_run(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run").claimed(resume=False, overwrite=False):
+        for asked in ({}, {"overwrite": True}, {"resume": True}):
+            with pytest.raises(UserError, match=f"process {os.getpid()} on .* has a run in"):
+                run(tmp_path / "run", steps=1, **asked)
+            with pytest.raises(UserError, match="has a run in"):
+                RunFolder(tmp_path / "run").claimed(resume=False, overwrite=True).__enter__()
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [lock.NAME]
+    assert list((tmp_path / "run").iterdir()) == []
+    (tmp_path / "run" / lock.NAME).write_text("elsewhere 7\n")  # of a process that was killed
+    run(tmp_path / "run", steps=1, seeds=1)
+    assert not (tmp_path / "run" / lock.NAME).exists()
+
+
+@pytest.mark.parametrize("system", ["without locks", "with a file system without them"])
+def test_without_locks_a_run_goes_on_and_says_so(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lockf(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    without = None if system == "without locks" else SimpleNamespace(lockf=lockf, LOCK_EX=2, LOCK_NB=4)
+    monkeypatch.setattr(lock, "_fcntl", without)
+    caplog.set_level(logging.INFO)
+    with lock.locked(tmp_path):
+        assert len([record for record in caplog.records if "start no other run" in record.getMessage()]) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_resuming_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:

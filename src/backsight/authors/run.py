@@ -41,11 +41,11 @@ def import_authors(path: str | Path, model: StagedModel, out: str | Path, *, ove
     known = {**describe(model), "pixels": asdict(Pixels(model.pixels.size))}
     chains = [_chain(entries, model, known, seed) for seed, entries in enumerate(_assemble(networks, model.stages))]
     sources = [_source(network) for network in networks]
-    folder.prepare(overwrite=overwrite)
-    folder.write_config(_config(known, chains, sources))  # first: by it the folder is known as a run's
-    for chain in chains:
-        chain.save(folder.path / "chains" / str(chain.seed))
-    write_text(folder.path / "card.md", _card(known, chains, sources))
+    with folder.claimed(resume=False, overwrite=overwrite):
+        folder.write_config(_config(known, chains, sources))  # first: by it the folder is known as a run's
+        for chain in chains:
+            chain.save(folder.path / "chains" / str(chain.seed))
+        write_text(folder.path / "card.md", _card(known, chains, sources))
     return ChainEnsemble(chains)
 
 

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import yaml
 from backsight.core import UserError
 from backsight.files import write_text
 from backsight.run_files import read_yaml
-from backsight.train import checkpoints, leavings
+from backsight.train import checkpoints, leavings, lock
 from backsight.train.places import check_place
 
 
@@ -52,6 +54,7 @@ class RunFolder:
         if here.exists() and not here.is_dir():
             raise UserError(f"{here} is a file: --out names a folder")
         check_place(here, "--out")
+        self.config()
         if foreign := leavings.not_ours(here):
             raise UserError(f"{here} holds no run, and its own '{foreign}' would be written over: choose another --out")
         if overwrite:
@@ -60,8 +63,21 @@ class RunFolder:
             raise UserError(f"the run in {here} is finished: add --overwrite to replace it, or choose another --out")
         if self.started and not resume:
             raise UserError(f"{here} holds an unfinished run: add --resume to go on, or --overwrite to begin again")
-        if not self.started and here.is_dir() and any(here.iterdir()):
+        if not self.started and here.is_dir() and any(path.name != lock.NAME for path in here.iterdir()):
             raise UserError(f"{here} is not empty and holds no run: choose another --out")
+
+    @contextmanager
+    def claimed(self, *, resume: bool, overwrite: bool) -> Iterator[None]:
+        """The folder made, :meth:`prepare`-d, and kept from every other run.
+
+        Raises:
+            UserError: another run is in it, or has been since :meth:`check`.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with lock.locked(self.path):
+            self.check(resume=resume, overwrite=overwrite)
+            self.prepare(overwrite=overwrite)
+            yield
 
     def prepare(self, *, overwrite: bool) -> None:
         """Make the folder; drop the run in it if it is to be replaced, and what a killed process left half written."""
@@ -80,8 +96,12 @@ class RunFolder:
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
     def config(self) -> dict[str, Any]:
-        """What the run here was started with; nothing where there is none."""
-        mend = "restore it, or begin again with --overwrite"
+        """What the run here was started with; nothing where there is none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        mend = "restore it, or begin again in another --out"
         return read_yaml(self.path / "config.yaml", mend) if self.started else {}
 
     def check_config(self, config: dict[str, Any], fields: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any
 
@@ -15,6 +16,7 @@ from backsight.models import load_model
 from backsight.options import ModelOptions, TrainOptions, parse_size
 from backsight.staging import StagedModel
 from backsight.tasks import check_choice
+from backsight.train.lock import check_free
 from backsight.train.numbers import check_numbers
 from backsight.train.processes import joined
 from backsight.train.progress import ProgressLine
@@ -64,7 +66,7 @@ def train_run(
         check_saving(options)
         check_stream(options)
         folder = RunFolder(options.out, keep=options.keep_checkpoints, writes=processes.main)
-        processes.from_main(lambda: folder.check(resume=options.resume, overwrite=options.overwrite))
+        processes.from_main(lambda: _check_folder(folder, options))
         device = choose_device(model_options.device)
         model = (open_model(model, model_options) if isinstance(model, str) else model).to(device)
         expect_measurable(model.pixels.size)
@@ -75,11 +77,11 @@ def train_run(
 def _train(run: Run) -> ChainEnsemble:
     """From the first batch to the card, in the process that shows and tracks it or in one beside it."""
     tracker = run.options.tracker if run.processes.main else "none"
-    with asked_to_stop() as run.asked:
+    with asked_to_stop() as run.asked, ExitStack() as held:
         with ProgressLine(run.task.covers) as progress, Tracker(tracker, run.folder.path) as curves:
             loop = run.loop()
             # Only now: whatever can be refused has been, and a run that is replaced was still there.
-            run.processes.from_main(lambda: run.folder.prepare(overwrite=run.options.overwrite))
+            run.processes.from_main(lambda: _claim(run, held))
             loop.watchers = [progress.show, curves.log] if run.processes.main else []
             run.begin(loop)
             state = loop.run()
@@ -87,6 +89,15 @@ def _train(run: Run) -> ChainEnsemble:
             return run.finish(state)
         except Asked as asked:
             raise Interrupted(asked.number, state.step) from None
+
+
+def _claim(run: Run, held: ExitStack) -> None:
+    held.enter_context(run.folder.claimed(resume=run.options.resume, overwrite=run.options.overwrite))
+
+
+def _check_folder(folder: RunFolder, options: TrainOptions) -> None:
+    check_free(folder.path)
+    folder.check(resume=options.resume, overwrite=options.overwrite)
 
 
 def open_model(name: str, options: ModelOptions) -> StagedModel:
