@@ -424,9 +424,9 @@ def test_a_report_of_what_is_no_result(
         (("--checkpoint-every", "nan"), "--checkpoint-every nan: it has to be at least 0"),
         (("--seed", "-1"), "--seed -1: it has to be at least 0"),
         (("--learning-rate", "inf"), "--learning-rate inf: it has to be finite"),
-        (("--feature-cache", __file__), "is a file: --feature-cache names a folder"),
-        (("--feature-cache", f"{__file__}/below"), "is a file: --feature-cache names a folder"),
-        (("--image-cache", __file__), "is a file: --image-cache names a folder"),
+        (("--feature-cache", __file__), "is a file, name a folder"),
+        (("--feature-cache", f"{__file__}/below"), "is a file, name a folder"),
+        (("--image-cache", __file__), "is a file, name a folder"),
     ],
 )
 def test_options_that_mean_nothing_are_refused_before_the_model_is_loaded(

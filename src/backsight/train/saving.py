@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from backsight.core import Pixels, UserError
@@ -34,8 +33,6 @@ def check_saving(options: TrainOptions) -> None:
         raise UserError("--feature-cache keeps what a frozen forward model gives, and joint training changes it")
     if options.feature_cache is not None and options.task != "modular":
         raise UserError("--feature-cache is for --task modular: leave it out")
-    for name in ("feature_cache", "image_cache"):
-        _expect_folder(name, getattr(options, name))
     for name in ("feature_cache_gb", "image_cache_gb"):
         if not getattr(options, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name):g}: it has to be more than 0")
@@ -44,13 +41,6 @@ def check_saving(options: TrainOptions) -> None:
     for option, cache in (("--feature-cache", options.feature_cache), ("--image-cache", options.image_cache)):
         if cache is not None:
             check_place(cache, option)
-
-
-def _expect_folder(name: str, path: Path | None) -> None:
-    """Refuse a file, or a place below one, where a folder is to be: it is first written to after a whole epoch."""
-    there = next((each for each in (path, *path.parents) if each.exists()), None) if path is not None else None
-    if there is not None and not there.is_dir():
-        raise UserError(f"{there} is a file: --{name.replace('_', '-')} names a folder")
 
 
 def keep_images(splits: Splits, options: TrainOptions, pixels: Pixels) -> Splits:
