@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 from backsight.core import UserError
 from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject, draw, run_experiment
-from backsight.experiments.choices import Choice, choose, find_experiment
+from backsight.experiments.choices import Choice, choose, find_experiment, reads_runs
 from backsight.experiments.claims import CLAIMS, judge, save_claims
 from backsight.experiments.opening import NUM_IMAGES, has_chains, open_subject
 from backsight.experiments.settings import check_settings, read_settings
@@ -83,9 +82,9 @@ def experiment(
     chosen, out = find_experiment(name), _folder(out)
     values = read_settings(chosen.measure, settings)
     subjects = [_open(choice, images, device) for choice in choose(models, chains, data)]
-    if _reads_runs(chosen) and not values.get("runs"):
+    if reads_runs(chosen) and not values.get("runs"):
         raise UserError(f"{name} compares finished runs: give their folders as runs (--set 'runs=[a,b]')")
-    if not subjects and not _reads_runs(chosen):
+    if not subjects and not reads_runs(chosen):
         raise UserError(f"{name} looks at models: name some, as zoo/detr-prior, or their chains by --chain")
     result = run_experiment(chosen, subjects, out, values, command())
     write_experiments_report(out)
@@ -130,7 +129,7 @@ def reproduce(
     out = _folder(out)
     chosen = [find_experiment(name) for name in experiments or EXPERIMENTS]
     values = _settings(settings or {}, runs)
-    for run in runs:
+    for run in values["trade_off"]["runs"]:
         FinishedRun.read(run)  # before an hour of others
     named = bool(models or chains)
     cast = choose(models if named else MODELS, chains, data)
@@ -138,7 +137,7 @@ def reproduce(
     open_once = cache(lambda choice: _open(choice, images, device))
     steps = []
     for number, each in enumerate(chosen, 1):
-        choices = [] if _reads_runs(each) else on_all if each.name in ON_ALL else cast
+        choices = [] if reads_runs(each) else on_all if each.name in ON_ALL else cast
         steps.append(_do(each, [open_once(choice) for choice in choices], values[each.name], out))
         logger.info("[%d/%d] %s", number, len(chosen), steps[-1].told)
     page = _conclude(steps, out)
@@ -165,11 +164,6 @@ def read_all_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {name: read_settings(find_experiment(name).measure, own) for name, own in found.items()}
 
 
-def _reads_runs(experiment: Experiment) -> bool:
-    """Whether it compares the files of finished runs, and looks at no model."""
-    return "runs" in inspect.signature(experiment.measure).parameters
-
-
 # ---- what to look at
 
 
@@ -187,7 +181,7 @@ def _settings(given: Mapping[str, Mapping[str, Any]], runs: Sequence[str | Path]
     for name in given:
         find_experiment(name)
     values = {name: {**SETTINGS.get(name, {}), **given.get(name, {})} for name in EXPERIMENTS}
-    for name in filter(lambda name: _reads_runs(EXPERIMENTS[name]), values):
+    for name in filter(lambda name: reads_runs(EXPERIMENTS[name]), values):
         # `DIR/*/` of a sweep names the figure of its runs too, which is none.
         finished = [str(run) for run in runs if Path(run).name != name or not Path(run, "result.json").is_file()]
         values[name] = {"runs": finished, **values[name]}
