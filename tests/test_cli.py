@@ -178,6 +178,17 @@ def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(
     assert "tmp.json" not in said
 
 
+def test_a_reader_that_has_enough_is_no_mistake() -> None:
+    """As in ``backsight models | head -1``."""
+    command = [sys.executable, "-m", "backsight", "models"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
+
+
 def test_experiments_that_broke_off_are_named_and_the_status_is_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,15 +37,15 @@ def main(arguments: list[str] | None = None) -> None:
     0 too where a scheduler's signal stopped a run that can go on, and 1 where another process of it was lost, or an
     experiment among several broke off.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.update(SHORT_WAIT | os.environ)  # read when torch is imported, which no command has done yet
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for library in QUIET:
-        logging.getLogger(library).setLevel(logging.ERROR)
+    _set_up()
     try:
         _parse(sys.argv[1:] if arguments is None else arguments)()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    except BrokenPipeError:  # whoever reads this has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.strerror is None:
             raise
@@ -60,6 +60,15 @@ def main(arguments: list[str] | None = None) -> None:
         if "UserError" not in names:
             raise
         _fail(str(error), 2)
+
+
+def _set_up() -> None:
+    """Before torch is imported, which no command has done yet."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.update(SHORT_WAIT | os.environ)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for library in QUIET:
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def _parse(arguments: list[str]) -> Callable[[], None]:
