@@ -387,9 +387,12 @@ def test_experiments_on_a_damaged_run(
 def test_going_on_with_a_run_whose_configuration_is_damaged(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copied / "card.md").unlink()
     (copied / "config.yaml").write_text("model: [")
-    said = refused(capsys, "train", *RANDOM, "--out", str(copied), *SHORT, "--tracker", "none", "--resume")
-    assert f"{copied / 'config.yaml'}, line 1, is not YAML" in said
-    assert "--overwrite" in said
+    before = sorted(copied.rglob("*"))
+    for option in ("--resume", "--overwrite"):  # whether the other files are of a run, nothing says any more
+        said = refused(capsys, "train", *RANDOM, "--out", str(copied), *SHORT, "--tracker", "none", option)
+        assert f"{copied / 'config.yaml'}, line 1, is not YAML" in said
+        assert "begin again in another --out" in said
+    assert sorted(copied.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,11 @@ DESCRIPTION = (
     "See what a vision model still knows about an image, stage by stage. `backsight --version` tells the version."
 )
 
-SHORT_WAIT = {"GOMP_SPINCOUNT": "1000"}
-"""How many times a thread of GNU OpenMP looks for work before it sleeps: some 50 microseconds.
+SHORT_WAIT = {"GOMP_SPINCOUNT": "10000"}
+"""How many times a thread of GNU OpenMP looks for work before it sleeps.
 
-By itself it is 300,000 times, for as long as other work on the same cores would need to be done, ten times a second.
+By itself it is 300,000 times: on cores that others use as well, time in which they, or the thread that is waited for,
+could have worked.
 """
 
 PARSING = (tyro.conf.FlagCreatePairsOff,)
