@@ -22,6 +22,7 @@ the image, and False on the padding; None says that every pixel is valid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -45,6 +46,16 @@ class UserError(Exception):
 
 FURTHEST = 2.0
 """The largest absolute value of an image that may still be meant as one in [0, 1]."""
+
+
+def expect_positive(name: str, value: float | None) -> None:
+    """Refuse a number that ends a work before it began, or never; None is none.
+
+    Raises:
+        UserError: it is not more than 0, or not finite; ``name`` is that of its option.
+    """
+    if value is not None and not 0 < value < math.inf:
+        raise UserError(f"--{name.replace('_', '-')} {value}: it has to be more than 0, and finite")
 
 
 @dataclass(frozen=True)

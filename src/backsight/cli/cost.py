@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from tyro.conf import OmitArgPrefixes, Positional
 
 from backsight.options import ModelOptions
@@ -32,14 +30,13 @@ def cost(
     from backsight.benchmarks.cost import cost as count
     from backsight.benchmarks.cost import table
     from backsight.benchmarks.limit import matrix_rate
-    from backsight.core import UserError
+    from backsight.core import UserError, expect_positive
     from backsight.train import open_model
 
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: it has to be at least 1")
-    for name, value in {"epochs": epochs, "tflops": tflops}.items():
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"--{name} {value:g}: it has to be more than 0, and finite")
+    expect_positive("epochs", epochs)
+    expect_positive("tflops", tflops)
     if not 0 < share <= 1:
         raise UserError(f"--share {share:g}: it is a part of the device's rate, more than 0 and at most 1")
     found = count(open_model(model, model_options), seeds, inverse)

@@ -55,6 +55,11 @@ class Batch:
     targets: tuple[Target, ...]
     valid: Tensor | None = None
 
+    @property
+    def shown(self) -> Tensor:
+        """Where the pictures are, ``B H W`` bool, also where none is padded."""
+        return torch.ones_like(self.images[:, 0], dtype=torch.bool) if self.valid is None else self.valid
+
     def part(self, start: int, stop: int) -> Batch:
         """Images ``start`` to ``stop`` - 1."""
         here = slice(start, stop)

@@ -16,7 +16,7 @@ from backsight.core import Pixels, UserError
 from backsight.data.base import Sample, Target
 from backsight.data.decode import UnreadableImage, read_image
 from backsight.data.fit import fit, fit_target, valid_pixels
-from backsight.data.vocabulary import Vocabulary, outside, relabel, rename, translate
+from backsight.data.vocabulary import Labelling, Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +44,13 @@ class Source(ABC):
 
     root: Path = Path()
 
-    def __init__(self, name: str, ids: Sequence[str], classes: Mapping[int, str], reading: Reading) -> None:
+    def __init__(self, name: str, ids: Sequence[str], classes: Mapping[int, str] | Labelling, reading: Reading) -> None:
         self.name = name
         self.ids = ids
         self.reading = reading
-        self._translation = translate(classes, reading.vocabulary)
-        self.classes = rename(classes, self._translation)
+        known = isinstance(classes, Labelling)  # a stream has many sources, all of the same classes
+        self._labelling = classes if known else Labelling.of(classes, reading.vocabulary)
+        self.classes = self._labelling.classes
         self.unreadable: dict[str, str] = {}
         self._fingerprint = ""
 
@@ -70,8 +71,7 @@ class Source(ABC):
             return None
         original = (image.shape[-2], image.shape[-1])
         pixels = self.reading.pixels
-        known = relabel(self.target(index, original), self._translation, outside(self.reading.vocabulary))
-        target = fit_target(known, original, pixels)
+        target = fit_target(self._labelling.of_model(self.target(index, original)), original, pixels)
         return Sample(fit(image, pixels), identity, target, valid_pixels(original, pixels))
 
     def record(self, identity: str, reason: str) -> None:

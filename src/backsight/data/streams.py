@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count, islice
 from typing import Any
 
@@ -18,7 +18,7 @@ from backsight.data.loader import as_it_is, cores, keep_signals, open_parcel
 from backsight.data.parcels import Parcel, Parcels, in_one_line
 from backsight.data.shards import Encoded, Rows, Shards, TarFiles
 from backsight.data.source import Reading, Source, digest
-from backsight.data.vocabulary import rename, translate
+from backsight.data.vocabulary import Labelling
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,10 @@ BUFFER = 1000
 class Pictures(Source):
     """Pictures that are in memory as they came."""
 
-    def __init__(self, name: str, pictures: list[Encoded], shards: Shards, reading: Reading) -> None:
-        super().__init__(name, [each.id for each in pictures], shards.classes, reading)
+    def __init__(
+        self, name: str, pictures: list[Encoded], classes: Mapping[int, str] | Labelling, reading: Reading
+    ) -> None:
+        super().__init__(name, [each.id for each in pictures], classes, reading)
         self.pictures = pictures
 
     def picture(self, index: int) -> bytes:
@@ -64,7 +66,8 @@ class Stream:
 
     def __init__(self, name: str, shards: Shards, reading: Reading) -> None:
         self.name, self.shards, self.reading = name, shards, reading
-        self.classes = rename(shards.classes, translate(shards.classes, reading.vocabulary))
+        self.labelling = Labelling.of(shards.classes, reading.vocabulary)
+        self.classes = self.labelling.classes
         self.unreadable: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -150,7 +153,7 @@ class _Reader(IterableDataset):
             for _ in range(before * self.size):
                 next(pictures)
             while True:
-                data = Pictures(stream.name, list(islice(pictures, self.size)), stream.shards, stream.reading)
+                data = Pictures(stream.name, list(islice(pictures, self.size)), stream.labelling, stream.reading)
                 data.unreadable = stream.unreadable
                 yield Parcels(data)[range(len(data))]
         except UserError as error:
@@ -193,7 +196,7 @@ def open_stream(spec: str, reading: Reading) -> Splits:
         if all(len(found) == HELD_OUT for found in held.values()):
             break
     parts: dict[str, ImageData] = {
-        part: Pictures(f"{spec} ({part})", found, shards, reading) for part, found in held.items()
+        part: Pictures(f"{spec} ({part})", found, shards.classes, reading) for part, found in held.items()
     }
     if not all(map(len, parts.values())):
         raise UserError(f"{spec} has too few pictures: none of the first {SOUGHT} is for validation, or for the test")

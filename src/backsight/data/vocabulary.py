@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -19,6 +20,25 @@ Vocabulary = Mapping[int, Sequence[str]]
 
 SAME = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
 """Pascal's words for classes of COCO, which some detectors of COCO answer with."""
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """The labels of some data as a model counts them: the names of the ``classes`` by them, and the way there."""
+
+    classes: Mapping[int, str]
+    translation: Mapping[int, int]
+    known: int
+
+    @classmethod
+    def of(cls, classes: Mapping[int, str], vocabulary: Vocabulary) -> Self:
+        """That of data with ``classes``, for a model of the ``vocabulary``; an empty one leaves all as it is."""
+        translation = translate(classes, vocabulary)
+        return cls(rename(classes, translation), translation, outside(vocabulary))
+
+    def of_model(self, target: Target) -> Target:
+        """:func:`relabel`."""
+        return relabel(target, self.translation, self.known)
 
 
 def translate(classes: Mapping[int, str], vocabulary: Vocabulary) -> dict[int, int]:

@@ -68,7 +68,7 @@ def find_cases(subject: Subject, batch: Batch, threshold: float) -> list[Case]:
     """All cases of a batch, image by image; ``threshold`` is the least score of a detection that counts."""
     prediction = prediction_of(subject.model)
     queries = None if prediction is None else subject.trace(batch)[prediction]
-    valid = torch.ones_like(batch.images[:, 0], dtype=torch.bool) if batch.valid is None else batch.valid
+    valid = batch.shown
     cases = []
     for row, (target, found) in enumerate(zip(batch.targets, detections_of(subject, batch), strict=True)):
         own = None if queries is None else find_queries(found, queries[row], valid_sizes(valid)[row])

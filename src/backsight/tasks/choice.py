@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from backsight.chain import ChainEnsemble, InverseChain, Plan, describe
-from backsight.core import UserError, split_entry
+from backsight.core import UserError, expect_positive, split_entry
 from backsight.options import TrainOptions
 from backsight.staging import StagedModel
 from backsight.tasks.classic import Classic
@@ -35,9 +35,7 @@ def check_choice(options: TrainOptions) -> None:
     if options.task == "modular" and options.stage is not None:
         raise UserError("--stage is for classic and joint training: modular inversion trains every stage, leave it out")
     for name in ("learning_rate", "forward_learning_rate"):
-        rate = getattr(options, name)
-        if rate is not None and not rate > 0:
-            raise UserError(f"--{name.replace('_', '-')} {rate:g}: it has to be more than 0")
+        expect_positive(name, getattr(options, name))
     if options.chain is not None and options.inverse:
         raise UserError("--chain brings its inverses along: give it or --inverse")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from backsight.chain import InverseChain
@@ -49,5 +48,4 @@ class Classic(Task):
         """How much each loss counts: by the images of ``batch``, or the valid pixels of padded ones."""
         if self.model.pixels.fit != "pad":
             return super().weights(batch)
-        valid = torch.ones_like(batch.images[:, 0], dtype=torch.bool) if batch.valid is None else batch.valid
-        return dict.fromkeys(self.covers, valid.sum() * bool(batch.ids))  # a tensor in every process alike
+        return dict.fromkeys(self.covers, batch.shown.sum() * bool(batch.ids))  # a tensor in every process alike

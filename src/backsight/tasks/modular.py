@@ -48,7 +48,7 @@ class Modular(Task):
         """How much each loss counts: by the images of ``batch``, or the tokens (and pixels) of padded ones."""
         if self.model.pixels.fit != "pad":
             return super().weights(batch)
-        valid = torch.ones_like(batch.images[:, 0], dtype=torch.bool) if batch.valid is None else batch.valid
+        valid = batch.shown
         targets = {name: self.model.spec.before(split_entry(name.partition("/")[2])[0]) for name in self.covers}
         under = {target: self.model.layout(target).under(valid) for target in targets.values()}
         everywhere = valid.new_full((), len(valid), dtype=torch.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from backsight.core import UserError
+from backsight.core import UserError, expect_positive
 
 WARM_UP = 20
 """Batches over which the learning rate rises to its full value."""
@@ -19,13 +19,12 @@ def check_budget(steps: int | None, epochs: float | None, minutes: float | None)
     Raises:
         UserError: more than one of them is given, or one that is not positive and finite.
     """
-    given = {"--steps": steps, "--epochs": epochs, "--minutes": minutes}
-    named = {name: value for name, value in given.items() if value is not None}
+    given = {"steps": steps, "epochs": epochs, "minutes": minutes}
+    named = [f"--{name}" for name, value in given.items() if value is not None]
     if len(named) > 1:
         raise UserError(f"{' and '.join(named)} both end the run: give one of --steps, --epochs and --minutes")
-    for name, value in named.items():
-        if not 0 < value < math.inf:
-            raise UserError(f"{name} {value}: it has to be more than 0, and finite")
+    for name, value in given.items():
+        expect_positive(name, value)
 
 
 @dataclass(frozen=True)

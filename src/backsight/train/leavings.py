@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
+from backsight.core import UserError
+from backsight.run_files import read_yaml
 
 CONFIG = "config.yaml"
 
@@ -32,10 +33,8 @@ HALF_WRITTEN = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp(\.\w+)?")
 def read_config(folder: Path) -> dict[str, Any] | None:
     """What the run in ``folder`` was started with; None where no ``config.yaml`` is, or one that is no run's."""
     try:
-        found = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    if not isinstance(found, dict) or any(name not in found for name in KEYS):
+        found = read_yaml(folder / CONFIG, "", KEYS)
+    except (OSError, UserError):
         return None
     return found if isinstance(found["inverses"], dict) and isinstance(found["seeds"], list) else None
 

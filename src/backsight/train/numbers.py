@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from backsight.core import UserError
@@ -33,7 +32,4 @@ def check_numbers(options: TrainOptions) -> None:
         value = getattr(options, name)
         if value is not None and not least <= value:  # nan neither
             raise UserError(f"--{name.replace('_', '-')} {value}: it has to be at least {least}")
-    for name in ("learning_rate", "forward_learning_rate"):
-        if getattr(options, name) == math.inf:
-            raise UserError(f"--{name.replace('_', '-')} inf: it has to be finite")
     check_budget(options.steps, options.epochs, options.minutes)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble
-from backsight.core import UserError
+from backsight.core import UserError, expect_positive
 from backsight.data import loader, open_data
 from backsight.evaluate import Evaluation, evaluate
 from backsight.files import write_bytes, write_json
@@ -24,7 +24,7 @@ from backsight.models import load_model
 from backsight.options import ModelOptions, TrainOptions
 from backsight.staging import StagedModel
 from backsight.train import train_run
-from backsight.zoo.recipes import CHAINS, ChainRecipe, expect_positive, find_recipe
+from backsight.zoo.recipes import CHAINS, ChainRecipe, find_recipe
 from backsight.zoo.spread import compare_chains, in_words
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -124,13 +123,3 @@ def find_recipe(name: str) -> Recipe:
     if recipe is None:
         raise UserError(f"no model '{name}' in the zoo: it has {', '.join(RECIPES)}")
     return recipe
-
-
-def expect_positive(name: str, value: float | None) -> None:
-    """Refuse a number in place of the recipe's that would end a run before it began, or never.
-
-    Raises:
-        UserError: it is given, and not more than 0 or not finite.
-    """
-    if value is not None and not 0 < value < math.inf:
-        raise UserError(f"--{name} {value}: it has to be more than 0, and finite")

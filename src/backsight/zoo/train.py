@@ -13,13 +13,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from backsight.core import expect_positive
 from backsight.data.base import Batch
 from backsight.data.world import World
 from backsight.files import write_json
 from backsight.zoo.classifier import ClassifierLearner
 from backsight.zoo.detector import DetectorLearner
 from backsight.zoo.evaluate import evaluate_forward, measure
-from backsight.zoo.recipes import SIZE, Recipe, expect_positive, find_recipe
+from backsight.zoo.recipes import SIZE, Recipe, find_recipe
 from backsight.zoo.spread import compare, in_words
 
 _EVERY = 500  # steps between two looks at the validation scenes
