@@ -1,12 +1,14 @@
 """What "the same" means between two computations, in one place.
 
-One process that computes twice with one object, on the same tensors, gets the same bits: compare with ``torch.equal``.
+One process that computes twice with one object, on the same tensors, gets the same bits: compare with
+``torch.equal``.
 
-Everything else agrees to rounding alone. Which kernel runs, and in which order it adds, depends on the CPU, on the number
-of threads, on the address of a tensor in memory (one that was read from a file lies elsewhere than one that was made here)
-and on the size of the batch. Two model objects, a chain and its copy from a file, a batch and a part of it: compare these
-with :func:`assert_rounding`. Its tolerance is some hundred times the rounding of single precision, and some hundred times
-below what the smallest fault does: a weight that was not read, a grid shifted by one token, a normalisation left out.
+Everything else agrees to rounding alone. Which kernel runs, and in which order it adds, depends on the CPU, on the
+number of threads, on the address of a tensor in memory (one that was read from a file lies elsewhere than one that
+was made here) and on the size of the batch. Two model objects, a chain and its copy from a file, a batch and a part
+of it: compare these with :func:`assert_rounding`. Its tolerance is some hundred times the rounding of single
+precision, and some hundred times below what the smallest fault does: a weight that was not read, a grid shifted by
+one token, a normalisation left out.
 """
 
 from __future__ import annotations
