@@ -11,8 +11,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported: no test asks the network
 
+from backsight.engine import StagedModel
 from backsight.models import MODELS
-from backsight.staging import StagedModel
 from pictures import real_data
 from small import build_small
 

@@ -10,7 +10,7 @@ import torch
 from backsight.experiments import Measurement, Result
 from backsight.experiments.claims import Judgement, Part, save_claims
 from backsight.figures import image_png
-from backsight.files import write_bytes
+from backsight.io import write_bytes
 from backsight.report import DataCard, ModelCard, Results, StageErrors, save_pictures, write_report
 from backsight.report.experiments import FORMAT, write_experiments_report
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from backsight.chain import ChainEnsemble, InverseChain, Plan, build_chain, describe
 from backsight.core import IMAGE, Layout
 from backsight.data.base import Sample, Target
+from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, Result, Subject, run_experiment
 from backsight.figures import to_png
 from backsight.figures.house_style import LETTERS
 from backsight.inverses import Inverse
-from backsight.staging import StagedModel
 
 Answer = Callable[[Tensor], Tensor]
 

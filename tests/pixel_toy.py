@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from backsight.core import Pixels, Site, Spec, Stage
-from backsight.staging import StagedModel, Trace
+from backsight.engine import StagedModel, Trace
 
 PATCH = 8
 

@@ -12,9 +12,9 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from backsight.core import Pixels, Site, Spec, Stage
+from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, Family, from_timm, stage_module
-from backsight.staging import RANDOM, StagedModel
-from backsight.verify import scramble, tensors
+from backsight.verification import scramble, tensors
 
 SEED = 0
 

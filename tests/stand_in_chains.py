@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble
-from backsight.staging import StagedModel, Trace
+from backsight.engine import StagedModel, Trace
 
 
 class Painter(ChainEnsemble):

@@ -13,8 +13,8 @@ from backsight.app.eyes import Eyes, public_name
 from backsight.app.observatory import Observatory
 from backsight.app.state import Change
 from backsight.core import UserError
+from backsight.engine import RANDOM
 from backsight.perturb import recolour
-from backsight.staging import RANDOM
 from small_observatory import small_eyes, small_observatory
 
 

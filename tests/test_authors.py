@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from backsight.authors import import_authors
 from backsight.chain import ChainEnsemble
+from backsight.chain.model import open_forward_model
 from backsight.cli import main
 from backsight.core import Pixels, UserError
+from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, stage_module
-from backsight.reopen import open_forward_model
-from backsight.staging import RANDOM, StagedModel
 from original_layers import PostNormLayer, positions
 from small import random_images
 

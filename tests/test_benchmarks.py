@@ -21,7 +21,7 @@ from backsight.benchmarks.training import Steps, open_run
 from backsight.cli import main
 from backsight.core import UserError
 from backsight.data import read_image
-from backsight.staging import StagedModel
+from backsight.engine import StagedModel
 from small import build_small, random_images
 
 

@@ -13,7 +13,7 @@ import torch
 
 from backsight.chain import FORMAT, ChainEnsemble, InverseChain, Plan, build_chain, describe
 from backsight.core import IMAGE, UserError
-from backsight.staging import StagedModel
+from backsight.engine import StagedModel
 from small import build_small, noisy, random_images
 
 SMALL = {"depth": 1, "heads": 2, "feedforward": 16}

@@ -21,7 +21,7 @@ from backsight.cli.main import gather
 from backsight.core import Pixels, UserError
 from backsight.models import MODELS, stage_module
 from backsight.report.reconstruct import reconstruct
-from backsight.reproduce import BrokeOff
+from backsight.reproduction import BrokeOff
 
 RANDOM = ("vit_tiny_patch16_224", "--random-weights", "--size", "32x48", "--device", "cpu")
 SHORT = (
@@ -195,7 +195,7 @@ def test_experiments_that_broke_off_are_named_and_the_status_is_1(
     def reproduce(*_: object, **__: object) -> None:
         raise BrokeOff("truth broke off (RuntimeError: no)")
 
-    monkeypatch.setattr("backsight.reproduce.reproduce", reproduce)
+    monkeypatch.setattr("backsight.reproduction.reproduce", reproduce)
     with pytest.raises(SystemExit) as stop:
         main(["reproduce"])
     assert stop.value.code == 1
@@ -522,7 +522,7 @@ def test_pictures_that_are_not_there_are_told_before_the_model_is_loaded(
 def test_runs_that_are_not_there_are_told_before_any_experiment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("backsight.reproduce._do", None)
+    monkeypatch.setattr("backsight.reproduction._do", None)
     said = refused(capsys, "reproduce", "--out", str(tmp_path / "out"), "--runs", "nope")
     assert "no run in nope" in said
     assert not (tmp_path / "out").exists()

@@ -13,9 +13,9 @@ from backsight.chain import ChainEnsemble, InverseChain, Plan, build_chain, desc
 from backsight.core import IMAGE, Layout
 from backsight.data import Batch
 from backsight.data.base import Target
-from backsight.evaluate import Evaluation, evaluate
+from backsight.engine import StagedModel
+from backsight.evaluation import Evaluation, evaluate
 from backsight.inverses import Inverse
-from backsight.staging import StagedModel
 from small import random_images
 
 NUM_IMAGES = 6

@@ -12,11 +12,11 @@ from backsight.core import UserError
 from backsight.data import Target, open_data
 from backsight.experiments.abstraction import ABSTRACTION, divide, draw, measure
 from backsight.experiments.registry import run_experiment
-from backsight.experiments.result import Result
 from backsight.experiments.subject import Subject
 from backsight.figures import to_png
 from backsight.metrics import contrast_kept
 from backsight.models import load_model
+from backsight.results import Result
 from backsight.tasks import make_plans
 from small import build_small
 from stand_in_chains import Painter, paint_grey, paint_input

@@ -12,15 +12,15 @@ from torch import nn
 from backsight.chain import ChainEnsemble, build_chain
 from backsight.core import UserError
 from backsight.data import open_data
+from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, Result, Subject, run_experiment
 from backsight.experiments.attention_ablation import ALONE, FULL, TUNED, masked_attention, measure
 from backsight.experiments.fine_tuning import FineTuning, fine_tune, training_data
 from backsight.figures import to_png
 from backsight.models import VIT, duplicate, stage_module
 from backsight.perturb import patch_attention_mask
-from backsight.staging import StagedModel
 from backsight.tasks import make_plans
-from backsight.verify import scramble
+from backsight.verification import scramble
 from small import build_small, random_images, small_pixels
 
 DATA = "world:prior:single"

@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from backsight.chain import ChainEnsemble
 from backsight.core import UserError
 from backsight.data.base import Batch, Target
+from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Picture, Result, Subject, run_experiment
 from backsight.experiments.mean_image import MeanImage, mean_image_of
-from backsight.experiments.result import FORMAT
 from backsight.figures import error_bars
 from backsight.metrics import bootstrap
-from backsight.staging import StagedModel
+from backsight.results import FORMAT
 from known_chains import Pictures, perfect_chain, subject_of, untrained_chain, untrained_subject
 
 Models = Callable[[str], StagedModel]

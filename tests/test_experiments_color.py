@@ -14,6 +14,7 @@ from backsight.chain import ChainEnsemble, build_chain
 from backsight.core import UserError
 from backsight.data import Target, open_data
 from backsight.data.scenes import class_hues
+from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, Result, Subject, run_experiment
 from backsight.experiments.color_perturbation import SIX, hue_retention, pairwise_error
 from backsight.experiments.color_perturbation import measure as perturb_colours
@@ -22,7 +23,6 @@ from backsight.experiments.prototypes import OTHERS, OWN, colour_of, hues_of_cla
 from backsight.experiments.prototypes import measure as find_prototypes
 from backsight.figures import to_png
 from backsight.perturb import HUES, hsv_to_rgb, hue_unit, recolour, rgb_to_hsv, to_grey
-from backsight.staging import StagedModel
 from backsight.tasks import make_plans
 from pixel_toy import paint_patches, pixel_model
 from small import build_small

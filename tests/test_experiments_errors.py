@@ -19,12 +19,12 @@ from backsight.experiments.detection_errors import DETECTION_ERRORS, draw, measu
 from backsight.experiments.objects import fill_boxes
 from backsight.experiments.queries import find_queries, object_scores, query_stages, reconstruct_without
 from backsight.experiments.registry import run_experiment
-from backsight.experiments.result import Result
 from backsight.experiments.subject import Subject
 from backsight.figures import to_png
 from backsight.figures.outlines import crop_around, cut_out, outline
 from backsight.metrics import OUTCOMES, brought_by, presence, root_mean_square, standing_out, surroundings
 from backsight.models import load_model
+from backsight.results import Result
 from backsight.tasks import make_plans
 from small import build_small
 from stand_in_chains import Painter, features_of, paint_grey, paint_input

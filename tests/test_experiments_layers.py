@@ -11,11 +11,11 @@ from torch import Tensor
 
 from backsight.core import UserError
 from backsight.data import Batch
+from backsight.engine import StagedModel
 from backsight.experiments import intermediate_layers, layer_similarity
 from backsight.experiments.layer_similarity import FEATURES, RECONSTRUCTIONS, table_of
 from backsight.experiments.layers import distinct_names
 from backsight.metrics import cka, mse
-from backsight.staging import StagedModel
 from known_chains import (
     Pictures,
     check_contract,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from backsight.core import UserError
+from backsight.engine import StagedModel
 from backsight.experiments import reconstruct, stage_error
 from backsight.metrics import mse, psnr, ssim
-from backsight.staging import StagedModel
 from known_chains import (
     Pictures,
     chain_of,

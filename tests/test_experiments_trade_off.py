@@ -13,8 +13,8 @@ from matplotlib.text import Annotation
 
 from backsight.core import UserError
 from backsight.experiments.trade_off import FinishedRun, draw, measure
-from backsight.files import write_json, write_text
-from backsight.train import RunFolder
+from backsight.io import write_json, write_text
+from backsight.training import RunFolder
 from known_chains import check_contract
 
 DETR, VIT = ("backbone", "encoder", "decoder", "prediction", "prediction@onehot"), ("backbone", "encoder")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from backsight.core import UserError
+from backsight.engine import StagedModel
 from backsight.experiments.trust import MEAN_IMAGE, RECONSTRUCTION, measure
 from backsight.metrics import mse
-from backsight.staging import StagedModel
 from known_chains import (
     Pictures,
     check_contract,

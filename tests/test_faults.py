@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from backsight.chain import ChainEnsemble
-from backsight.train import RunFolder
+from backsight.training import RunFolder
 from together import codes, command, forward_model, lines, together, train
 
 # Python 3.12 and later warn of every fork beside a thread; torch has threads.
@@ -72,7 +72,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(kills: int, tmp
 
 def command_with_small_files(rank: int, out: Path, changes: Mapping[str, Any]) -> None:
     """No file may grow beyond 1.5 times the first checkpoint: the disk is full amid a later one."""
-    from backsight.train import checkpoints
+    from backsight.training import checkpoints
 
     original = checkpoints.write
 

@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 
 from backsight.chain import ChainEnsemble, InverseChain, Plan, build_chain
 from backsight.core import UserError
-from backsight.files import write_json, write_text
+from backsight.engine import RANDOM, StagedModel
 from backsight.hub import is_hub_name
 from backsight.hub.card import public_facts
+from backsight.io import write_json, write_text
 from backsight.models import load_model
-from backsight.staging import RANDOM, StagedModel
 from small import random_images, save_transformers
 from stand_in_hub import TOKEN, Repository, StandInHub
 

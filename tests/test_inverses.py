@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from backsight.core import Layout, UserError
+from backsight.engine import StagedModel
 from backsight.inverses import INVERSES, Inverse, Patch, build_inverse
 from backsight.inverses.convolutional import Local
 from backsight.models import load_model
 from backsight.models.vit import VIT
-from backsight.staging import StagedModel
 from pictures import opened
 from small import SEED, build_small, random_images, save_timm
 

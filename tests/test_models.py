@@ -15,9 +15,9 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
 
 from backsight.core import IMAGE, Classes, Layout, Pixels, UserError
+from backsight.engine import StagedModel
 from backsight.models import MODELS, duplicate, from_timm, load_model, stage_module
-from backsight.staging import StagedModel
-from backsight.verify import verify
+from backsight.verification import verify
 from small import SMALL_TIMM, build_small, random_images, same_answers, save_timm, save_transformers
 
 TRANSFORMERS = [name for name, family in MODELS.items() if family.library == "transformers"]

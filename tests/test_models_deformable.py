@@ -13,13 +13,13 @@ from torch import nn
 from backsight.arrange import infer_grids
 from backsight.chain import ChainEnsemble
 from backsight.core import Pixels, Site, Spec, Stage
+from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, load_model, stage_module
 from backsight.models.deformable_detr import DEFORMABLE_DETR, small
 from backsight.options import ModelOptions, TrainOptions
-from backsight.staging import RANDOM, StagedModel
 from backsight.tasks import make_plans
-from backsight.train import train_run
-from backsight.verify import scramble, verify
+from backsight.training import train_run
+from backsight.verification import scramble, verify
 from small import random_images, same_answers, save_transformers
 
 VARIANTS: dict[str, dict[str, bool]] = {

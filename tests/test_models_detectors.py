@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from backsight.catalogue import list_stages
 from backsight.core import Pixels, Site, UserError
+from backsight.engine import RANDOM, StagedModel
 from backsight.inverses import build_inverse
 from backsight.models import MODELS, Family, from_transformers, lw_detr, rt_detr, stage_module
 from backsight.models.spec_file import read_spec
-from backsight.staging import RANDOM, StagedModel
 from backsight.tasks import make_plans
-from backsight.verify import scramble, verify
+from backsight.verification import scramble, verify
 from small import build_small, random_images
 
 DETECTORS = ("conditional_detr", "rt_detr_v2", "d_fine", "yolos", "lw_detr", "rf_detr")

@@ -16,11 +16,11 @@ from torch import nn
 
 from backsight.catalogue import list_models, model_lines
 from backsight.core import Layout, Pixels, UserError
+from backsight.engine import StagedModel
 from backsight.inverses import build_inverse
 from backsight.models import MODELS, blueprint, from_transformers, load_model
-from backsight.staging import StagedModel
 from backsight.tasks import Modular, build_chains, make_plans
-from backsight.verify import verify
+from backsight.verification import verify
 from small import SEED, build_small, random_images, save_transformers
 
 PATCHES = ["vit-transformers", "dinov2", "dinov2_with_registers"]

@@ -14,13 +14,13 @@ from torch import Tensor
 from backsight.chain import ChainEnsemble, build_chain
 from backsight.data.world import World
 from backsight.devices import exact
-from backsight.evaluate import evaluate
+from backsight.evaluation import evaluate
 from backsight.experiments import EXPERIMENTS, Subject
 from backsight.metrics.probe import fit_probe
 from backsight.options import ModelOptions, TrainOptions
 from backsight.tasks import make_plans
 from backsight.tasks.performance import performance
-from backsight.train import train_run
+from backsight.training import train_run
 from pretend_device import Mixed, PretendDevice
 from small import build_small
 

@@ -19,12 +19,12 @@ import backsight as bs
 from backsight.catalogue import check_inverses
 from backsight.cli import main
 from backsight.core import Classes, Detections, Pixels, Site, Spec, Stage, UserError
+from backsight.engine import RANDOM
 from backsight.models import duplicate, load_model, place, propose, stage
 from backsight.models.places import find_stages
 from backsight.models.spec_file import read_spec
 from backsight.models.survey import survey
-from backsight.staging import RANDOM
-from backsight.verify import verify
+from backsight.verification import verify
 from small import build_small, noisy, random_images, same_answers
 
 PAGE = (Path(__file__).parent.parent / "docs" / "your-model.md").read_text(encoding="utf-8")

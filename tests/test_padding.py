@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional
 from transformers import DetrImageProcessor
 
 from backsight.chain import ChainEnsemble
+from backsight.chain.model import open_forward_model
 from backsight.cli import main
 from backsight.core import IMAGE, Layout, Pixels, UserError, valid_sizes
 from backsight.data import (
@@ -34,16 +35,15 @@ from backsight.data import (
     sum_images,
 )
 from backsight.data.fit import valid_pixels
-from backsight.evaluate import evaluate
+from backsight.engine import StagedModel
+from backsight.evaluation import evaluate
 from backsight.experiments import EXPERIMENTS, Subject, abstraction
 from backsight.metrics import mse, on_valid, ssim
 from backsight.models import MODELS, load_model
-from backsight.reopen import open_forward_model
 from backsight.report.reconstruct import reconstruct
-from backsight.staging import StagedModel
 from backsight.tasks import Modular, build_chains, component_loss, make_plans
-from backsight.train import train
-from backsight.verify import verify
+from backsight.training import train
+from backsight.verification import verify
 from pictures import drawn, save_pictures
 from small import build_small, random_images
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from backsight.chain import ChainEnsemble
 from backsight.models import MODELS
-from backsight.train import RunFolder
+from backsight.training import RunFolder
 
 
 @pytest.fixture(scope="module")

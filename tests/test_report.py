@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from backsight.core import UserError
-from backsight.demo import demo
+from backsight.demos import demo
 from backsight.report import DataCard, ModelCard, PictureRow, Results, StageErrors, save_pictures, write_report
 from backsight.report.numbers import format_number
 from backsight.report.output import check_output, drop_pictures, pictures_of
 from backsight.report.rewrite import rewrite_report
-from backsight.train import Loop
+from backsight.training import Loop
 from example_pages import CLAIMS, experiments_page, run_page, run_results
 
 EVIL = "<script>alert('&\"')</script>"

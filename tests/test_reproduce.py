@@ -8,15 +8,16 @@ from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
+import backsight.reproduce as module
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
-import backsight.reproduce as module
 from backsight.chain import ChainEnsemble, build_chain
 from backsight.core import UserError
 from backsight.data.world import World
+from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject
 from backsight.experiments.claims import CLAIMS, load_claims
 from backsight.experiments.opening import open_subject
@@ -24,8 +25,7 @@ from backsight.experiments.settings import read_settings
 from backsight.figures import image_png
 from backsight.models import load_model
 from backsight.report.experiments import write_experiments_report
-from backsight.reproduce import BrokeOff, experiment, find_experiment, read_all_settings, reproduce
-from backsight.staging import StagedModel
+from backsight.reproduction import BrokeOff, experiment, find_experiment, read_all_settings, reproduce
 from backsight.tasks import make_plans
 from known_chains import untrained_chain
 from small import build_small

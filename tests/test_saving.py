@@ -15,22 +15,22 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backsight import files
+from backsight import io as files
 from backsight.core import Layout, Pixels, UserError
 from backsight.data import Batch, Sample, Target, loader, open_data
 from backsight.data.kept import Kept, pack_sample, read_sample
+from backsight.engine import StagedModel
 from backsight.inverses import build_inverse
 from backsight.models import MODELS
 from backsight.options import TrainOptions
-from backsight.staging import StagedModel
 from backsight.tasks import Modular, build_chains, make_plans
-from backsight.train import Run, RunFolder, compiling, memory, saving
-from backsight.train.feature_cache import FeatureCache
-from backsight.train.memory import bytes_of_one, images_that_fit, read_bytes
-from backsight.train.pieces import cut
-from backsight.train.quicken import arrange_memory, map_sizes, rest_biases
-from backsight.train.saving import check_saving, keep_features
-from backsight.train.updates import Updates
+from backsight.training import Run, RunFolder, compiling, memory, saving
+from backsight.training.feature_cache import FeatureCache
+from backsight.training.memory import bytes_of_one, images_that_fit, read_bytes
+from backsight.training.pieces import cut
+from backsight.training.quicken import arrange_memory, map_sizes, rest_biases
+from backsight.training.saving import check_saving, keep_features
+from backsight.training.updates import Updates
 from pictures import save_pictures
 from small import build_small, random_images
 

@@ -19,9 +19,9 @@ from torch.distributed import TCPStore
 from backsight.core import UserError
 from backsight.data import Batch, Splits, open_data
 from backsight.options import ModelOptions, TrainOptions
-from backsight.train import Processes, RunFolder, heartbeat, joined, loop, train_run
-from backsight.train.norms import SharedBatchNorm, share_statistics
-from backsight.train.run import Run
+from backsight.training import Processes, RunFolder, heartbeat, joined, loop, train_run
+from backsight.training.norms import SharedBatchNorm, share_statistics
+from backsight.training.run import Run
 from pictures import drawn
 from together import codes, command, forward_model, lines, together, train
 

@@ -14,7 +14,7 @@ from backsight.chain import ChainEnsemble
 from backsight.core import UserError
 from backsight.data.scenes import LAWS
 from backsight.data.world import World
-from backsight.demo import SUBJECTS, demo
+from backsight.demos import SUBJECTS, demo
 from backsight.experiments.opening import open_subject
 from backsight.figures import image_png
 from backsight.metrics import mse
@@ -22,7 +22,7 @@ from backsight.models import load_model
 from backsight.report import Results
 from backsight.report.reconstruct import reconstruct
 from backsight.shipped import ZOO, find_shipped, shipped_names
-from backsight.verify import verify
+from backsight.verification import verify
 from backsight.zoo.evaluate import evaluate_forward
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backsight.core import Pixels, Site, Spec, Stage, UserError
-from backsight.staging import StagedModel
+from backsight.engine import StagedModel
 from small import noisy, random_images, stage_toy
 
 MAP = "b d h w"

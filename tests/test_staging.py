@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from backsight.core import IMAGE, UserError
-from backsight.staging import StagedModel, Trace
-from backsight.verify import tensors
+from backsight.engine import StagedModel, Trace
+from backsight.verification import tensors
 from small import build_small, noisy, random_images
 
 

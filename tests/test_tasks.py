@@ -10,8 +10,8 @@ from torch import Tensor
 
 from backsight.chain import Plan, build_chain
 from backsight.core import IMAGE, Pixels, UserError
+from backsight.engine import StagedModel
 from backsight.inverses import INVERSES
-from backsight.staging import StagedModel
 from backsight.tasks import Modular, build_chains, component_loss, learning_rate, make_plans
 from small import random_images
 

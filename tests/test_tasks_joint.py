@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from backsight.chain import InverseChain
 from backsight.core import IMAGE, UserError
 from backsight.data import Target
+from backsight.engine import StagedModel
 from backsight.models import duplicate
 from backsight.options import Update
-from backsight.staging import StagedModel
 from backsight.tasks import UPDATES, Classic, Joint, Modular, answer, build_chains, make_plans
 from backsight.tasks.joint import scale_gradient
 from backsight.tasks.task import Task, entry_loss, image_loss
-from backsight.train.updates import Updates
+from backsight.training.updates import Updates
 from small import random_images
 
 STAGE = {"detr": "decoder", "vit": "encoder"}

@@ -13,15 +13,15 @@ import yaml
 from PIL import Image
 
 from backsight.chain import ChainEnsemble
+from backsight.chain.model import open_forward_model
 from backsight.cli import main
 from backsight.core import UserError
 from backsight.experiments.opening import open_subject
 from backsight.options import ModelOptions, TrainOptions
-from backsight.reopen import open_forward_model
-from backsight.sweep import plan_runs
+from backsight.sweeps import plan_runs
 from backsight.tasks import check_choice
-from backsight.train import Interrupted, Run, train_run
-from backsight.train.loop import Loop
+from backsight.training import Interrupted, Run, train_run
+from backsight.training.loop import Loop
 
 DETR, VIT = ("zoo/detr-prior", "world:prior"), ("zoo/vit-prior", "world:prior:single")
 JOINT = ("--task", "joint", "--trade-off", "0.9", "--forward-learning-rate", "1e-3")
@@ -184,7 +184,7 @@ def test_a_sweep_trains_every_task_keeps_what_is_done_and_draws(
     (out / "joint-0.5" / "card.md").unlink()  # as if it had been stopped before its end
     caplog.set_level("INFO")
     main([*command, "--trade-offs", "0.5"])
-    told = [record.getMessage() for record in caplog.records if record.name == "backsight.sweep"]
+    told = [record.getMessage() for record in caplog.records if record.name == "backsight.sweeps"]
     assert told == ["modular: done already", "classic", "joint-0.5"]
     assert (out / "modular" / "card.md").stat().st_mtime_ns == before["modular"]
     result = json.loads((out / "trade_off" / "result.json").read_text())

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from backsight.core import Detections, UserError
 from backsight.data import Batch, Target
+from backsight.engine import StagedModel
 from backsight.models import MODELS
-from backsight.staging import StagedModel
 from backsight.tasks import answer, as_labels, check_truth, performance
 from small import build_small, random_images
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from backsight.core import UserError
-from backsight.train.loop import State
-from backsight.train.trackers import Tracker
+from backsight.training.loop import State
+from backsight.training.trackers import Tracker
 
 
 def send(tracker: Tracker, *steps: int) -> None:

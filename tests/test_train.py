@@ -19,12 +19,12 @@ from torch import nn
 from backsight.chain import ChainEnsemble
 from backsight.core import Pixels, UserError
 from backsight.data import Batch
+from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, stage_module
 from backsight.options import ModelOptions, TrainOptions
-from backsight.staging import RANDOM, StagedModel
-from backsight.train import Budget, Interrupted, NotFinite, Processes, Run, RunFolder, lock, train, train_run
-from backsight.train import loop as training
-from backsight.train.loop import Loop
+from backsight.training import Budget, Interrupted, NotFinite, Processes, Run, RunFolder, lock, train, train_run
+from backsight.training import loop as training
+from backsight.training.loop import Loop
 from small import small_pixels
 
 SIZES = {"vit": (48, 48), "swin": (64, 64)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backsight.models import MODELS, load_model
-from backsight.verify import verify
+from backsight.verification import verify
 
 TRUE: dict[str, tuple[int, int] | None] = {
     "vit_base_patch16_224": None,

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from backsight.core import Site
+from backsight.engine import RANDOM
 from backsight.models import MODELS
-from backsight.staging import RANDOM
-from backsight.verify import SiteCheck, scramble, tensors, verify
+from backsight.verification import SiteCheck, scramble, tensors, verify
 from small import build_small, stage_toy
 
 

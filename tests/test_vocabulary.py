@@ -16,8 +16,8 @@ from backsight.data import Target, loader, open_data
 from backsight.data.vocabulary import outside, relabel, rename, translate
 from backsight.data.world import open_world
 from backsight.data.world_coco import export_coco
+from backsight.engine import StagedModel
 from backsight.models import load_model, vocabulary
-from backsight.staging import StagedModel
 from backsight.tasks import performance
 
 CONTIGUOUS = {0: ("person",), 1: ("motorbike",), 2: ("pottedplant",), 3: ("tv", "telly")}

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from backsight.core import UserError
+from backsight.engine import RANDOM
 from backsight.models import MODELS, load_model
-from backsight.staging import RANDOM
 from small import same_answers, save_timm, save_transformers
 
 SIZE = (64, 96)

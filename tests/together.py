@@ -16,14 +16,14 @@ import torch
 
 from backsight.chain import ChainEnsemble
 from backsight.cli import main
+from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, stage_module
 from backsight.options import ModelOptions, TrainOptions
-from backsight.staging import RANDOM, StagedModel
-from backsight.train import train_run
+from backsight.training import train_run
 from small import small_pixels
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["backsight.cli.main", "backsight.train", "backsight.models", "timm", "transformers"])
+SERVER.set_forkserver_preload(["backsight.cli.main", "backsight.training", "backsight.models", "timm", "transformers"])
 """Imports once what all processes need; forks of the tests' own process could not use autograd after it has."""
 
 

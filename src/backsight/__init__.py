@@ -5,24 +5,22 @@ Names are imported when they are first used, so that ``import backsight`` is qui
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from backsight.chain import ChainEnsemble, InverseChain
     from backsight.core import Classes, Detections, Layout, Pixels, Site, Spec, Stage, UserError
     from backsight.data import load_images, open_data
-    from backsight.demo import demo
-    from backsight.evaluate import evaluate
+    from backsight.demos import demo
+    from backsight.engine import StagedModel, Trace
+    from backsight.evaluation import evaluate
     from backsight.inverses import INVERSES
     from backsight.models import MODELS, load_model, stage, vocabulary
     from backsight.report import write_report
     from backsight.report.reconstruct import reconstruct
-    from backsight.staging import StagedModel, Trace
-    from backsight.train import train
-    from backsight.verify import verify
+    from backsight.training import train
+    from backsight.verification import verify
 
     __version__: str
 
@@ -30,15 +28,15 @@ _HOMES = {
     "backsight.chain": ("ChainEnsemble", "InverseChain"),
     "backsight.core": ("Classes", "Detections", "Layout", "Pixels", "Site", "Spec", "Stage", "UserError"),
     "backsight.data": ("load_images", "open_data"),
-    "backsight.demo": ("demo",),
-    "backsight.evaluate": ("evaluate",),
+    "backsight.demos": ("demo",),
+    "backsight.evaluation": ("evaluate",),
     "backsight.inverses": ("INVERSES",),
     "backsight.models": ("MODELS", "load_model", "stage", "vocabulary"),
     "backsight.report": ("write_report",),
     "backsight.report.reconstruct": ("reconstruct",),
-    "backsight.staging": ("StagedModel", "Trace"),
-    "backsight.train": ("train",),
-    "backsight.verify": ("verify",),
+    "backsight.engine": ("StagedModel", "Trace"),
+    "backsight.training": ("train",),
+    "backsight.verification": ("verify",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -83,14 +81,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Package(ModuleType):
-    """Keeps ``backsight.train`` the function: a submodule of the same name, once imported, would take its place."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOME_OF and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from backsight.core import Pixels, Site, Spec, UserError
-from backsight.files import write_text
+from backsight.engine import StagedModel
 from backsight.inverses import build_inverse
+from backsight.io import write_text
 from backsight.models import MODELS, Family, blueprint, build_own, is_own, load_model, propose
 from backsight.options import ModelOptions
 from backsight.shipped import shipped_card, shipped_names
-from backsight.staging import StagedModel
-from backsight.train import read_size
+from backsight.training import read_size
 
 
 def list_models() -> list[dict[str, Any]]:

@@ -17,9 +17,9 @@ from backsight.app.pictures import small_uri
 from backsight.data import ImageData, Sample
 from backsight.experiments import detection_errors
 from backsight.experiments.error_gallery import INPUT, RECONSTRUCTION, WITHOUT
-from backsight.experiments.result import Label, Picture
 from backsight.experiments.subject import Subject
 from backsight.metrics import OUTCOMES
+from backsight.results import Label, Picture
 
 NUM_IMAGES = 96
 """Pictures that are looked through."""

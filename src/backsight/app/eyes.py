@@ -18,11 +18,11 @@ from torch import Tensor
 
 from backsight.app.sources import Source
 from backsight.core import Classes, Detections, UserError
+from backsight.engine import RANDOM, Trace
 from backsight.experiments.layers import distinct_names, is_read_as, stage_of
 from backsight.experiments.subject import Kept, Subject
 from backsight.metrics import mse
 from backsight.metrics.image import on_valid
-from backsight.staging import RANDOM, Trace
 
 CACHE = 256 << 20
 """Bytes of traces and reconstructions that are kept for one model."""

@@ -18,8 +18,8 @@ from backsight.authors.convolutions import read_convolutions
 from backsight.authors.states import Published
 from backsight.chain import Plan
 from backsight.core import UserError
+from backsight.engine import StagedModel
 from backsight.inverses import Inverse, build_inverse
-from backsight.staging import StagedModel
 
 FULL = {"fd", "full", "soft", "distribution"}
 """Words in a file's name that say of a prediction inverse that it reads full class distributions."""

@@ -12,10 +12,10 @@ from backsight.authors.networks import Network, read_network
 from backsight.authors.states import find_published
 from backsight.chain import ChainEnsemble, InverseChain, describe
 from backsight.core import Pixels, UserError
-from backsight.files import write_text
-from backsight.staging import RANDOM, StagedModel
-from backsight.train import RunFolder, command
-from backsight.train.card import versions
+from backsight.engine import RANDOM, StagedModel
+from backsight.io import write_text
+from backsight.training import RunFolder, command
+from backsight.training.card import versions
 
 
 def import_authors(path: str | Path, model: StagedModel, out: str | Path, *, overwrite: bool = False) -> ChainEnsemble:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from backsight.benchmarks.measure import Ratio, Side, alternate, quotients
 from backsight.benchmarks.settings import Settings
 from backsight.benchmarks.subpixel import subpixel
-from backsight.train.updates import Updates
+from backsight.training.updates import Updates
 
 COARSE, FINE = (1024, 512, 30, 40), (128, 64, 240, 320)
 """Channels in and out, rows and columns: two of the layers of DETR's backbone inverse."""

@@ -13,8 +13,8 @@ from backsight.benchmarks.measure import Ratio, Side, alternate, quotients
 from backsight.benchmarks.settings import TRUE_SIZE, Settings
 from backsight.data import Batch, Target
 from backsight.devices import autocast, choose_precision
-from backsight.staging import StagedModel
-from backsight.train.feature_cache import FeatureCache
+from backsight.engine import StagedModel
+from backsight.training.feature_cache import FeatureCache
 
 PLAIN, FILLING, READING = "forward", "forward and keep", "read"
 

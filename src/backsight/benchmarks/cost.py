@@ -9,7 +9,7 @@ import torch
 
 from backsight.benchmarks.limit import count_operations
 from backsight.core import split_entry
-from backsight.staging import StagedModel
+from backsight.engine import StagedModel
 from backsight.tasks import build_chains, component_loss, make_plans
 
 DATA_SETS = {"COCO": 118_287, "ImageNet": 1_281_167}

@@ -19,7 +19,7 @@ from backsight.core import Pixels
 from backsight.data import Sample, Target, fit, read_image
 from backsight.data.kept import pack_sample, read_sample
 from backsight.data.world import World
-from backsight.files import write_bytes
+from backsight.io import write_bytes
 
 NUM_PICTURES = 24
 SIZES = {"480x640": (480, 640), "224x224": (224, 224)}

@@ -20,7 +20,7 @@ from backsight.core import split_entry
 from backsight.data import Batch
 from backsight.devices import autocast
 from backsight.tasks import component_loss
-from backsight.train import Run
+from backsight.training import Run
 
 SIDE = {"cpu": 2048, "cuda": 8192}
 """Of the square matrices whose product is the measure, by device: large enough to be at full speed."""

@@ -11,7 +11,7 @@ from backsight.benchmarks.measure import Better, Ratio, Side, Spent, alternate, 
 from backsight.benchmarks.settings import TRUE_SIZE, Settings
 from backsight.chain import InverseChain
 from backsight.devices import autocast, choose_precision
-from backsight.staging import StagedModel, Trace
+from backsight.engine import StagedModel, Trace
 from backsight.tasks import build_chains, make_plans
 
 BARE = "bare forward"

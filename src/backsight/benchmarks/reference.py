@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from backsight.arrange import pick_argument, read_field, to_features
 from backsight.core import IMAGE, Site, split_entry
 from backsight.data import ImageData, Sample
-from backsight.staging import StagedModel
+from backsight.engine import StagedModel
 from backsight.tasks import build_chains, learning_rate, make_plans
 
 CLIP = 1.0

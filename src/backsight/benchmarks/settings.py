@@ -8,9 +8,9 @@ import torch
 
 from backsight.core import UserError
 from backsight.devices import choose_device, choose_precision
+from backsight.engine import StagedModel
 from backsight.models import load_model
 from backsight.options import Precision, parse_size
-from backsight.staging import StagedModel
 
 TRUE_SIZE = ("detr-resnet-50", "vit_base_patch16_224")
 """What training is measured on unless others are named, with random weights: speed does not depend on them."""

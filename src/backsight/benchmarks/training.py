@@ -14,9 +14,9 @@ from backsight.benchmarks.photos import write_photos
 from backsight.benchmarks.reference import Reference
 from backsight.benchmarks.settings import TRUE_SIZE, Settings
 from backsight.data import Batch, open_data
+from backsight.engine import StagedModel
 from backsight.options import TrainOptions
-from backsight.staging import StagedModel
-from backsight.train import Loop, Run, RunFolder
+from backsight.training import Loop, Run, RunFolder
 
 SCRIPTS, PASS = "script per component", "one pass"
 """The two protocols of the reference loop."""

@@ -71,6 +71,6 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
 def save(path: Path | None, value: object) -> None:
     """Write ``value`` as JSON where the user asked for it."""
     if path is not None:
-        from backsight.files import write_json
+        from backsight.io import write_json
 
         write_json(path, value)

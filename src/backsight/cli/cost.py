@@ -31,7 +31,7 @@ def cost(
     from backsight.benchmarks.cost import table
     from backsight.benchmarks.limit import matrix_rate
     from backsight.core import UserError, expect_positive
-    from backsight.train import open_model
+    from backsight.training import open_model
 
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: it has to be at least 1")

@@ -32,7 +32,7 @@ def experiment(
         device: Where to compute: auto, cpu, cuda.
     """
     from backsight.experiments import EXPERIMENTS
-    from backsight.reproduce import experiment as run_experiment
+    from backsight.reproduction import experiment as run_experiment
 
     if name == "list":
         print_table(["experiment", "question"], [[each.name, each.question] for each in EXPERIMENTS.values()])
@@ -66,8 +66,8 @@ def reproduce(
         set: Settings of experiments, as truth.num_scenes=200.
         device: Where to compute: auto, cpu, cuda.
     """
-    from backsight.reproduce import read_all_settings
-    from backsight.reproduce import reproduce as run_all
+    from backsight.reproduction import read_all_settings
+    from backsight.reproduction import reproduce as run_all
 
     chosen = {"models": models, "chains": chains, "data": data, "experiments": experiments or None, "runs": runs}
     print(run_all(out, images=images, settings=read_all_settings(set), device=device, **chosen))

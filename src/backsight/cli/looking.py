@@ -43,7 +43,7 @@ def stages(
         propose: For a model of your own: write a spec to begin with to this file.
     """
     from backsight.catalogue import list_stages, propose_spec
-    from backsight.train import open_model
+    from backsight.training import open_model
 
     if propose is not None:
         unknown = propose_spec(model, options, propose)
@@ -76,8 +76,8 @@ def verify(
         json: Write the result to a file.
     """
     from backsight.core import UserError
-    from backsight.train import open_model
-    from backsight.verify import verify as check_sites
+    from backsight.training import open_model
+    from backsight.verification import verify as check_sites
 
     named = not (pretrained or weights is not None or model.startswith("zoo/") or Path(model).is_dir())
     staged = open_model(model, ModelOptions(size, weights, named, device, spec))

@@ -16,7 +16,7 @@ def demo(out: Path = Path("demo"), minutes: float = 4.5, seeds: int = 1, seed: i
         seeds: How many instances of every inverse to train.
         seed: The first of them.
     """
-    from backsight.demo import demo as run_demo
+    from backsight.demos import demo as run_demo
 
     for page in run_demo(out, minutes=minutes, seeds=seeds, seed=seed):
         print(page)

@@ -47,7 +47,7 @@ def import_authors(
         overwrite: Replace the run in the folder.
     """
     from backsight.authors import import_authors as run_import
-    from backsight.train import open_model
+    from backsight.training import open_model
 
     ensemble = run_import(path, open_model(model, model_options), out, overwrite=overwrite)
     print(f"{len(ensemble.chains)} chains, each with {', '.join(ensemble.entries)}\n{out / 'card.md'}")

@@ -18,7 +18,7 @@ def train(
         model: A name (detr-resnet-50, timm/vit_base_patch16_224, zoo/detr-prior), a folder with a saved model, or a
             function in a file of your own (my_module.py:build).
     """
-    from backsight.train import train_run
+    from backsight.training import train_run
 
     ensemble = train_run(model, options, model_options)
     if ensemble.model["weights"] == "random":
@@ -42,6 +42,6 @@ def sweep(
         trade_offs: The values of lambda, one joint run each.
         tasks: Leave some out.
     """
-    from backsight.sweep import sweep as run_sweep
+    from backsight.sweeps import sweep as run_sweep
 
     print(run_sweep(model, options, model_options, trade_offs=trade_offs, tasks=tasks))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from backsight.core import Pixels
 from backsight.data.base import ImageData, Sample, Target
-from backsight.files import write_bytes
+from backsight.io import write_bytes
 
 logger = logging.getLogger(__name__)
 

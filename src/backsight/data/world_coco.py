@@ -12,7 +12,7 @@ from torch import Tensor
 
 from backsight.data.base import Sample
 from backsight.data.world import World
-from backsight.files import write_text, write_whole
+from backsight.io import write_text, write_whole
 
 
 def export_coco(world: World, folder: str | Path, num: int, split: str = "val2017") -> Path:

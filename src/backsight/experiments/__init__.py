@@ -13,13 +13,13 @@ from backsight.experiments.layer_similarity import LAYER_SIMILARITY
 from backsight.experiments.prototypes import PROTOTYPES
 from backsight.experiments.reconstruct import RECONSTRUCT
 from backsight.experiments.registry import Experiment, draw, run_experiment
-from backsight.experiments.result import Measurement, Picture, Result
 from backsight.experiments.stage_error import STAGE_ERROR
 from backsight.experiments.subject import Subject
 from backsight.experiments.token_noise import TOKEN_NOISE
 from backsight.experiments.trade_off import TRADE_OFF
 from backsight.experiments.trust import TRUST
 from backsight.experiments.truth import TRUTH
+from backsight.results import Measurement, Picture, Result
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment

@@ -18,13 +18,13 @@ from backsight.experiments.gather import gather
 from backsight.experiments.model_lines import title_of
 from backsight.experiments.objects import object_masks
 from backsight.experiments.registry import Experiment
-from backsight.experiments.result import Measurement, Picture, Result
 from backsight.experiments.settings import AnyNumber, Share
 from backsight.experiments.shown import points
 from backsight.experiments.subject import Subject, notes_on_baselines
 from backsight.figures import PALETTE, ErrorPoint, Panel, Part, page, panel_part, picture_part
 from backsight.figures.outlines import outline
 from backsight.metrics import contrast_kept, found, mse
+from backsight.results import Measurement, Picture, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from backsight.core import Classes, UserError
 from backsight.data import Batch
+from backsight.engine import StagedModel, Trace
 from backsight.experiments.fine_tuning import FineTuning, fine_tune, training_data
 from backsight.experiments.gather import by_seed, gather
 from backsight.experiments.model_lines import lines_of, title_of
 from backsight.experiments.registry import Experiment
-from backsight.experiments.result import Label, Measurement, Picture, Result
 from backsight.experiments.settings import AnyNumber, Number, Range
 from backsight.experiments.subject import Subject
 from backsight.figures import Block, Panel, page, panel_part, picture_parts
 from backsight.metrics import mse
 from backsight.models import duplicate
 from backsight.perturb import patch_attention_mask
-from backsight.staging import StagedModel, Trace
+from backsight.results import Label, Measurement, Picture, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from backsight.data import Batch
 from backsight.devices import exact
+from backsight.engine import Trace
 from backsight.experiments.model_lines import lines_of, title_of
 from backsight.experiments.objects import category_mask, find_class
 from backsight.experiments.registry import Experiment
-from backsight.experiments.result import Measurement, Picture, Result
 from backsight.experiments.settings import AnyNumber
 from backsight.experiments.subject import Subject
 from backsight.experiments.task_answers import measure_task
 from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
 from backsight.perturb import FILTERS, HUES, VISIBLE, colour_vector, recolour, region_mean
-from backsight.staging import Trace
+from backsight.results import Measurement, Picture, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,10 +20,10 @@ from backsight.experiments.error_pages import error_page
 from backsight.experiments.gather import gather
 from backsight.experiments.queries import BY_QUERY, query_stages, reconstruct_without
 from backsight.experiments.registry import Experiment
-from backsight.experiments.result import Measurement, Picture, Result
 from backsight.experiments.settings import AnyNumber, Share
 from backsight.experiments.subject import Subject
 from backsight.metrics import OUTCOMES, brought_by, presence, root_mean_square, standing_out
+from backsight.results import Measurement, Picture, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from backsight.data import Batch
 from backsight.experiments.cases import Case
-from backsight.experiments.result import Label, Picture
 from backsight.experiments.subject import Subject
 from backsight.figures import PALETTE
 from backsight.figures.outlines import crop_around, cut_out
+from backsight.results import Label, Picture
 
 INPUT, RECONSTRUCTION, WITHOUT = "input", "reconstruction", "without query"
 """What a picture shows: its label ``shows``."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from backsight.core import IMAGE
 from backsight.experiments.error_gallery import INPUT, RECONSTRUCTION, WITHOUT
 from backsight.experiments.model_lines import title_of
-from backsight.experiments.result import Picture, Result
 from backsight.experiments.shown import points
 from backsight.figures import Panel, Part, page, panel_part, picture_part
 from backsight.figures.bars import bar_part
 from backsight.metrics import OUTCOMES
+from backsight.results import Picture, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

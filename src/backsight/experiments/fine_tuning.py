@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from backsight.core import UserError
 from backsight.data import ImageData, loader, open_data
 from backsight.data.world import LENGTHS, World
+from backsight.engine import StagedModel
 from backsight.experiments.subject import Subject
 from backsight.models import vocabulary
-from backsight.staging import StagedModel
 
 LOOKED_AT = 100
 """Images that are looked at for a class before the training begins."""

@@ -13,12 +13,12 @@ from backsight.experiments.gather import by_seed, gather
 from backsight.experiments.layers import distinct_names, is_read_as, layers_of, stage_of
 from backsight.experiments.model_lines import title_of
 from backsight.experiments.registry import Experiment
-from backsight.experiments.result import Measurement, Picture, Result
 from backsight.experiments.settings import AnyNumber
 from backsight.experiments.shown import points
 from backsight.experiments.subject import Subject
 from backsight.figures import Panel, Part, page, panel_part, picture_part
 from backsight.metrics import mse, on_valid
+from backsight.results import Measurement, Picture, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

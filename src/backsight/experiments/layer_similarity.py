@@ -14,11 +14,11 @@ from backsight.data import Batch
 from backsight.experiments.layers import distinct_names, is_read_as, stage_of
 from backsight.experiments.model_lines import title_of
 from backsight.experiments.registry import Experiment
-from backsight.experiments.result import Measurement, Result
 from backsight.experiments.subject import Subject
 from backsight.figures import heat_map_part, page
 from backsight.metrics import centred_gram, cka_shares, correlations, hsic
 from backsight.metrics.similarity import FEWEST_IMAGES
+from backsight.results import Measurement, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backsight.data import Batch, mean_of, sum_images
-from backsight.run_files import read_tensor
+from backsight.io import read_tensor
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from backsight.experiments.result import Label, Result
 from backsight.experiments.shown import points
 from backsight.figures import ErrorPoint
+from backsight.results import Label, Result
 
 
 def title_of(result: Result, model: str) -> str:

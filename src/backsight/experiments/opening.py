@@ -8,14 +8,14 @@ from pathlib import Path
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble
+from backsight.chain.model import open_forward_model
 from backsight.core import UserError
 from backsight.data import open_data
 from backsight.devices import choose_device
 from backsight.experiments.mean_image import mean_image_of
 from backsight.experiments.subject import Subject
+from backsight.io import read_json, read_yaml
 from backsight.models import vocabulary
-from backsight.reopen import open_forward_model
-from backsight.run_files import read_json, read_yaml
 from backsight.shipped import find_shipped
 
 NUM_IMAGES = 100

@@ -18,12 +18,12 @@ from backsight.experiments.gather import gather
 from backsight.experiments.model_lines import lines_of, title_of
 from backsight.experiments.objects import category_mask, object_labels
 from backsight.experiments.registry import Experiment
-from backsight.experiments.result import Measurement, Picture, Result
 from backsight.experiments.settings import AnyNumber
 from backsight.experiments.shown import points
 from backsight.experiments.subject import Subject
 from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
 from backsight.perturb import VISIBLE, chroma, colour_vector, hue_unit, recolour, region_mean
+from backsight.results import Measurement, Picture, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from backsight.core import Detections, Layout
 from backsight.data import Batch
+from backsight.engine import StagedModel
 from backsight.experiments.subject import Subject
-from backsight.staging import StagedModel
 
 BY_QUERY = ("brought by query", "painted by query", "painted elsewhere")
 """What is measured by silencing the query of a detection: labels ``metric``."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from backsight.core import Layout
-from backsight.staging import StagedModel, Trace
+from backsight.engine import StagedModel, Trace
 
 
 def read_features(model: StagedModel, trace: Trace, stage: str, region: Tensor) -> Tensor:

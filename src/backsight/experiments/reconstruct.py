@@ -13,11 +13,11 @@ from backsight.data import Batch
 from backsight.experiments.gather import by_seed, gather
 from backsight.experiments.model_lines import title_of
 from backsight.experiments.registry import Experiment
-from backsight.experiments.result import Measurement, Picture, Result
 from backsight.experiments.settings import Number, Share
 from backsight.experiments.subject import Subject
 from backsight.figures import Part, draw_detections, page, picture_part
 from backsight.metrics import mse, on_valid
+from backsight.results import Measurement, Picture, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backsight.core import UserError
-from backsight.experiments.result import Result
 from backsight.experiments.settings import check_settings
 from backsight.experiments.subject import Subject
 from backsight.figures import to_pdf, to_png
-from backsight.files import write_bytes
+from backsight.io import write_bytes
+from backsight.results import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from backsight.experiments.result import Measurement
 from backsight.figures.lines import ErrorPoint
+from backsight.results import Measurement
 
 
 def points(measurements: Sequence[Measurement], along: str, names: Mapping[str, str] | None = None) -> list[ErrorPoint]:

@@ -13,10 +13,10 @@ from backsight.data import Batch
 from backsight.experiments.gather import by_seed, gather
 from backsight.experiments.model_lines import lines_of, title_of
 from backsight.experiments.registry import Experiment
-from backsight.experiments.result import Measurement, Result
 from backsight.experiments.subject import Subject, notes_on_baselines
 from backsight.figures import Panel, page, panel_part
 from backsight.metrics import lpips, mse, on_valid, psnr, ssim
+from backsight.results import Measurement, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

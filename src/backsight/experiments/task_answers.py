@@ -9,10 +9,10 @@ import torch
 
 from backsight.core import Classes, UserError
 from backsight.data import Batch
-from backsight.experiments.result import Label, Measurement
+from backsight.engine import StagedModel, Trace
 from backsight.experiments.subject import Subject
 from backsight.metrics import average_precision, share_found
-from backsight.staging import StagedModel, Trace
+from backsight.results import Label, Measurement
 
 NEEDS = {"classify": "labels", "detect": "boxes"}
 """What data must have for a model's task to be measured."""

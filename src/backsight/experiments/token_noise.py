@@ -17,13 +17,13 @@ from backsight.devices import exact
 from backsight.experiments.gather import gather
 from backsight.experiments.model_lines import title_of
 from backsight.experiments.registry import Experiment
-from backsight.experiments.result import Measurement, Picture, Result
 from backsight.experiments.settings import AnyNumber
 from backsight.experiments.shown import points
 from backsight.experiments.subject import Subject
 from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
 from backsight.inverses.base import times_finer
 from backsight.perturb import NOISES, Noise, choose_tokens, generator_for, noise_tokens, region_mean
+from backsight.results import Measurement, Picture, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,12 +14,12 @@ import torch
 import yaml
 
 from backsight.core import UserError
+from backsight.engine import RANDOM
 from backsight.experiments.registry import Experiment
-from backsight.experiments.result import Label, Measurement, Result
 from backsight.experiments.subject import Subject
 from backsight.figures import ScatterPoint, page, scatter_part
-from backsight.run_files import in_words
-from backsight.staging import RANDOM
+from backsight.io import in_words
+from backsight.results import Label, Measurement, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -23,12 +23,12 @@ from backsight.devices import exact
 from backsight.experiments.edits import FACTORS, Edit, edit
 from backsight.experiments.readout import read_features
 from backsight.experiments.registry import Experiment
-from backsight.experiments.result import Measurement, Picture, Result
 from backsight.experiments.settings import Number
 from backsight.experiments.subject import Subject
 from backsight.figures import ErrorPoint
 from backsight.figures.panels import Series, panels
 from backsight.metrics.probe import FEWEST, Probe, fit_probe
+from backsight.results import Measurement, Picture, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

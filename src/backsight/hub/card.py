@@ -113,7 +113,7 @@ backsight reconstruct {repository} photo.jpg --out seen
 
 ```python
 import backsight as bs
-from backsight.reopen import open_forward_model
+from backsight.chain.model import open_forward_model
 
 chains = bs.ChainEnsemble.from_pretrained("{repository}")
 model = open_forward_model(chains)  # refused unless its weights are those that the chains were trained on

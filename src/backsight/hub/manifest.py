@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backsight.core import UserError
-from backsight.files import write_json
+from backsight.io import write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1

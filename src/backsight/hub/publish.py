@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from backsight.core import UserError
-from backsight.files import write_json, write_text
 from backsight.hub.card import public_facts, write_readme
 from backsight.hub.fetch import explained
 from backsight.hub.manifest import MANIFEST, write_manifest
-from backsight.run_files import read_json
+from backsight.io import read_json, write_json, write_text
 
 OWN = ("chains/", "pictures/", "evaluation.json", "mean_image.safetensors", "card.md", MANIFEST)
 """What a push replaces in the repository; other files of its owner stay."""

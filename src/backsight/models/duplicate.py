@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from backsight.engine import StagedModel
 from backsight.models.family import FamilyModel
-from backsight.staging import StagedModel
 
 
 def duplicate(model: StagedModel) -> StagedModel:

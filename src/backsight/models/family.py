@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from backsight.core import Classes, Detections, Pixels, Spec
-from backsight.staging import StagedModel
+from backsight.engine import StagedModel
 
 Read = Callable[[Any, tuple[int, int]], Classes | list[Detections]]
 """A model's own output and the image size (H, W) -> classes, or detections for each image."""

@@ -1,4 +1,4 @@
-"""From a name, a folder or a file to a :class:`~backsight.staging.StagedModel`."""
+"""From a name, a folder or a file to a :class:`~backsight.engine.StagedModel`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from backsight.core import Pixels, UserError
+from backsight.engine import RANDOM, StagedModel
 from backsight.models import from_timm, from_transformers
 from backsight.models.family import Family, FamilyModel
 from backsight.models.own import SpecLike, load_own
@@ -17,7 +18,6 @@ from backsight.models.registry import MODELS
 from backsight.models.user_code import is_own
 from backsight.models.weights import download, read_config
 from backsight.shipped import find_shipped
-from backsight.staging import RANDOM, StagedModel
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 

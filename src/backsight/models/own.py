@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from backsight.arrange import pick_argument, read_field, to_features
 from backsight.core import Classes, Detections, Pixels, Site, Spec, UserError
+from backsight.engine import RANDOM, StagedModel
 from backsight.models.family import Read
 from backsight.models.spec_file import Answer, OwnSpec, expand, read_spec
 from backsight.models.survey import Survey, survey
 from backsight.models.user_code import build_own, file_of, nearest
 from backsight.models.weights import fill, read_state
-from backsight.staging import RANDOM, StagedModel
 
 SpecLike = str | Path | Mapping[str, Any] | Spec
 """A YAML file, a dictionary of the same form, or a Spec."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from backsight.core import Classes
-from backsight.staging import StagedModel
+from backsight.engine import StagedModel
 
 NO_NAME = re.compile(r"(LABEL_\d+|N/?A|)", re.IGNORECASE)
 """What stands in configurations for a class whose name nobody gave."""

@@ -14,11 +14,10 @@ from PIL import Image
 from backsight.core import UserError
 from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Result
 from backsight.experiments.claims import VERDICTS, Judgement, Part, load_claims
-from backsight.files import write_text
+from backsight.io import in_words, read_json, write_text
 from backsight.report.numbers import format_bounds, format_effect
 from backsight.report.page import environment
 from backsight.report.views import data_uri
-from backsight.run_files import in_words, read_json
 
 FORMAT = "backsight.reproduce/1"
 """Of ``reproduce.json``; changes when a reader of the old schema would misread the new one."""
@@ -105,7 +104,7 @@ class Section:
 
 
 def write_experiments_report(folder: str | Path) -> Path:
-    """Write ``report.html`` into a folder of :func:`~backsight.reproduce.reproduce`, or of a single experiment.
+    """Write ``report.html`` into a folder of :func:`~backsight.reproduction.reproduce`, or of a single experiment.
 
     Raises:
         UserError: there is neither, or a file in it cannot be read.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from backsight.core import UserError
 from backsight.report.results import PictureRow, Results
-from backsight.train import RunFolder
+from backsight.training import RunFolder
 
 PICTURE = re.compile(r"pictures/[a-z0-9-]*-[0-9a-f]{8}/[a-z0-9-]*-[0-9a-f]{8}\.\d+\.png")
 """The names that :func:`~backsight.report.results.save_pictures` gives."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from backsight.files import write_text
+from backsight.io import write_text
 from backsight.report.charts import error_charts, training_chart
 from backsight.report.numbers import entry_title, format_bounds, format_effect, format_number, known, mean
 from backsight.report.results import Bounds, Results, StageErrors

@@ -10,22 +10,21 @@ import torch
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble
+from backsight.chain.model import open_forward_model
 from backsight.core import Classes, Detections, valid_sizes
 from backsight.data import Batch, find_pictures, load_images, read_image
 from backsight.devices import choose_device
-from backsight.evaluate import evaluate
+from backsight.engine import RANDOM, Prediction, StagedModel, Trace
+from backsight.evaluation import evaluate
 from backsight.experiments.mean_image import MeanImage
 from backsight.experiments.opening import training_mean
 from backsight.figures import draw_detections, grid, to_png
-from backsight.files import write_bytes
-from backsight.reopen import open_forward_model
+from backsight.io import read_json, write_bytes
 from backsight.report.output import check_output, drop_pictures, pictures_of
 from backsight.report.page import write_report
 from backsight.report.results import INPUT, DataCard, ModelCard, PictureRow, Results, StageErrors, save_pictures
-from backsight.run_files import read_json
 from backsight.shipped import shipped_card
-from backsight.staging import RANDOM, Prediction, StagedModel, Trace
-from backsight.train import RunFolder, command
+from backsight.training import RunFolder, command
 
 AT_ONCE = 8
 """Pictures that go through the model together."""

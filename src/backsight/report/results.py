@@ -19,8 +19,7 @@ from torch import Tensor
 
 from backsight.core import UserError
 from backsight.figures import image_png
-from backsight.files import write_bytes, write_text
-from backsight.run_files import in_words, read_object, read_text
+from backsight.io import in_words, read_object, read_text, write_bytes, write_text
 
 FORMAT = "backsight.results/1"
 """Changes when a reader of the old schema would misread the new one."""

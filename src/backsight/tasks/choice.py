@@ -8,8 +8,8 @@ from typing import Any
 
 from backsight.chain import ChainEnsemble, InverseChain, Plan, describe
 from backsight.core import UserError, expect_positive, split_entry
+from backsight.engine import StagedModel
 from backsight.options import TrainOptions
-from backsight.staging import StagedModel
 from backsight.tasks.classic import Classic
 from backsight.tasks.joint import LEARNING_RATE, Joint
 from backsight.tasks.modular import Modular

@@ -9,7 +9,7 @@ from torch import Tensor
 from backsight.chain import InverseChain
 from backsight.core import IMAGE
 from backsight.data import Batch, Target
-from backsight.staging import StagedModel
+from backsight.engine import StagedModel
 from backsight.tasks.task import Task, image_loss
 
 

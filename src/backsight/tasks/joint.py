@@ -11,9 +11,9 @@ from torch import Tensor
 from backsight.chain import InverseChain
 from backsight.core import IMAGE, split_entry
 from backsight.data import Target
+from backsight.engine import StagedModel
 from backsight.models import duplicate
 from backsight.options import Update
-from backsight.staging import StagedModel
 from backsight.tasks.task import Task, entry_loss, image_loss
 from backsight.tasks.truth import answer
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from backsight.chain import InverseChain
 from backsight.core import split_entry
 from backsight.data import Batch, Target
-from backsight.staging import StagedModel
+from backsight.engine import StagedModel
 from backsight.tasks.task import Task, entry_loss
 
 

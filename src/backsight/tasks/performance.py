@@ -10,8 +10,8 @@ import torch
 
 from backsight.core import Classes, Detections
 from backsight.data import Batch, Target
+from backsight.engine import StagedModel
 from backsight.metrics import average_precision
-from backsight.staging import StagedModel
 from backsight.tasks.truth import LOOKED_AT, NEEDED
 
 

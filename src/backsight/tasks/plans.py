@@ -12,7 +12,7 @@ from torch import nn
 
 from backsight.chain import InverseChain, Plan, build_chain
 from backsight.core import UserError, split_entry
-from backsight.staging import StagedModel
+from backsight.engine import StagedModel
 
 _BETWEEN_OPTIONS = re.compile(r",(?![^\[]*\])")
 """A comma, but not one inside a list: ``widths=[64,16]``."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from backsight.chain import InverseChain
 from backsight.core import IMAGE, Pixels, split_entry
 from backsight.data import Batch, Target
-from backsight.staging import StagedModel
+from backsight.engine import StagedModel
 from backsight.tasks.plans import learning_rate
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from backsight.core import Classes, UserError, valid_sizes
 from backsight.data import ImageData, Target
-from backsight.staging import StagedModel
+from backsight.engine import StagedModel
 
 LOOKED_AT = 100
 """Images that are looked at for truth before a run begins."""

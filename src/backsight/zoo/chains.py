@@ -17,13 +17,13 @@ from torch import Tensor
 from backsight.chain import ChainEnsemble
 from backsight.core import UserError, expect_positive
 from backsight.data import loader, open_data
-from backsight.evaluate import Evaluation, evaluate
-from backsight.files import write_bytes, write_json
+from backsight.engine import StagedModel
+from backsight.evaluation import Evaluation, evaluate
+from backsight.io import write_bytes, write_json
 from backsight.metrics import mse
 from backsight.models import load_model
 from backsight.options import ModelOptions, TrainOptions
-from backsight.staging import StagedModel
-from backsight.train import train_run
+from backsight.training import train_run
 from backsight.zoo.recipes import CHAINS, ChainRecipe, find_recipe
 from backsight.zoo.spread import compare_chains, in_words
 

@@ -24,7 +24,7 @@ from transformers import (
 from backsight.core import Pixels
 from backsight.data.base import Batch, Target
 from backsight.data.scenes import class_names
-from backsight.files import write_json
+from backsight.io import write_json
 from backsight.tasks import as_label
 from backsight.zoo.recipes import SIZE, Recipe
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from backsight.core import expect_positive
 from backsight.data.base import Batch
 from backsight.data.world import World
-from backsight.files import write_json
+from backsight.io import write_json
 from backsight.zoo.classifier import ClassifierLearner
 from backsight.zoo.detector import DetectorLearner
 from backsight.zoo.evaluate import evaluate_forward, measure

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from backsight.core import UserError
-from backsight.experiments.result import Label, Measurement, Result
+from backsight.results import Label, Measurement, Result
 
 Expectation = Literal["above", "below", "near"]
 """Where a claim says that its effect lies, as seen from its null."""

@@ -11,10 +11,9 @@ from typing import Any, Literal
 
 from backsight.core import UserError
 from backsight.experiments.claims.claim import Claim, Comparison, Evidence, Role
-from backsight.experiments.result import Measurement, Result
-from backsight.files import write_text
+from backsight.io import in_words, write_text
 from backsight.metrics import Interval, bootstrap, bootstrap_difference
-from backsight.run_files import in_words
+from backsight.results import Measurement, Result
 
 FORMAT = "backsight.claims/1"
 """Changes when a reader of the old schema would misread the new one."""

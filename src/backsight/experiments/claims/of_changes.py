@@ -12,8 +12,8 @@ from backsight.core import UserError
 from backsight.experiments.attention_ablation import FULL, TUNED
 from backsight.experiments.claims.claim import CLASSIFIER, DETECTOR, Claim, Comparison, Evidence
 from backsight.experiments.color_perturbation import INPUT, SIX
-from backsight.experiments.result import Measurement
 from backsight.experiments.token_noise import CHAIN, LOCAL
+from backsight.results import Measurement
 
 # ---- colours of objects
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from backsight.core import UserError
 from backsight.experiments.claims.claim import ANY, CLASSIFIER, DETECTOR, Claim, Comparison, Evidence
-from backsight.experiments.result import Measurement
 from backsight.experiments.stage_error import MEAN_IMAGE
 from backsight.experiments.trade_off import BACKWARDS_ONLY, CHAIN, task_metrics
 from backsight.experiments.trust import RECONSTRUCTION
+from backsight.results import Measurement
 
 _UNIT = "MSE in units of the mean image's"
 

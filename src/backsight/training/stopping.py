@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from backsight.core import UserError
-from backsight.train.run_folder import RunFolder
+from backsight.training.run_folder import RunFolder
 
 
 class NotFinite(UserError):

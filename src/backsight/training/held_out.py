@@ -12,8 +12,8 @@ from backsight.core import UserError
 from backsight.data import Batch, ImageData, loader
 from backsight.devices import autocast, exact
 from backsight.tasks import Task
-from backsight.train.processes import Processes
-from backsight.train.signals import Asked
+from backsight.training.processes import Processes
+from backsight.training.signals import Asked
 
 
 @dataclass

@@ -1,16 +1,104 @@
-"""The files that a run or an experiment left, read so that a damaged one is told in one line."""
+"""Files: written whole (under a temporary name, flushed, then renamed), and read with one line for a damaged one."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import Buffer
 
 from backsight.core import UserError
+
+
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
+    """Call ``write`` with a temporary path beside ``path``, then put that file in place of ``path``.
+
+    Whoever reads ``path`` sees the old content or the new one, never a part; a failed ``write`` leaves nothing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=f".tmp{path.suffix}")
+    except OSError as error:  # it names the temporary file, of which nobody knows
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    except OSError as error:  # a write to an open file does not say which
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+class Remembering(FileIO):
+    """A file that keeps the error of a failed write, for writers that report it as something else."""
+
+    error: OSError | None = None
+
+    def write(self, data: Buffer, /) -> int:
+        """Write all of ``data``."""
+        try:
+            view = memoryview(data).cast("B")
+            written = 0
+            while written < len(view):
+                written += super().write(view[written:]) or 0
+        except OSError as error:
+            self.error = error
+            raise
+        return written
+
+
+def write_checkpoint(path: str | Path, state: Any) -> Path:
+    """Write ``state`` with ``torch.save``, whole. A full disk is an ``OSError``, which torch alone would hide."""
+    import torch
+
+    def write(temporary: Path) -> None:
+        with Remembering(temporary, "w") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:
+                raise file.error or error from error
+
+    return write_whole(path, write)
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write ``content``, whole."""
+    return write_whole(path, lambda temporary: temporary.write_bytes(content))
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write ``text`` as UTF-8, whole."""
+    return write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write ``value`` as indented JSON, whole. NaN is refused: it is not JSON."""
+    return write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---- reading
 
 
 def read_json(path: Path, mend: str, names: Sequence[str] = ()) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from backsight.data.kept import Kept
 from backsight.data.parcels import MadeInBatches
 from backsight.options import TrainOptions
 from backsight.tasks import Modular, Task
-from backsight.train.feature_cache import FeatureCache
-from backsight.train.memory import images_that_fit, read_bytes
-from backsight.train.places import check_place
+from backsight.training.feature_cache import FeatureCache
+from backsight.training.memory import images_that_fit, read_bytes
+from backsight.training.places import check_place
 
 GB = 10**9
 

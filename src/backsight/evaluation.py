@@ -14,8 +14,8 @@ from backsight.chain import ChainEnsemble, InverseChain
 from backsight.core import UserError, split_entry
 from backsight.data import Batch
 from backsight.devices import exact
+from backsight.engine import StagedModel
 from backsight.metrics import bootstrap, mse, on_valid, psnr, saturation, ssim
-from backsight.staging import StagedModel
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """``B 3 H W``, ``B 3 H W`` -> ``B``."""

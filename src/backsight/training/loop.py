@@ -17,13 +17,13 @@ from backsight.core import UserError
 from backsight.data import Batch, sum_images
 from backsight.devices import autocast
 from backsight.tasks import Task
-from backsight.train import random_states, stopping
-from backsight.train.budget import Budget
-from backsight.train.pieces import cut
-from backsight.train.processes import Processes
-from backsight.train.run_folder import RunFolder
-from backsight.train.signals import Asked, Interrupted
-from backsight.train.updates import Updates
+from backsight.training import random_states, stopping
+from backsight.training.budget import Budget
+from backsight.training.pieces import cut
+from backsight.training.processes import Processes
+from backsight.training.run_folder import RunFolder
+from backsight.training.signals import Asked, Interrupted
+from backsight.training.updates import Updates
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Loop:
         budget: when to stop.
         evaluate_every, checkpoint_every: batches, minutes.
         processes: those that share the run.
-        asked: the signals to stop that have come; see :func:`~backsight.train.signals.asked_to_stop`.
+        asked: the signals to stop that have come; see :func:`~backsight.training.signals.asked_to_stop`.
 
     Attributes:
         micro_batch: how many images pass the networks at once; None: the whole batch.

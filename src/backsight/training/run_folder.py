@@ -15,10 +15,9 @@ from typing import Any
 import yaml
 
 from backsight.core import UserError
-from backsight.files import write_text
-from backsight.run_files import read_yaml
-from backsight.train import checkpoints, leavings, lock
-from backsight.train.places import check_place
+from backsight.io import read_yaml, write_text
+from backsight.training import checkpoints, leavings, lock
+from backsight.training.places import check_place
 
 
 class RunFolder:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backsight.train.processes import Processes
+from backsight.training.processes import Processes
 
 CLIP = 1.0
 """The largest norm of a network's gradient."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from backsight.core import UserError
 from backsight.options import TrainOptions
-from backsight.train.budget import check_budget
+from backsight.training.budget import check_budget
 
 LEAST: Mapping[str, int] = {
     "seeds": 1,

@@ -11,21 +11,21 @@ from backsight.chain import ChainEnsemble
 from backsight.core import UserError
 from backsight.data import check_data
 from backsight.devices import choose_device
+from backsight.engine import StagedModel
 from backsight.metrics import expect_measurable
 from backsight.models import load_model
 from backsight.options import ModelOptions, TrainOptions, parse_size
-from backsight.staging import StagedModel
 from backsight.tasks import check_choice
-from backsight.train.lock import check_free
-from backsight.train.numbers import check_numbers
-from backsight.train.processes import joined
-from backsight.train.progress import ProgressLine
-from backsight.train.reading import check_stream
-from backsight.train.run import Run
-from backsight.train.run_folder import RunFolder
-from backsight.train.saving import check_saving
-from backsight.train.signals import Asked, Interrupted, asked_to_stop
-from backsight.train.trackers import Tracker
+from backsight.training.lock import check_free
+from backsight.training.numbers import check_numbers
+from backsight.training.processes import joined
+from backsight.training.progress import ProgressLine
+from backsight.training.reading import check_stream
+from backsight.training.run import Run
+from backsight.training.run_folder import RunFolder
+from backsight.training.saving import check_saving
+from backsight.training.signals import Asked, Interrupted, asked_to_stop
+from backsight.training.trackers import Tracker
 
 
 def train(model: StagedModel | str, **options: Any) -> ChainEnsemble:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from backsight.core import UserError
-from backsight.files import write_checkpoint, write_text
+from backsight.io import write_checkpoint, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -17,25 +17,25 @@ from backsight.chain import ChainEnsemble, InverseChain, describe
 from backsight.core import UserError
 from backsight.data import Batch, ImageData, Splits, mean_of, open_data
 from backsight.devices import autocast, choose_precision, keep_memory, peak_memory
-from backsight.files import write_bytes, write_json, write_text
+from backsight.engine import StagedModel
+from backsight.io import write_bytes, write_json, write_text
 from backsight.models import vocabulary
 from backsight.options import TrainOptions
-from backsight.staging import StagedModel
 from backsight.tasks import Task, check_truth, facts_of, make_task
-from backsight.train.budget import Budget
-from backsight.train.card import task_in_words, versions, write_card
-from backsight.train.compiling import compile_task
-from backsight.train.feature_cache import FeatureCache
-from backsight.train.held_out import HeldOut
-from backsight.train.loop import Loop, State
-from backsight.train.norms import share_statistics
-from backsight.train.outcome import measure, measure_performance, save_models
-from backsight.train.processes import Processes
-from backsight.train.quicken import arrange_memory, rest_biases
-from backsight.train.reading import count_batches, length, train_batches
-from backsight.train.run_folder import RunFolder
-from backsight.train.saving import keep_features, keep_images, settle_micro_batch
-from backsight.train.stopping import NotFinite, summary
+from backsight.training.budget import Budget
+from backsight.training.card import task_in_words, versions, write_card
+from backsight.training.compiling import compile_task
+from backsight.training.feature_cache import FeatureCache
+from backsight.training.held_out import HeldOut
+from backsight.training.loop import Loop, State
+from backsight.training.norms import share_statistics
+from backsight.training.outcome import measure, measure_performance, save_models
+from backsight.training.processes import Processes
+from backsight.training.quicken import arrange_memory, rest_biases
+from backsight.training.reading import count_batches, length, train_batches
+from backsight.training.run_folder import RunFolder
+from backsight.training.saving import keep_features, keep_images, settle_micro_batch
+from backsight.training.stopping import NotFinite, summary
 
 TASK = ("task", "trade_off", "update", "stage", "forward_learning_rate", "begins_with")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backsight.train.processes import Processes
+from backsight.training.processes import Processes
 
 
 class SharedBatchNorm(nn.Module):

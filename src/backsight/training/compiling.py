@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from backsight.core import split_entry
 from backsight.devices import autocast
+from backsight.engine import StagedModel
 from backsight.inverses import Inverse
-from backsight.staging import StagedModel
 from backsight.tasks import Task
-from backsight.train.norms import alone
+from backsight.training.norms import alone
 
 logger = logging.getLogger(__name__)
 

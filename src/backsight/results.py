@@ -21,9 +21,8 @@ from torch import Tensor
 
 from backsight.core import UserError
 from backsight.figures import image_png
-from backsight.files import write_text
+from backsight.io import in_words, read_object, read_text, write_text
 from backsight.metrics import Interval, bootstrap
-from backsight.run_files import in_words, read_object, read_text
 
 FORMAT = "backsight.experiment/1"
 """Changes when a reader of the old schema would misread the new one."""

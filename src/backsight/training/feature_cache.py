@@ -25,8 +25,8 @@ from torch import Tensor
 
 from backsight.core import IMAGE
 from backsight.data import Batch
-from backsight.files import write_bytes, write_json
-from backsight.staging import StagedModel
+from backsight.engine import StagedModel
+from backsight.io import write_bytes, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class FeatureCache:
             self.close()
 
     def features(self, images: Tensor, names: Sequence[str], valid: Tensor | None = None) -> dict[str, Tensor]:
-        """:meth:`~backsight.staging.StagedModel.features`, rounded to bfloat16, from the folder where it has them."""
+        """:meth:`~backsight.engine.StagedModel.features`, rounded to bfloat16, from the folder where it has them."""
         ids = self._ids(images)
         if ids is None:
             return self.model.features(images, names, valid)

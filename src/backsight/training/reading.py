@@ -11,7 +11,7 @@ import torch
 from backsight.core import UserError
 from backsight.data import Batch, ImageData, Stream, loader
 from backsight.options import TrainOptions
-from backsight.train.processes import Processes
+from backsight.training.processes import Processes
 
 
 def count_batches(data: ImageData, batch_size: int) -> int:

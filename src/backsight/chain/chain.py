@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from backsight.chain_index import FORMAT, read_index, read_layout, read_state
+from backsight.chain.files import FORMAT, read_index, read_layout, read_state
 from backsight.core import IMAGE, UserError, split_entry
-from backsight.files import write_bytes, write_json
+from backsight.engine import StagedModel, Trace
 from backsight.hub import locate, publish
 from backsight.inverses import Inverse, build_inverse
-from backsight.staging import StagedModel, Trace
+from backsight.io import write_bytes, write_json
 
 
 @dataclass(frozen=True)

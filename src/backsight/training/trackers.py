@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from backsight.core import UserError
-from backsight.train.loop import LOG_EVERY, State
+from backsight.training.loop import LOG_EVERY, State
 
 LIBRARIES = {"tensorboard": "torch.utils.tensorboard", "trackio": "trackio", "wandb": "wandb"}
 """What is imported for a tracker, and only for it."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backsight.core import UserError
-from backsight.run_files import read_yaml
+from backsight.io import read_yaml
 
 CONFIG = "config.yaml"
 
@@ -27,7 +27,7 @@ KEYS = ("command", "model", "inverses", "seeds", "versions")
 """What the configuration of every run has, be it trained or imported."""
 
 HALF_WRITTEN = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp(\.\w+)?")
-"""The names that :mod:`backsight.files` gives to a file until it is whole."""
+"""The names that :mod:`backsight.io` gives to a file until it is whole."""
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backsight.staging import RANDOM, StagedModel
+from backsight.engine import RANDOM, StagedModel
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from backsight.core import UserError
+from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, run_experiment
 from backsight.options import ModelOptions, TaskName, TrainOptions
 from backsight.report.experiments import write_experiments_report
-from backsight.staging import StagedModel
 from backsight.tasks import check_choice
-from backsight.train import RunFolder, command, launched, train_run
+from backsight.training import RunFolder, command, launched, train_run
 
 logger = logging.getLogger(__name__)
 

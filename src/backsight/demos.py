@@ -12,7 +12,7 @@ from backsight.data import collate, open_data
 from backsight.models import load_model
 from backsight.report.output import check_output
 from backsight.report.reconstruct import write_results
-from backsight.train import RunFolder, train
+from backsight.training import RunFolder, train
 
 logger = logging.getLogger(__name__)
 

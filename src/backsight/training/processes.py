@@ -19,7 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from backsight.core import UserError
-from backsight.train.heartbeat import Heartbeat
+from backsight.training.heartbeat import Heartbeat
 
 Value = TypeVar("Value")
 

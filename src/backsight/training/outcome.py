@@ -12,9 +12,9 @@ from torch import Tensor
 
 from backsight.chain import ChainEnsemble, InverseChain, describe
 from backsight.data import Batch
-from backsight.evaluate import Evaluation, evaluate, join_seeds
-from backsight.files import write_bytes
-from backsight.staging import RANDOM, StagedModel
+from backsight.engine import RANDOM, StagedModel
+from backsight.evaluation import Evaluation, evaluate, join_seeds
+from backsight.io import write_bytes
 from backsight.tasks import Task, performance
 
 Batches = Callable[[], Iterable[Batch]]
@@ -46,7 +46,7 @@ def _save_forward(model: StagedModel, folder: Path) -> str:
 
 
 def measure(task: Task, batches: Batches, mean_image: Tensor, gather: Gather) -> Evaluation:
-    """The errors of all seeds (:func:`~backsight.evaluate.evaluate`), each on the features of its own forward model."""
+    """The errors of all seeds (:func:`~backsight.evaluation.evaluate`), each on the features of its own model."""
     parts = [
         evaluate(model, ChainEnsemble(chains), batches(), mean_image, gather=gather)
         for model, chains in _by_forward_model(task)

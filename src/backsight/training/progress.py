@@ -10,7 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from backsight.train.loop import State
+from backsight.training.loop import State
 
 QUIET = 15.0
 """Seconds between two lines where the output is no terminal."""

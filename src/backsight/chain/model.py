@@ -11,9 +11,9 @@ import torch
 
 from backsight.chain import ChainEnsemble, InverseChain
 from backsight.core import Pixels, UserError
+from backsight.engine import RANDOM, StagedModel
 from backsight.models import is_own, load_model, place
 from backsight.models.weights import fill, read_state
-from backsight.staging import RANDOM, StagedModel
 
 _BY_NAME = "add --model FILE.py:FUNCTION, or reconstruct(..., model=...) in Python"
 

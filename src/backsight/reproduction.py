@@ -22,10 +22,10 @@ from backsight.experiments.claims import CLAIMS, judge, save_claims
 from backsight.experiments.opening import NUM_IMAGES, has_chains, open_subject
 from backsight.experiments.settings import check_settings, read_settings
 from backsight.experiments.trade_off import FinishedRun
-from backsight.files import write_json, write_text
+from backsight.io import write_json, write_text
 from backsight.report.experiments import FORMAT, Step, write_experiments_report
 from backsight.shipped import find_shipped, shipped_names
-from backsight.train import command
+from backsight.training import command
 
 logger = logging.getLogger(__name__)
 
