@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from backsight.chain import FORMAT, ChainEnsemble, InverseChain, Plan, build_chain, describe
+from backsight.chain import ChainEnsemble, InverseChain, Plan, build_chain, describe
+from backsight.chain.files import FORMAT
 from backsight.core import IMAGE, UserError
 from backsight.engine import StagedModel
 from small import build_small, noisy, random_images
