@@ -161,7 +161,7 @@ def test_contract(model: StagedModel, tmp_path: Path) -> None:
 
 def test_the_plain_condition_is_the_model_itself(model: StagedModel) -> None:
     subject = subject_of(model, num_images=6)
-    result = measure([subject], steps=0)
+    result = measure(subject, steps=0)
     assert result.values_of("condition")[:2] == [FULL, ALONE]
     assert result.select(condition=TUNED) == []
     (batch,) = subject.batches

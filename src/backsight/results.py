@@ -12,7 +12,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,23 @@ class Result:
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     command: str = ""
+
+    @classmethod
+    def join(cls, results: Sequence[Result]) -> Result:
+        """The results of one experiment on several subjects as one; settings and command are the first's.
+
+        Raises:
+            ValueError: there are none, or they are of several experiments.
+        """
+        if len({each.experiment for each in results}) != 1:
+            raise ValueError("results of one experiment can be joined, one at least")
+        return replace(
+            results[0],
+            subjects=[card for each in results for card in each.subjects],
+            measurements=[measurement for each in results for measurement in each.measurements],
+            pictures=[picture for each in results for picture in each.pictures],
+            notes=[note for each in results for note in each.notes],
+        )
 
     def select(self, **labels: Label) -> list[Measurement]:
         """The measurements that carry all of ``labels``, in order."""

@@ -111,7 +111,7 @@ class Diagnosis:
             stop = min(self.num_done + AT_ONCE, self.num_images)
             part = Part(self.eyes.subject.data, self.num_done, stop)
             with self.eyes.lock:
-                result = detection_errors.measure([self._subject(part)], num_shown=NUM_SHOWN)
+                result = detection_errors.measure(self._subject(part), num_shown=NUM_SHOWN)
             for kind in OUTCOMES:
                 counted = result.select(type=kind, metric="count")
                 self.counts[kind] += sum(int(each.known().sum()) for each in counted)

@@ -37,11 +37,11 @@ def study(subject: Subject) -> None:
     """Run the experiments on one subject, which computes everything once; it begins with nothing."""
     fresh = Subject(subject.model, subject.ensemble, subject.data, num_images=NUM_IMAGES)
     for experiment in MEASURED:
-        EXPERIMENTS[experiment].measure([fresh])
+        EXPERIMENTS[experiment].measure(fresh)
 
 
 def study_naively(subject: Subject) -> None:
     """Run each experiment for itself, one image after the other; no trace and no reconstruction is kept."""
     for experiment in MEASURED:
         alone = Subject(subject.model, subject.ensemble, subject.data, num_images=NUM_IMAGES, batch_size=1, cache=0)
-        EXPERIMENTS[experiment].measure([alone])
+        EXPERIMENTS[experiment].measure(alone)

@@ -18,7 +18,7 @@ from backsight.engine import StagedModel, Trace
 from backsight.experiments.fine_tuning import FineTuning, fine_tune, training_data
 from backsight.experiments.gather import by_seed, gather
 from backsight.experiments.model_lines import lines_of, title_of
-from backsight.experiments.registry import Experiment
+from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber, Number, Range
 from backsight.experiments.subject import Subject
 from backsight.figures import Block, Panel, page, panel_part, picture_parts
@@ -35,7 +35,7 @@ FULL, ALONE, TUNED = "all attention", "patches alone", "fine-tuned"
 
 
 def measure(
-    subjects: Sequence[Subject],
+    subject: Subject,
     *,
     steps: AnyNumber = 400,
     learning_rate: Annotated[float, Range(0, 1)] = 1e-4,
@@ -65,16 +65,19 @@ def measure(
     tuning = FineTuning(steps, learning_rate, batch_size, seed)
     measurements: list[Measurement] = []
     pictures: list[Picture] = []
-    for subject in subjects:
-        for condition in _conditions(subject, tuning, train, reads_prefix):
-            measurements += condition.measure()
-            pictures += condition.pictures(num_pictures)
+    for condition in _conditions(subject, tuning, train, reads_prefix):
+        measurements += condition.measure()
+        pictures += condition.pictures(num_pictures)
     settings = {
-        **{"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "train": train},
-        **{"reads_prefix": reads_prefix, "seed": seed, "num_pictures": num_pictures},
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "train": train,
+        "reads_prefix": reads_prefix,
+        "seed": seed,
+        "num_pictures": num_pictures,
     }
-    cards = [subject.card() for subject in subjects]
-    return Result("attention_ablation", cards, measurements, pictures, settings)
+    return Result("attention_ablation", [subject.card()], measurements, pictures, settings)
 
 
 def _conditions(subject: Subject, tuning: FineTuning, train: str, reads_prefix: bool) -> Iterator[_Condition]:

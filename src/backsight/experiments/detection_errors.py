@@ -19,11 +19,11 @@ from backsight.experiments.error_gallery import Gallery
 from backsight.experiments.error_pages import error_page
 from backsight.experiments.gather import gather
 from backsight.experiments.queries import BY_QUERY, query_stages, reconstruct_without
-from backsight.experiments.registry import Experiment
+from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber, Share
 from backsight.experiments.subject import Subject
 from backsight.metrics import OUTCOMES, brought_by, presence, root_mean_square, standing_out
-from backsight.results import Measurement, Picture, Result
+from backsight.results import Measurement, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ Values = dict[tuple[str, str], Tensor]
 """(stage, metric) -> ``S cases``, or ``1 cases`` where seeds make no difference; NaN where there is no answer."""
 
 
-def measure(subjects: Sequence[Subject], *, threshold: Share = 0.5, num_shown: AnyNumber = 6) -> Result:
+def measure(subject: Subject, *, threshold: Share = 0.5, num_shown: AnyNumber = 6) -> Result:
     """How many of each type, and what of them is in the reconstructions.
 
     Labels: ``model``, ``type`` (one of :data:`~backsight.metrics.OUTCOMES`), ``stage``, ``metric``. Values are means
@@ -58,14 +58,10 @@ def measure(subjects: Sequence[Subject], *, threshold: Share = 0.5, num_shown: A
         threshold: the least score of a detection that counts.
         num_shown: cases of each type that are shown: the first ones, not chosen.
     """
-    measurements: list[Measurement] = []
-    pictures: list[Picture] = []
-    for subject in subjects:
-        gallery = Gallery(subject, num_shown)
-        measurements += _measure(subject, threshold, gallery)
-        pictures += gallery.pictures
+    gallery = Gallery(subject, num_shown)
+    measurements = list(_measure(subject, threshold, gallery))
     settings = {"threshold": threshold, "num_shown": num_shown}
-    return Result("detection_errors", [subject.card() for subject in subjects], measurements, pictures, settings)
+    return Result("detection_errors", [subject.card()], measurements, gallery.pictures, settings)
 
 
 def _measure(subject: Subject, threshold: float, gallery: Gallery) -> Iterator[Measurement]:

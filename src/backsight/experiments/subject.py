@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -156,13 +156,14 @@ _NEEDS = {
 }
 
 
-def notes_on_baselines(subjects: Iterable[Subject]) -> list[str]:
+def baseline_notes(subject: Subject) -> list[str]:
     """What a reader of errors in units of the mean image's must know: where it is not that of the training data."""
+    if subject.baseline.counts is None:
+        return []
+    what = "stands in for it, its error corrected for this" if subject.num_images > 1 else "would be it: no answer"
     return [
-        f"{subject.name}: the mean image of the training data is not known, so that of the {subject.num_images} images "
-        + ("stands in for it, its error corrected for this" if subject.num_images > 1 else "would be it: no answer")
-        for subject in subjects
-        if subject.baseline.counts is not None
+        f"{subject.name}: the mean image of the training data is not known, "
+        f"so that of the {subject.num_images} images {what}"
     ]
 
 

@@ -22,7 +22,7 @@ from backsight.data.world import World
 from backsight.devices import exact
 from backsight.experiments.edits import FACTORS, Edit, edit
 from backsight.experiments.readout import read_features
-from backsight.experiments.registry import Experiment
+from backsight.experiments.run import Experiment
 from backsight.experiments.settings import Number
 from backsight.experiments.subject import Subject
 from backsight.figures import ErrorPoint
@@ -43,7 +43,7 @@ _WORDS = {
 }
 
 
-def measure(subjects: Sequence[Subject], *, num_scenes: Number = 200, num_training: Number = 1_500) -> Result:
+def measure(subject: Subject, *, num_scenes: Number = 200, num_training: Number = 1_500) -> Result:
     """How much of each known change survives at each stage: 1 all of it, 0 nothing.
 
     With ``y`` the mean colour of the changed region (RGB), in the scene before and after, and ``q`` the same as
@@ -60,14 +60,11 @@ def measure(subjects: Sequence[Subject], *, num_scenes: Number = 200, num_traini
         num_training: scenes that a probe is fitted to.
 
     Raises:
-        UserError: a subject whose data is not the drawn world, or too few scenes to fit a probe to.
+        UserError: the data is not the drawn world, or there are too few scenes to fit a probe to.
     """
-    measurements, pictures = [], []
-    for subject in subjects:
-        measurements += _measure(subject, num_scenes, num_training)
-        pictures += _pictures(subject)
+    measurements = list(_measure(subject, num_scenes, num_training))
     settings = {"num_scenes": num_scenes, "num_training": num_training}
-    return Result("truth", [subject.card() for subject in subjects], measurements, pictures, settings)
+    return Result("truth", [subject.card()], measurements, list(_pictures(subject)), settings)
 
 
 def _measure(subject: Subject, num_scenes: int, num_training: int) -> Iterator[Measurement]:
