@@ -14,8 +14,16 @@ from backsight.core import UserError
 from backsight.data import open_data
 from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, Result, Subject, run_experiment
-from backsight.experiments.attention_ablation import ALONE, FULL, TUNED, masked_attention, measure
-from backsight.experiments.fine_tuning import FineTuning, fine_tune, training_data
+from backsight.experiments.attention_ablation import (
+    ALONE,
+    FULL,
+    TUNED,
+    FineTuning,
+    fine_tune,
+    masked_attention,
+    measure,
+    training_data,
+)
 from backsight.figures import to_png
 from backsight.models import VIT, duplicate, stage_module
 from backsight.perturb import patch_attention_mask

@@ -175,7 +175,7 @@ def test_a_small_cache_forgets_the_oldest_and_stays_right(small_model: Models, m
     again = [subject.reconstruct(batch, "encoder") for batch in subject.batches]
     assert all(map(torch.equal, kept, again))
     assert counting.passes == 4
-    assert len(subject._kept.values) == 1
+    assert len(subject._cache.values) == 1
 
 
 def test_options_of_a_reconstruction_are_kept_apart(small_model: Models):

@@ -14,10 +14,15 @@ from torch import Tensor
 from backsight.chain import ChainEnsemble, build_chain
 from backsight.core import Detections, Layout, UserError
 from backsight.data import Target, open_data
-from backsight.experiments.cases import find_cases
+from backsight.experiments.detection_cases import (
+    find_cases,
+    find_queries,
+    object_scores,
+    query_stages,
+    reconstruct_without,
+)
 from backsight.experiments.detection_errors import DETECTION_ERRORS, draw, measure
 from backsight.experiments.objects import fill_boxes
-from backsight.experiments.queries import find_queries, object_scores, query_stages, reconstruct_without
 from backsight.experiments.run import run_experiment
 from backsight.experiments.subject import Subject
 from backsight.figures import to_png

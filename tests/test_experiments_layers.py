@@ -14,7 +14,7 @@ from backsight.data import Batch
 from backsight.engine import StagedModel
 from backsight.experiments import intermediate_layers, layer_similarity
 from backsight.experiments.layer_similarity import FEATURES, RECONSTRUCTIONS, table_of
-from backsight.experiments.layers import distinct_names
+from backsight.experiments.subject import distinct_names
 from backsight.metrics import cka, mse
 from known_chains import (
     Pictures,

@@ -5,9 +5,7 @@ from backsight.core import UserError
 from backsight.data.scenes import LAWS
 from backsight.data.world import World
 from backsight.experiments import Subject
-from backsight.experiments.edits import FACTORS, edit
-from backsight.experiments.readout import read_features
-from backsight.experiments.truth import measure
+from backsight.experiments.truth import FACTORS, edit, measure, read_features
 from known_chains import Pictures, check_contract, untrained_subject
 from small import build_small
 from stand_in_chains import Painter, paint_grey, paint_input

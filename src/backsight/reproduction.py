@@ -19,8 +19,8 @@ from backsight.core import UserError
 from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject, run_experiment
 from backsight.experiments.choices import Choice, choose, find_experiment
 from backsight.experiments.claims import CLAIMS, judge, save_claims
-from backsight.experiments.opening import NUM_IMAGES, has_chains, open_subject
 from backsight.experiments.settings import check_settings, read_settings
+from backsight.experiments.subject import NUM_IMAGES, has_chains, open_subject
 from backsight.experiments.trade_off import FinishedRun
 from backsight.io import write_json, write_text
 from backsight.report.experiments import FORMAT, Step, write_experiments_report

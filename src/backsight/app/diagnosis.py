@@ -16,7 +16,7 @@ from backsight.app.eyes import Eyes
 from backsight.app.pictures import small_uri
 from backsight.data import ImageData, Sample
 from backsight.experiments import detection_errors
-from backsight.experiments.error_gallery import INPUT, RECONSTRUCTION, WITHOUT
+from backsight.experiments.detection_errors import INPUT, RECONSTRUCTION, WITHOUT
 from backsight.experiments.subject import Subject
 from backsight.metrics import OUTCOMES
 from backsight.results import Label, Picture

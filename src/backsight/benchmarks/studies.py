@@ -7,7 +7,7 @@ from statistics import median
 from backsight.benchmarks.measure import Ratio, Side, alternate, quotients
 from backsight.benchmarks.settings import SHIPPED, Settings
 from backsight.experiments import EXPERIMENTS, Subject
-from backsight.experiments.opening import open_subject
+from backsight.experiments.subject import open_subject
 
 MEASURED = ("stage_error", "intermediate_layers", "token_noise")
 """The experiments that are run, one after the other on the same images."""

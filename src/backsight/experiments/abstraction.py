@@ -14,12 +14,10 @@ from torch import Tensor
 
 from backsight.core import Classes, Detections
 from backsight.data import Batch
-from backsight.experiments.gather import gather
-from backsight.experiments.model_lines import title_of
+from backsight.experiments.lines import points, title_of
 from backsight.experiments.objects import object_masks
 from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber, Share
-from backsight.experiments.shown import points
 from backsight.experiments.subject import Subject, baseline_notes
 from backsight.figures import PALETTE, ErrorPoint, Panel, Part, page, panel_part, picture_part
 from backsight.figures.outlines import outline
@@ -77,7 +75,7 @@ def _measure(subject: Subject, threshold: float) -> Iterator[Measurement]:
                     known[name, region, stage] = torch.stack(parts)
         return known
 
-    found_values = gather(subject, values)
+    found_values = subject.gather(values)
     for (metric, region, stage), each in found_values.items():
         labels = {"model": subject.name, "region": region, "stage": stage}
         yield Measurement({**labels, "metric": metric}, each)

@@ -13,7 +13,7 @@ from torch import Tensor
 from backsight.data import Batch
 from backsight.devices import exact
 from backsight.engine import Trace
-from backsight.experiments.model_lines import lines_of, title_of
+from backsight.experiments.lines import lines_of, title_of
 from backsight.experiments.objects import category_mask, find_class
 from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber

@@ -9,13 +9,10 @@ from torch import Tensor
 
 from backsight.core import UserError
 from backsight.data import Batch
-from backsight.experiments.gather import by_seed, gather
-from backsight.experiments.layers import distinct_names, is_read_as, layers_of, stage_of
-from backsight.experiments.model_lines import title_of
+from backsight.experiments.lines import points, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber
-from backsight.experiments.shown import points
-from backsight.experiments.subject import Subject
+from backsight.experiments.subject import Subject, by_seed, distinct_names, is_read_as, layers_of, stage_of
 from backsight.figures import Panel, Part, page, panel_part, picture_part
 from backsight.metrics import mse, on_valid
 from backsight.results import Measurement, Picture, Result
@@ -105,7 +102,7 @@ def _errors(subject: Subject) -> Iterator[Measurement]:
         metric = on_valid(mse, batch.valid)
         return {each: by_seed(metric, read(subject, batch, each), batch.images) for each in found}
 
-    for reading, errors in gather(subject, error).items():
+    for reading, errors in subject.gather(error).items():
         yield Measurement({**_labels(subject, reading), "metric": "mse"}, errors)
 
 

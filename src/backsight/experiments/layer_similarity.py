@@ -11,10 +11,9 @@ from torch import Tensor
 
 from backsight.core import IMAGE, UserError
 from backsight.data import Batch
-from backsight.experiments.layers import distinct_names, is_read_as, stage_of
-from backsight.experiments.model_lines import title_of
+from backsight.experiments.lines import title_of
 from backsight.experiments.run import Experiment
-from backsight.experiments.subject import Subject
+from backsight.experiments.subject import Subject, distinct_names, is_read_as, stage_of
 from backsight.figures import heat_map_part, page
 from backsight.metrics import centred_gram, cka_shares, correlations, hsic
 from backsight.metrics.similarity import FEWEST_IMAGES

@@ -14,12 +14,10 @@ from backsight.data import Batch
 from backsight.data.scenes import class_hues
 from backsight.data.world import World
 from backsight.devices import exact
-from backsight.experiments.gather import gather
-from backsight.experiments.model_lines import lines_of, title_of
+from backsight.experiments.lines import lines_of, points, title_of
 from backsight.experiments.objects import category_mask, object_labels
 from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber
-from backsight.experiments.shown import points
 from backsight.experiments.subject import Subject
 from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
 from backsight.perturb import VISIBLE, chroma, colour_vector, hue_unit, recolour, region_mean
@@ -62,7 +60,7 @@ def measure(subject: Subject, *, num_classes: AnyNumber = 8, num_pictures: AnyNu
     classes = {label: subject.data.classes.get(label, str(label)) for label in _frequent(subject, num_classes)}
     reported = {ALL: EVERY, **classes}
     measurements = []
-    for (stage, metric, against, label), values in gather(subject, lambda b: _answers(subject, b, hues)).items():
+    for (stage, metric, against, label), values in subject.gather(lambda b: _answers(subject, b, hues)).items():
         if label in reported:
             labels = {"model": subject.name, "class": reported[label], "stage": stage, "metric": metric}
             measurements.append(Measurement({**labels, **({"against": against} if against else {})}, values))

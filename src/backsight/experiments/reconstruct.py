@@ -10,11 +10,10 @@ from torch import Tensor
 
 from backsight.core import Detections, UserError
 from backsight.data import Batch
-from backsight.experiments.gather import by_seed, gather
-from backsight.experiments.model_lines import title_of
+from backsight.experiments.lines import title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.settings import Number, Share
-from backsight.experiments.subject import Subject
+from backsight.experiments.subject import Subject, by_seed
 from backsight.figures import Part, draw_detections, page, picture_part
 from backsight.metrics import mse, on_valid
 from backsight.results import Measurement, Picture, Result
@@ -84,7 +83,7 @@ def _errors(subject: Subject) -> Iterator[Measurement]:
         own = {("seeds", entry): by_seed(error, images, batch.images) for entry, images in found.items()}
         return own | {("their mean", entry): error(images.mean(0), batch.images) for entry, images in found.items()}
 
-    for (of, entry), values in gather(subject, errors).items():
+    for (of, entry), values in subject.gather(errors).items():
         yield Measurement({"model": subject.name, "stage": entry, "metric": "mse", "of": of}, values)
 
 

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from backsight.core import IMAGE, UserError
 from backsight.data import Batch
-from backsight.experiments.gather import by_seed, gather
-from backsight.experiments.model_lines import lines_of, title_of
+from backsight.experiments.lines import lines_of, title_of
 from backsight.experiments.run import Experiment
-from backsight.experiments.subject import Subject, baseline_notes
+from backsight.experiments.subject import Subject, baseline_notes, by_seed
 from backsight.figures import Panel, page, panel_part
 from backsight.metrics import lpips, mse, on_valid, psnr, ssim
 from backsight.results import Measurement, Result
@@ -83,7 +82,7 @@ def _measure(subject: Subject, missing: Mapping[str, str]) -> Iterator[Measureme
             found |= {(name, stage): by_seed(metric, images, batch.images) for name, metric in own.items()}
         return found
 
-    values = gather(subject, errors)
+    values = subject.gather(errors)
     unit = values["mse", MEAN_IMAGE].mean().clamp(min=1e-12)
     values |= {("relative mse", stage): values["mse", stage] / unit for stage in [MEAN_IMAGE, *subject.stages]}
     values |= {("layer error", stage): layer_error(subject, stage) for stage in subject.stages}

@@ -14,11 +14,9 @@ from torch import Tensor
 from backsight.core import Layout, UserError
 from backsight.data import Batch
 from backsight.devices import exact
-from backsight.experiments.gather import gather
-from backsight.experiments.model_lines import title_of
+from backsight.experiments.lines import points, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber
-from backsight.experiments.shown import points
 from backsight.experiments.subject import Subject
 from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
 from backsight.inverses.base import times_finer
@@ -103,7 +101,7 @@ def measure(
                     pictures.extend(_pictures(subject, batch, trial, share, num_pictures))
         return found
 
-    measurements = [_measurement(subject, *key, values) for key, values in gather(subject, answers).items()]
+    measurements = [_measurement(subject, *key, values) for key, values in subject.gather(answers).items()]
     settings = {"shares": list(shares), "noise": noise, "seed": seed, "num_pictures": num_pictures}
     return Result("token_noise", [subject.card()], measurements, pictures, settings)
 

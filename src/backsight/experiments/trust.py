@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from backsight.core import UserError
-from backsight.experiments.gather import by_seed
-from backsight.experiments.model_lines import lines_of
+from backsight.experiments.lines import lines_of
 from backsight.experiments.run import Experiment
-from backsight.experiments.subject import Subject, baseline_notes
+from backsight.experiments.subject import Subject, baseline_notes, by_seed
 from backsight.figures import Panel, page, panel_part
 from backsight.metrics import mse
 from backsight.results import Measurement, Result
