@@ -100,8 +100,8 @@ class Result:
 
     ``experiment`` is its name (``evaluation`` for the errors of a run). ``subjects`` has a card for each model that was
     measured (its weights, data, fingerprint, number of images, seeds), ``settings`` what the experiment was called
-    with, ``command`` what the user typed, ``notes`` what a reader of the numbers must know. ``images`` are the ids of the
-    images of each model by its name, in the order of the columns of its measurements; a model may be missing there.
+    with, ``command`` what the user typed, ``notes`` what a reader of the numbers must know. ``images`` are the ids of
+    the images of each model by its name, in the order of the columns of its measurements; a model may be missing.
 
     >>> errors = Measurement({"model": "m", "stage": "encoder", "metric": "mse"}, torch.tensor([[0.25, 0.75]]))
     >>> result = Result("stage_error", [{"model": "m", "seeds": [7]}], [errors])
