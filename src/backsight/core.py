@@ -26,7 +26,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -281,3 +281,39 @@ def split_entry(entry: str) -> tuple[str, str]:
     """An inverse's name in a chain -> (stage, variant): ``backbone@local`` -> ("backbone", "local")."""
     stage, _, variant = entry.partition("@")
     return stage, variant
+
+
+class Key(NamedTuple):
+    """The name of a trained network, or of a loss: its seed, its stage, and the variant of the inverse, if it is one.
+
+    A forward model that is trained too has ``"forward"`` for its stage; losses that belong to no stage have names of
+    their own there (``"image"``, ``"task"``, ``"joint"``). Files and messages have it as text.
+
+    >>> str(Key(0, "backbone", "local"))
+    '0/backbone@local'
+    >>> Key.parse("0/backbone@local").entry
+    'backbone@local'
+    """
+
+    seed: int
+    stage: str
+    variant: str = ""
+
+    @classmethod
+    def of(cls, seed: int, entry: str) -> Key:
+        """The key of the inverse called ``entry`` in the chain of ``seed``."""
+        return cls(seed, *split_entry(entry))
+
+    @classmethod
+    def parse(cls, text: str) -> Key:
+        """The inverse of ``str(key)``."""
+        seed, _, entry = text.partition("/")
+        return cls.of(int(seed), entry)
+
+    @property
+    def entry(self) -> str:
+        """The name of the inverse in its chain: ``backbone``, or ``backbone@local``."""
+        return f"{self.stage}@{self.variant}" if self.variant else self.stage
+
+    def __str__(self) -> str:
+        return f"{self.seed}/{self.entry}"
