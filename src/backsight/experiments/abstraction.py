@@ -55,10 +55,9 @@ def measure(subject: Subject, *, threshold: Share = 0.5, num_shown: AnyNumber = 
         threshold: the least score with which an object counts as detected.
         num_shown: how many images are kept as pictures: the first ones with every region.
     """
-    measurements = list(_measure(subject, threshold))
-    pictures = list(_pictures(subject, threshold, num_shown))
+    measurements, pictures = _measure(subject, threshold), _pictures(subject, threshold, num_shown)
     settings = {"threshold": threshold, "num_shown": num_shown}
-    return Result("abstraction", [subject.card()], measurements, pictures, settings, baseline_notes(subject))
+    return subject.result("abstraction", measurements, pictures, settings, baseline_notes(subject))
 
 
 def _measure(subject: Subject, threshold: float) -> Iterator[Measurement]:

@@ -77,7 +77,7 @@ def measure(
         "seed": seed,
         "num_pictures": num_pictures,
     }
-    return Result("attention_ablation", [subject.card()], measurements, pictures, settings)
+    return subject.result("attention_ablation", measurements, pictures, settings)
 
 
 def _conditions(subject: Subject, tuning: FineTuning, train: str, reads_prefix: bool) -> Iterator[_Condition]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from backsight.engine import RANDOM, StagedModel, Trace
 from backsight.experiments.mean_image import MeanImage, mean_image_of
 from backsight.io import read_json, read_yaml
 from backsight.models import vocabulary
+from backsight.results import Measurement, Picture, Result
 from backsight.shipped import find_shipped
 
 NUM_IMAGES = 100
@@ -170,6 +171,19 @@ class Subject:
     def collect(self, measure: Callable[[Batch], Tensor]) -> Tensor:
         """:meth:`gather` of a single quantity, ``S images``."""
         return self.gather(lambda batch: {"": measure(batch)})[""]
+
+    def result(
+        self,
+        experiment: str,
+        measurements: Iterable[Measurement],
+        pictures: Iterable[Picture] = (),
+        settings: Mapping[str, Any] | None = None,
+        notes: Sequence[str] = (),
+    ) -> Result:
+        """What ``experiment`` found of this subject, with its card and the ids of its images."""
+        ids = [each for batch in self.batches for each in batch.ids]
+        found = list(measurements), list(pictures), settings or {}, notes
+        return Result(experiment, [self.card()], *found, images={self.name: ids})
 
     def require(self, *needs: str) -> None:
         """Refuse data that lacks what an experiment needs: ``masks``, ``boxes``, ``labels`` (of whole images).

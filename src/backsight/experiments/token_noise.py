@@ -103,7 +103,7 @@ def measure(
 
     measurements = [_measurement(subject, *key, values) for key, values in subject.gather(answers).items()]
     settings = {"shares": list(shares), "noise": noise, "seed": seed, "num_pictures": num_pictures}
-    return Result("token_noise", [subject.card()], measurements, pictures, settings)
+    return subject.result("token_noise", measurements, pictures, settings)
 
 
 def _check(subject: Subject, shares: Sequence[float], noise: str) -> None:
