@@ -23,7 +23,7 @@ from backsight.report import Results
 from backsight.report.reconstruct import reconstruct
 from backsight.shipped import ZOO, find_shipped, shipped_names
 from backsight.verification import verify
-from backsight.zoo.evaluate import evaluate_forward
+from recipes.evaluate import evaluate_forward
 
 
 @pytest.mark.parametrize("name", shipped_names())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from backsight.cli.app import Group, add
-from backsight.cli.bench import bench
 from backsight.cli.cost import cost
 from backsight.cli.experiments import experiment, reproduce
 from backsight.cli.looking import models, stages, verify
@@ -11,7 +10,7 @@ from backsight.cli.running import demo, reconstruct, report
 from backsight.cli.serving import app as web_page
 from backsight.cli.sharing import import_authors, push
 from backsight.cli.training import sweep, train
-from backsight.cli.zoo import zoo_list, zoo_train
+from backsight.cli.zoo import zoo_list
 
 COMMANDS = {
     "demo": demo,
@@ -26,11 +25,10 @@ COMMANDS = {
     "stages": stages,
     "verify": verify,
     "push": push,
-    "bench": bench,
     "cost": cost,
 }
 GROUPS = {
-    "zoo": ("The small trained models that ship with the package.", {"list": zoo_list, "train": zoo_train}),
+    "zoo": ("The small trained models that ship with the package.", {"list": zoo_list}),
     "import": ("What others have published, as runs.", {"authors": import_authors}),
 }
 

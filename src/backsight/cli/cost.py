@@ -25,12 +25,11 @@ def cost(
         inverse: Other inverses, as for `backsight train`.
         tflops: The matrix rate of a device, in 10^12 operations a second; that of this machine is measured if it is
             not given.
-        share: The part of that rate that training reaches, 0 to 1; `backsight bench limit` measures it.
+        share: The part of that rate that training reaches, 0 to 1; `python -m benchmarks limit` measures it.
     """
-    from backsight.benchmarks.cost import cost as count
-    from backsight.benchmarks.cost import table
-    from backsight.benchmarks.limit import matrix_rate
     from backsight.core import UserError, expect_positive
+    from backsight.cost import cost as count
+    from backsight.cost import matrix_rate, table
     from backsight.training import open_model
 
     if seeds < 1:
