@@ -149,7 +149,7 @@ def test_contract(model: StagedModel, tmp_path: Path) -> None:
     loaded = Result.load(tmp_path)
     assert (tmp_path / "figure.png").read_bytes() == to_png(experiment.draw(loaded))
     assert loaded.values_of("condition")[:3] == [FULL, ALONE, TUNED]
-    assert {each.values.shape for each in loaded.select(metric="top-1")} == {(1, 4)}
+    assert {each.values.shape for each in loaded.select(metric="accuracy")} == {(1, 4)}
     assert {each.values.shape for each in loaded.select(metric="mse")} == {(2, 4)}
     full, alone, tuned = (loaded.one(condition=each, metric="mse", stage="backbone").values
                           for each in (FULL, ALONE, TUNED))  # fmt: skip
@@ -167,7 +167,7 @@ def test_the_plain_condition_is_the_model_itself(model: StagedModel) -> None:
     (batch,) = subject.batches
     labels = torch.tensor([target.label for target in batch.targets])
     right = (model.run(batch.images).output.argmax(-1) == labels).double()
-    assert torch.equal(result.one(condition=FULL, metric="top-1").values[0], right)
+    assert torch.equal(result.one(condition=FULL, metric="accuracy").values[0], right)
 
 
 def test_detectors_are_refused(tmp_path: Path) -> None:

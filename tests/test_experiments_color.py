@@ -240,7 +240,7 @@ def test_contract(name: str, subjects: list[Subject], tmp_path: Path) -> None:
             assert found
             assert all(each.values.shape == (2, 4) for each in found)
     if name == "color_perturbation":
-        assert len(loaded.select(model="small vit", metric="top-1")) == 7
+        assert len(loaded.select(model="small vit", metric="accuracy")) == 7
         assert {each.values.shape for each in loaded.select(metric="AP")} == {(1, 1)}
         assert {each.values.shape for each in loaded.select(metric="found")} == {(1, 4)}
         assert {each.labels["filter"] for each in loaded.pictures} == {"none", *SIX}

@@ -47,7 +47,7 @@ def measure(
 ) -> Result:
     """Take attention from patch to patch away, before and after fine-tuning a copy of the model without it.
 
-    Labels: ``model``, ``condition`` (:data:`FULL`, :data:`ALONE`, :data:`TUNED`), ``metric``: ``top-1`` (0 or 1 for
+    Labels: ``model``, ``condition`` (:data:`FULL`, :data:`ALONE`, :data:`TUNED`), ``metric``: ``accuracy`` (0 or 1 for
     each image) and, by ``stage``, ``mse`` of the reconstruction, RGB in [0, 1], by the chain of the unmasked model.
 
     Args:
@@ -115,7 +115,7 @@ class _Condition:
 
     def measure(self) -> Iterator[Measurement]:
         for stage, values in gather(self.subject, self._answers).items():
-            kind = {"stage": stage, "metric": "mse"} if stage else {"metric": "top-1"}
+            kind = {"stage": stage, "metric": "mse"} if stage else {"metric": "accuracy"}
             yield Measurement({**self.labels, **kind}, values)
 
     def _answers(self, batch: Batch) -> dict[str, Tensor]:
@@ -193,7 +193,7 @@ def draw(result: Result) -> Figure:
             if name == title_of(result, model)
         }
     panels = [
-        Panel("Accuracy", lines_of(result, "condition", metric="top-1"), label="top-1", limits=(0, 1)),
+        Panel("Accuracy", lines_of(result, "condition", metric="accuracy"), label="top-1", limits=(0, 1)),
         Panel("Reconstruction from the last stage", errors, label="mean squared error"),
     ]
     return page([panel_part(panels), *picture_parts([_block(result, model) for model in models])])

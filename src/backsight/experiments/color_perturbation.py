@@ -47,7 +47,7 @@ def measure(subjects: Sequence[Subject], *, category: str = "", num_pictures: An
     ``hue retention``
         How much of the imposed hue is found inside the mask, see :func:`hue_retention`.
 
-    and ``model``, ``filter``, ``metric`` of the model's task on images recoloured as a whole: ``top-1`` of a
+    and ``model``, ``filter``, ``metric`` of the model's task on images recoloured as a whole: ``accuracy`` of a
     classifier; of a detector ``found`` (the share of an image's objects that are found) and ``AP`` (of all images).
 
     Args:
@@ -224,7 +224,7 @@ def draw(result: Result) -> Figure:
         Panel("How far six recolourings are apart", apart, label="pairwise MSE"),
         Panel("Hue found again in the object", kept, {"": 0.0}, label="hue retention", limits=(-0.15, 1.08)),
     ]
-    tasks = {metric: lines_of(result, "filter", metric=metric) for metric in ("top-1", "AP")}
+    tasks = {metric: lines_of(result, "filter", metric=metric) for metric in ("accuracy", "AP")}
     if any(tasks.values()):
         label = " or ".join(metric for metric, lines in tasks.items() if lines)
         lines = {name: list(map(_renamed, points)) for found in tasks.values() for name, points in found.items()}

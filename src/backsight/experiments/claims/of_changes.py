@@ -50,7 +50,7 @@ def _task_lost(evidence: Evidence, metric: str) -> Iterator[Comparison]:
 
 
 def _accuracy_lost(evidence: Evidence) -> Iterator[Comparison]:
-    yield from _task_lost(evidence, "top-1")
+    yield from _task_lost(evidence, "accuracy")
 
 
 def _objects_lost(evidence: Evidence) -> Iterator[Comparison]:
@@ -95,7 +95,7 @@ def _more_contained(evidence: Evidence) -> Iterator[Comparison]:
 
 
 def _ablation_cost(evidence: Evidence) -> Iterator[Comparison]:
-    full, tuned = (evidence.values(metric="top-1", condition=each) for each in (FULL, TUNED))
+    full, tuned = (evidence.values(metric="accuracy", condition=each) for each in (FULL, TUNED))
     yield Comparison(f"{FULL} less {TUNED} without it", full - tuned)
 
 
