@@ -37,7 +37,7 @@ OWN, OTHERS = "own class", "other classes"
 
 
 def measure(subject: Subject, *, num_classes: AnyNumber = 8, num_pictures: AnyNumber = 3) -> Result:
-    """Reconstruct greyscale images and look at the colour inside the objects, class by class.
+    """Reconstruct greyscale images and measure the colour inside the objects, class by class.
 
     Labels: ``model``, ``class`` (a name, or ``all``), ``stage`` (``original``: the images in their own colours),
     ``metric`` and ``against``:

@@ -1,4 +1,4 @@
-"""What an experiment looks at: a forward model, its inverse chains, and images, each computed once."""
+"""What an experiment is done with: a forward model, its inverse chains, and images, each computed once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from backsight.results import Measurement, Picture, Result
 from backsight.shipped import find_shipped
 
 NUM_IMAGES = 100
-"""How many images an experiment looks at, unless told otherwise."""
+"""How many images an experiment uses by default."""
 
 CACHE_BYTES = 2 << 30
 """Bytes of traces and reconstructions that a subject keeps at most."""
@@ -117,7 +117,7 @@ class Subject:
         return any(batch.valid is not None for batch in self.batches)
 
     def card(self) -> dict[str, Any]:
-        """What every output says of the subject."""
+        """The facts that every output states: the model, its weights, the data, and how many images of it."""
         return {
             "model": self.name,
             "weights": self.model.weights,
@@ -156,7 +156,7 @@ class Subject:
     def gather(self, measure: Callable[[Batch], Mapping[Key, Tensor]]) -> dict[Key, Tensor]:
         """``measure`` of every batch, many quantities at once (``S B`` or, without seeds, ``B``), joined over images.
 
-        Whatever is asked of a batch is asked while its features are at hand.
+        All quantities of a batch are measured while its features are in the cache.
 
         Returns:
             ``S images`` each (``S`` = 1 without seeds), float64 on the CPU.
@@ -255,7 +255,7 @@ def open_subject(
     batch_size: int = 16,
     device: str = "auto",
 ) -> Subject:
-    """The first test images of some data, seen by a forward model, with the chains that invert it.
+    """A forward model, the chains that invert it, and the first test images of some data.
 
     Args:
         model: the forward model's name; by default the one that the chains were trained on.

@@ -46,7 +46,7 @@ class Route:
     inverse: str = CHAIN
 
     def options(self, subject: Subject) -> dict[str, Any]:
-        """How the chain is to be told which inverses to use."""
+        """The options of :meth:`Subject.reconstruct` that choose the inverse."""
         return {} if self.inverse == CHAIN else {"via": {subject.stages[0]: LOCAL}}
 
 

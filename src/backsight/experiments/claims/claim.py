@@ -32,8 +32,8 @@ FEWEST = 5
 
 @dataclass(frozen=True)
 class Role:
-    """What a claim speaks of: models that ``task`` (``detect``, ``classify``), looked at with data of the drawn world's
-    ``law``. What is empty may be anything."""
+    """What a claim speaks of: models that ``task`` (``detect``, ``classify``), on data of the drawn world's ``law``.
+    What is empty may be anything."""
 
     task: str = ""
     law: str = ""

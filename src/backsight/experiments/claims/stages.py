@@ -102,8 +102,8 @@ def _by_lambda(evidence: Evidence, metrics: Sequence[str]) -> Iterator[Compariso
             for end in (min(weights), max(weights))
         )
         unit = least.mean() if kind[1] == ERROR else 1
-        told = f"{', '.join(kind)}: " if len(groups) > 1 else ""
-        what = f"{told}lambda {max(weights):g} less lambda {min(weights):g}"
+        group = f"{', '.join(kind)}: " if len(groups) > 1 else ""
+        what = f"{group}lambda {max(weights):g} less lambda {min(weights):g}"
         yield Comparison(what, most / unit, least / unit, "")
 
 
