@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 from backsight.core import IMAGE, Pixels, Site, Spec, Stage, UserError
-from backsight.models.user_code import nearest
+from backsight.models.custom import nearest
 
 
 @dataclass(frozen=True)
