@@ -19,6 +19,7 @@ from backsight.core import Layout, Pixels, UserError
 from backsight.engine import StagedModel
 from backsight.inverses import build_inverse
 from backsight.models import MODELS, blueprint, load_model
+from backsight.models import transformers as transformers_models
 from backsight.tasks import Modular, build_chains, make_plans
 from backsight.verification import verify
 from small import SEED, build_small, random_images, save_transformers

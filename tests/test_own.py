@@ -22,6 +22,7 @@ from backsight.core import Classes, Detections, Pixels, Site, Spec, Stage, UserE
 from backsight.engine import RANDOM
 from backsight.models import duplicate, load_model, place, propose, stage
 from backsight.models.propose import find_stages
+from backsight.models.shape_tracing import trace_shapes
 from backsight.models.spec import read_spec
 from backsight.verification import verify
 from small import build_small, noisy, random_images, same_answers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 import inspect
@@ -23,7 +22,7 @@ from backsight.core import Classes, Detections, Pixels, Site, Spec, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.models.family import Read
 from backsight.models.shape_tracing import ShapeTrace, trace_shapes
-from backsight.models.spec import Answer, OwnSpec, expand, read_spec
+from backsight.models.spec import Answer, OwnSpec, expand, nearest, read_spec
 from backsight.models.weights import fill, read_state
 
 SpecLike = str | Path | Mapping[str, Any] | Spec
@@ -300,10 +299,3 @@ def _guarded(path: Path, function: Callable[..., Any], *args: Any, **kwargs: Any
         reason = (str(error).splitlines() or [""])[0]
         place = f"{path}:{line}" if line else f"{path}"
         raise UserError(f"{place}: {type(error).__name__}: {reason}; mend the file, backsight only runs it") from error
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``did you mean 'this'?``, or what there is."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"there is {', '.join(known) or 'nothing'}"

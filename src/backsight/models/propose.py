@@ -201,7 +201,8 @@ class Found:
 def find_stages(module: nn.Module, seen: Sequence[ShapeTrace]) -> list[Found]:
     """Every row of repeated blocks, and what enters it where that is something new; without any row, every resolution.
 
-    ``seen`` are traces of shapes at one or more image sizes: what grows with the image is a grid, what does not is none.
+    ``seen`` are traces of shapes at one or more image sizes: what grows with
+    the image is a grid, what does not is none.
     """
     rows = list(find_rows(module, seen[0]))
     found: list[Found] = []
