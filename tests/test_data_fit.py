@@ -17,7 +17,7 @@ from transformers import DetrImageProcessor
 
 from backsight.core import Pixels
 from backsight.data import Target, fit, fit_target
-from backsight.data.fit import place
+from backsight.data.resize import place
 from backsight.models import timm as timm_models
 from pictures import drawn
 
