@@ -13,14 +13,13 @@ from hypothesis import HealthCheck, settings
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported: no test asks the network
 
 from backsight.engine import StagedModel
+from backsight.models import MODELS
+from pictures import real_data
+from small import build_small
 
 # How quick the machine is says nothing about the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
-
-from backsight.models import MODELS
-from pictures import real_data
-from small import build_small
 
 
 @pytest.fixture(scope="session")
