@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from backsight.core import Layout
-from backsight.data.scenes import hue_distance
+from backsight.data.world.scenes import hue_distance
 from backsight.perturb import (
     FILTERS,
     HUES,
