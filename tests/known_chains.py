@@ -12,12 +12,15 @@ from torch import Tensor
 
 from backsight.chain import ChainEnsemble, InverseChain, Plan, build_chain, describe
 from backsight.core import IMAGE, Layout
+from backsight.data import open_data
 from backsight.data.base import Sample, Target
 from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, Result, Subject, run_experiment
 from backsight.figures import to_png
 from backsight.figures.house_style import LETTERS
 from backsight.inverses import Inverse
+from backsight.tasks import make_plans
+from small import build_small
 
 Answer = Callable[[Tensor], Tensor]
 
@@ -119,6 +122,15 @@ def perfect_subject(model: StagedModel, **options: Any) -> Subject:
 def untrained_subject(model: StagedModel, seeds: int = 2, **options: Any) -> Subject:
     """The family's own inverses, as they are drawn."""
     return subject_of(model, [untrained_chain(model, seed) for seed in range(seeds)], **options)
+
+
+def random_subject(family: str, *, inverses: Sequence[str] = (), num_images: int = 4, batch_size: int = 3) -> Subject:
+    """A small random model with two random chains, on drawn scenes (of one object each for a classifier)."""
+    model = build_small(family)
+    plans = make_plans(model, inverses)
+    ensemble = ChainEnsemble(build_chain(model, plans, seed).eval() for seed in (0, 1))
+    data = open_data("world:prior:single" if model.spec.task == "classify" else "world:prior", model.pixels).test
+    return Subject(model, ensemble, data, num_images=num_images, batch_size=batch_size)
 
 
 def check_contract(name: str, subjects: Sequence[Subject], folder: Path, **settings: Any) -> Result:
