@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble, InverseChain, Plan, build_chain, describe
-from backsight.core import IMAGE, Layout
+from backsight.core import Layout
 from backsight.data import open_data
 from backsight.data.base import Sample, Target
 from backsight.engine import StagedModel
@@ -169,8 +169,3 @@ def check_figure(figure: Any) -> None:
         box = text.get_window_extent()
         inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1
         assert inside, f"'{text.get_text()}' is clipped: {box}"
-
-
-def stages_and_image(subject: Subject) -> list[str]:
-    """``image``, then the stages."""
-    return [IMAGE, *subject.stages]

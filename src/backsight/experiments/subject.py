@@ -195,10 +195,6 @@ class Subject:
             if not any(_has(need, target) for batch in self.batches for target in batch.targets):
                 raise UserError(f"{self.data.name} has no {_NEEDS[need]}")
 
-    def only(self, num_images: int) -> Subject:
-        """The same subject on its first ``num_images`` images, and its baseline; with a cache of its own."""
-        return Subject(self.model, self.ensemble, self.data, num_images=num_images, mean_image=self.baseline)
-
 
 _NEEDS = {
     "masks": "instance masks: take coco:DIR or world",
