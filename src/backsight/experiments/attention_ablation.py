@@ -152,6 +152,9 @@ def patch_attention_mask(num_tokens: int, prefix: int, *, reads_prefix: bool = F
     tokens. No row is empty. Without ``reads_prefix``, as in the paper, each patch is processed alone; with it, patches
     still mix through the prefix from one layer to the next.
 
+    >>> patch_attention_mask(num_tokens=3, prefix=1).int().tolist()
+    [[1, 1, 1], [0, 1, 0], [0, 0, 1]]
+
     Args:
         num_tokens: N, prefix tokens included.
         prefix: how many of them come before the patches.
