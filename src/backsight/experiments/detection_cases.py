@@ -17,7 +17,7 @@ from backsight.experiments.subject import Subject
 from backsight.metrics import Finding, find_errors, surroundings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One detection or missed object.
 

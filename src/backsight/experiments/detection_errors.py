@@ -157,8 +157,7 @@ class Gallery:
         self.subject, self.num_each = subject, num_each
         self.pictures: list[Picture] = []
         self._count: Counter[str] = Counter()
-        # The cases themselves are kept too: an id is unique only as long as what it names is there.
-        self._taken: dict[int, tuple[Case, dict[str, Label], Batch]] = {}
+        self._taken: dict[Case, tuple[dict[str, Label], Batch]] = {}
 
     def add(self, batch: Batch, cases: Sequence[Case]) -> None:
         """Take what there is room for of the cases of a batch, with all their reconstructions."""
@@ -166,15 +165,15 @@ class Gallery:
             if self._count[case.finding.outcome] < self.num_each:
                 self._count[case.finding.outcome] += 1
                 labels = self._describe(batch, case)
-                self._taken[id(case)] = case, labels, batch
+                self._taken[case] = labels, batch
                 self.pictures += self._show(batch, case, labels)
 
     def add_without(self, case: Case, stage: str, reconstruction: Tensor) -> None:
         """``3 H W`` without the query of ``case``, if it has been taken."""
-        if id(case) in self._taken:
-            _, known, batch = self._taken[id(case)]
+        if case in self._taken:
+            labels, batch = self._taken[case]
             picture = _cut(case, batch.cut(case.row, reconstruction))
-            self.pictures.append(Picture({**known, "stage": stage, "shows": WITHOUT}, picture))
+            self.pictures.append(Picture({**labels, "stage": stage, "shows": WITHOUT}, picture))
 
     def _describe(self, batch: Batch, case: Case) -> dict[str, Label]:
         known = case.truth or case.said
