@@ -193,11 +193,11 @@ def test_every_detection_has_the_query_that_made_it(detector) -> None:
     (batch,) = subject.batches
     prediction = subject.trace(batch)["prediction"]
     layout = detector.layout("prediction")
-    cases = [case for case in find_cases(subject, batch, 0.3) if case.said is not None]
+    cases = [case for case in find_cases(subject, batch, 0.3) if case.answer is not None]
     assert len(cases) > 6
     for case in cases:
         scores = prediction[case.row, case.query, : layout.classes].softmax(0)
-        assert float(scores[case.said[1]]) == pytest.approx(case.said[2], abs=1e-5)
+        assert float(scores[case.answer[1]]) == pytest.approx(case.answer[2], abs=1e-5)
         assert case.mask.any()
         assert not (case.mask & case.ring).any()
 
