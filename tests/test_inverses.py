@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from backsight.core import Layout, UserError
 from backsight.engine import StagedModel
 from backsight.inverses import INVERSES, Inverse, Patch, build_inverse
-from backsight.inverses.convolutional import Local
+from backsight.inverses.conv import Local
 from backsight.models import load_model
 from backsight.models.vit import VIT
 from pictures import opened
