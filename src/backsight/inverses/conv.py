@@ -275,10 +275,12 @@ class Pyramid(Inverse):
         factors = [1, *prime_factors(times_finer(fine, coarse))]
         left = [math.prod(factors[step + 1 :]) for step in range(len(factors))]
         widths = [self.channels(coarse), *(self.channels(fine, factor) for factor in left)]
-        return nn.Sequential(*(_step(*pair, factor) for pair, factor in zip(pairwise(widths), factors, strict=True)))
+        return nn.Sequential(
+            *(_finer_layer(*pair, factor) for pair, factor in zip(pairwise(widths), factors, strict=True))
+        )
 
 
-def _step(wide: int, narrow: int, factor: int) -> nn.Module:
+def _finer_layer(wide: int, narrow: int, factor: int) -> nn.Module:
     """``B wide h w`` -> ``B narrow (factor h) (factor w)``. A token paints from its own place on, as a ResNet's layers
     of stride two read, or around the middle of its patch where the factor is odd."""
     kernel, extra = factor + 1 + factor % 2, 1 - factor % 2
