@@ -534,66 +534,93 @@ def test_cached_images_stay_below_their_limit_and_damaged_ones_are_written_again
     assert read_sample(files[0]) is not None
 
 
-def test_a_sample_is_kept_whole(tmp_path: Path) -> None:
-    target = Target(
-        torch.tensor([[1.0, 2, 3, 4]]),
-        torch.tensor([7]),
-        torch.ones(1, 4, 4, dtype=torch.bool),
-        torch.tensor([True]),
-        3,
-        {"hue": torch.tensor([0.5])},
-    )
+def test_a_sample_is_cached_whole(tmp_path: Path) -> None:
+    boxes, masks, crowd = torch.tensor([[1.0, 2, 3, 4]]), torch.ones(1, 4, 4, dtype=torch.bool), torch.tensor([True])
+    target = Target(boxes, torch.tensor([7]), masks, crowd, 3, {"hue": torch.tensor([0.5])})
     sample = Sample(torch.randint(0, 255, (3, 4, 4), dtype=torch.uint8), "a/b.jpg", target, torch.ones(4, 4).bool())
     (tmp_path / "one").write_bytes(pack_sample(sample))
-    found = read_sample(tmp_path / "one")
-    assert found is not None
+    found: Any = read_sample(tmp_path / "one")
     assert (found.id, found.target.label) == ("a/b.jpg", 3)
-    pairs = [(found.image, sample.image), (found.valid, sample.valid), (found.target.masks, target.masks)]
-    pairs += [(found.target.boxes, target.boxes), (found.target.crowd, target.crowd)]
-    pairs += [(found.target.attributes["hue"], target.attributes["hue"])]
-    assert all(torch.equal(one, other) for one, other in pairs if one is not None and other is not None)
-    assert found.valid is not None
+    assert all(torch.equal(getattr(found, name), getattr(sample, name)) for name in ("image", "valid"))
+    for name in ("boxes", "labels", "masks", "crowd"):
+        assert torch.equal(getattr(found.target, name), getattr(target, name)), name
+    assert torch.equal(found.target.attributes["hue"], target.attributes["hue"])
 
 
 # ---- compiled parts
 
+Forward = Callable[..., Any]
 
-def test_a_part_that_cannot_be_compiled_runs_as_it_is_and_says_so(
-    model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The weights of a few steps in which nothing is compiled."""
+    return train(open_run(build_small("detr"), tmp_path_factory.mktemp("plain")))
+
+
+def compile_by(monkeypatch: pytest.MonkeyPatch, compiler: Callable[[Forward], Forward]) -> None:
+    def compile(forward: Forward, *, dynamic: bool) -> Forward:
+        assert not dynamic
+        return compiler(forward)
+
+    monkeypatch.setattr(torch, "compile", compile)
+
+
+def failing_at_once(forward: Forward) -> Forward:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("no compiler here\nand more lines")
+
+    return fail
+
+
+def failing_later(forward: Forward) -> Forward:
+    calls: list[int] = []
+
+    def compiled(*args: Any, **kwargs: Any) -> Any:
+        if calls:
+            raise TorchDynamoException("another graph than the one that was tried")
+        calls.append(1)
+        return forward(*args, **kwargs)
+
+    return compiled
+
+
+@pytest.mark.parametrize(
+    ("compiler", "messages"),
+    [
+        (failing_at_once, ["'forward model' runs as it is (no compiler here)", "'0/encoder'"]),
+        (failing_later, ["runs as it is (another graph than the one that was tried)"]),
+    ],
+)
+def test_a_part_that_cannot_be_compiled_runs_as_it_is_and_is_named(
+    compiler: Callable[[Forward], Forward],
+    messages: list[str],
+    plain: dict[str, Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def broken(forward: Callable[..., Any], **_: Any) -> Callable[..., Any]:
-        def fail(*args: Any, **kwargs: Any) -> Any:
-            raise RuntimeError("no compiler here\nand more lines")
-
-        del forward
-        return fail
-
-    plain = train(open_run(model, tmp_path))
-    monkeypatch.setattr(torch, "compile", broken)
+    compile_by(monkeypatch, compiler)
     with caplog.at_level(logging.WARNING):
-        found = train(open_run(model, tmp_path, compile="on"))
-    assert "torch.compile: 'forward model' runs as it is (no compiler here)" in caplog.text
-    assert "'0/encoder'" in caplog.text
+        found = train(open_run(build_small("detr"), tmp_path, compile="on"))
+    assert all(message in caplog.text for message in messages)
     assert_same(plain, found, 0)
 
 
 def test_only_whole_batches_of_training_go_through_what_is_compiled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, calls = build_small("detr"), []
+    calls: list[int] = []
 
-    def spy(forward: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        assert options == {"dynamic": False}
-
-        def called(*args: Any, **kwargs: Any) -> Any:
+    def counting(forward: Forward) -> Forward:
+        def compiled(*args: Any, **kwargs: Any) -> Any:
             calls.append(len(args[0] if args else next(iter(kwargs.values()))))
             return forward(*args, **kwargs)
 
-        return called
+        return compiled
 
-    plain = train(open_run(build_small("detr"), tmp_path))
-    monkeypatch.setattr(torch, "compile", spy)
-    run = open_run(model, tmp_path, compile="on")
+    compile_by(monkeypatch, counting)
+    run = open_run(build_small("detr"), tmp_path, compile="on")
     found = train(run)
     assert set(calls) == {5}
     assert_same(plain, found, 0)
@@ -606,50 +633,30 @@ def test_only_whole_batches_of_training_go_through_what_is_compiled(
     assert calls == []
 
 
-def test_what_the_compiler_cannot_do_later_on_runs_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+class FailsBackwards(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise RuntimeError("out of memory")
+
+
+def test_a_failed_attempt_leaves_no_gradients(
+    model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, calls = build_small("detr"), []
-
-    def once(forward: Callable[..., Any], **_: Any) -> Callable[..., Any]:
-        def called(*args: Any, **kwargs: Any) -> Any:
-            if forward in calls:
-                raise TorchDynamoException("another graph than the one that was tried")
-            calls.append(forward)
-            return forward(*args, **kwargs)
-
-        return called
-
-    plain = train(open_run(build_small("detr"), tmp_path))
-    monkeypatch.setattr(torch, "compile", once)
-    with caplog.at_level(logging.WARNING):
-        found = train(open_run(model, tmp_path, compile="on"))
-    assert "runs as it is (another graph than the one that was tried)" in caplog.text
-    assert_same(plain, found, 0)
-
-
-def test_a_failed_try_leaves_no_gradients(model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failing(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, value: Tensor) -> Tensor:
-            return value.clone()
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-            raise RuntimeError("out of memory")
-
-    def fails_in_the_first_layer(forward: Callable[..., Any], **_: Any) -> Callable[..., Any]:
-        return lambda features: forward(Failing.apply(features.clone().requires_grad_()))
-
+    compile_by(
+        monkeypatch,
+        lambda forward: lambda features: forward(FailsBackwards.apply(features.clone().requires_grad_())),
+    )
     run = open_run(model, tmp_path)
-    monkeypatch.setattr(torch, "compile", fails_in_the_first_layer)
     assert "0/encoder" not in compiling.compile_task(run.task, "on", 5, "fp32")
     assert all(weight.grad is None for network in run.task.networks.values() for weight in network.parameters())
 
 
 def test_auto_compiles_nothing_on_a_cpu(model: StagedModel, tmp_path: Path) -> None:
-    run = open_run(model, tmp_path)
-    assert compiling.compile_task(run.task, "auto", 5, "fp32") == []
+    assert compiling.compile_task(open_run(model, tmp_path).task, "auto", 5, "fp32") == []
 
 
 @pytest.mark.slow
