@@ -34,7 +34,7 @@ from backsight.data import (
     read_image,
     sum_images,
 )
-from backsight.data.fit import valid_pixels
+from backsight.data.resize import valid_pixels
 from backsight.engine import StagedModel
 from backsight.evaluation import evaluate
 from backsight.experiments import EXPERIMENTS, Subject, abstraction

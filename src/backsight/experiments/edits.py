@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from backsight.data.render import Rendering, render
-from backsight.data.scenes import Scenes, recolour, with_backdrop_of, without_clutter
 from backsight.data.world import MIN_VISIBLE, World
+from backsight.data.world.render import Rendering, render
+from backsight.data.world.scenes import Scenes, recolour, with_backdrop_of, without_clutter
 
 CHANGED = 6
 """A pixel belongs to what an edit changed if one of its colours moved by this much, of 255."""

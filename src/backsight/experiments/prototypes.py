@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from backsight.data import Batch
-from backsight.data.scenes import class_hues
 from backsight.data.world import World
+from backsight.data.world.scenes import class_hues
 from backsight.devices import exact
 from backsight.experiments.gather import gather
 from backsight.experiments.model_lines import lines_of, title_of

@@ -11,8 +11,8 @@ import torch
 
 from backsight.core import Pixels
 from backsight.data import Batch, ImageData, Splits, Stream, loader
-from backsight.data.kept import Kept
-from backsight.data.parcels import MadeInBatches
+from backsight.data.cache import Kept
+from backsight.data.loader import MadeInBatches
 from backsight.options import TrainOptions
 from backsight.training.distributed import Processes
 
