@@ -62,7 +62,7 @@ def check_settings(measure: Callable[..., Any], settings: Mapping[str, Any]) -> 
         UserError: no such setting, or a value of another type or out of its :class:`Range`.
     """
     known = {
-        name: each for name, each in inspect.signature(measure).parameters.items() if each.kind == each.KEYWORD_ONLY
+        name: each for name, each in inspect.signature(measure).parameters.items() if each.default is not each.empty
     }
     for name in settings:
         if name not in known:
