@@ -345,7 +345,7 @@ def test_a_run_with_kept_features_is_the_run_without(model: StagedModel, tmp_pat
     first = train(open_run(model, tmp_path / "run", feature_cache=tmp_path / "cache", **data), 6)
     again = train(open_run(model, tmp_path / "run", feature_cache=tmp_path / "cache", **data), 6)
     assert_same(plain, first, 2e-2)  # their features are rounded to bfloat16
-    assert_same(first, again, 1e-6)
+    assert_same(first, again, 1e-4)
 
 
 def announced(cache: FeatureCache, *batches: Batch) -> Iterator[Batch]:
@@ -386,7 +386,7 @@ def test_batches_known_in_part_are_put_together_in_order(model: StagedModel, tmp
     for each in announced(cache, batch):
         found = cache.features(each.images, names)["encoder"]
     expected = model.features(batch.images, names)["encoder"]
-    torch.testing.assert_close(found, expected, atol=0, rtol=2**-7)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=2**-7)  # bfloat16, and batches of another size
 
 
 def test_images_that_were_not_announced_are_computed_and_not_kept(model: StagedModel, tmp_path: Path) -> None:
