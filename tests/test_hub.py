@@ -139,7 +139,7 @@ def test_the_model_card_is_read_by_the_hub_s_own_library(server: StandInHub, run
     assert len(found) == 6
     assert yaml.safe_load(text.split("---")[1])["model-index"][0]["results"][0]["dataset"]["name"] == "folder:photos"
     assert "![Input and reconstructions from every stage](pictures/figure.png)" in text
-    assert "| encoder | 0.02 (0.01 to 0.03) | 17 (16.99 to 17.01) | 0.5 (0.49 to 0.51) |" in text
+    assert "| encoder | 0.25 | 0.02 (0.01 to 0.03) | 17 (16.99 to 17.01) | 0.5 (0.49 to 0.51) | 0.35 |" in text
     assert "**The forward model has random weights" in text
     assert "- images: 8 train, 2 validation, 2 test" in text
     assert 'from_pretrained("me/seen")' in text
@@ -445,5 +445,5 @@ def test_push_and_reconstruct_from_the_command_line(server: StandInHub, tmp_path
     assert "pictures/green.png" in server.repositories["me/seen"].files()
     main(["reconstruct", "me/seen", str(picture), "--out", str(tmp_path / "out"), "--device", "cpu"])
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [stage["entry"] for stage in results["stages"]] == ["backbone"]
+    assert {each["labels"]["stage"] for each in results["measurements"]} == {"backbone", "mean image"}
     assert (tmp_path / "out" / "report.html").is_file()

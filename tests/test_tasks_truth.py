@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backsight.core import Detections, UserError
-from backsight.data import Batch, Target
+from backsight.core import UserError
+from backsight.data import Target
 from backsight.engine import StagedModel
 from backsight.models import MODELS
-from backsight.tasks import answer, as_labels, check_truth, performance
+from backsight.tasks import answer, as_labels, check_truth
 from small import build_small, random_images
 
 
@@ -91,25 +91,6 @@ def test_a_classifier_s_loss_is_the_cross_entropy_of_the_known(family: str, smal
     logits = model.predict(model.run(images)).logits
     torch.testing.assert_close(loss, functional.cross_entropy(logits[[0, 2]], torch.tensor([1, 0])))
     assert answer(model, images, (), [target()] * 3)[1].item() == 0
-
-
-def test_performance_is_the_share_of_right_answers(small_model: Callable[[str], StagedModel]):
-    model = small_model("vit")
-    images = random_images(model, batch=4)
-    top = model.predict(model.run(images)).top().tolist()
-    labels = [top[0], top[1], (top[2] + 1) % 5, None]
-    batch = Batch(images, ("a", "b", "c", "d"), tuple(target(label=each) for each in labels))
-    assert performance(model, [batch, batch]) == {"accuracy": pytest.approx(2 / 3)}
-    assert performance(model, [Batch(images, batch.ids, (target(),) * 4)]) == {}
-
-
-def test_performance_of_a_detector_that_answers_the_truth_is_1(monkeypatch: pytest.MonkeyPatch):
-    model = build_small("detr")
-    batch = Batch(random_images(model), ("a", "b"), (ONE, TWO))
-    said = [Detections(each.boxes, torch.ones(len(each.boxes)), each.labels) for each in batch.targets]
-    monkeypatch.setattr(model, "read", lambda output, size: said)
-    assert performance(model, [batch]) == {"AP": pytest.approx(1.0)}
-    assert performance(model, [Batch(batch.images, batch.ids, (NONE, NONE))]) == {}
 
 
 def test_a_model_that_predicts_nothing_cannot_be_taught(small_model: Callable[[str], StagedModel]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import math
 import os
@@ -22,6 +21,7 @@ from backsight.data import Batch
 from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, stage_module
 from backsight.options import ModelOptions, TrainOptions
+from backsight.results import Result
 from backsight.training import Budget, Interrupted, NotFinite, Processes, Run, RunFolder, lock, train, train_run
 from backsight.training import loop as training
 from backsight.training.loop import Loop
@@ -71,9 +71,9 @@ def test_every_family_trains_and_leaves_a_whole_run_folder(family: str, tmp_path
     }
     loaded = ChainEnsemble.from_pretrained(tmp_path / "run")
     assert same(ensemble, loaded)
-    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert list(evaluation["entries"]) == ensemble.entries
-    assert evaluation["num_images"] == 8
+    evaluation = Result.load(tmp_path / "run" / "evaluation.json")
+    assert evaluation.values_of("stage") == [*ensemble.entries, "mean image"]
+    assert evaluation.subjects[0]["num_images"] == 8
     assert "Random weights" in (tmp_path / "run" / "card.md").read_text()
 
 
@@ -401,7 +401,7 @@ def test_the_wait_for_a_device_is_time_of_training(tmp_path: Path, monkeypatch: 
     run(tmp_path / "run", steps=25, seeds=1)
     told = {each["step"]: each["seconds"] for each in RunFolder(tmp_path / "run").metrics() if "losses" in each}
     assert told == {10: 110, 20: 220, 25: 325}
-    card = json.loads((tmp_path / "run" / "evaluation.json").read_text())["card"]
+    card = Result.load(tmp_path / "run" / "evaluation.json").subjects[0]["training"]
     assert card["images_per_second"] == round(100 / 325, 2)
 
 

@@ -12,7 +12,7 @@ from backsight.chain.model import open_forward_model
 from backsight.core import UserError
 from backsight.data import open_data
 from backsight.devices import choose_device
-from backsight.experiments.mean_image import mean_image_of
+from backsight.evaluation import mean_image_of
 from backsight.experiments.subject import Subject
 from backsight.io import read_json, read_yaml
 from backsight.models import vocabulary

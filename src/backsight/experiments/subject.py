@@ -14,7 +14,7 @@ from backsight.chain import ChainEnsemble
 from backsight.core import IMAGE, UserError, split_entry
 from backsight.data import Batch, ImageData, collate
 from backsight.engine import RANDOM, StagedModel, Trace
-from backsight.experiments.mean_image import MeanImage
+from backsight.evaluation import MeanImage
 
 CACHE = 2 << 30
 """Bytes of traces and reconstructions that a subject keeps at most."""

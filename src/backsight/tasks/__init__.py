@@ -4,7 +4,6 @@ from backsight.tasks.choice import check_choice, facts_of, make_task
 from backsight.tasks.classic import Classic
 from backsight.tasks.joint import FORWARD, UPDATES, Joint
 from backsight.tasks.modular import Modular
-from backsight.tasks.performance import performance
 from backsight.tasks.plans import build_chains, learning_rate, make_plans
 from backsight.tasks.task import Task, component_loss
 from backsight.tasks.truth import answer, as_label, as_labels, check_truth
@@ -27,5 +26,4 @@ __all__ = [
     "learning_rate",
     "make_plans",
     "make_task",
-    "performance",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,17 @@ from backsight.core import UserError
 from backsight.data import Batch, ImageData, Splits, mean_of, open_data
 from backsight.devices import autocast, choose_precision, keep_memory, peak_memory
 from backsight.engine import StagedModel
-from backsight.io import write_bytes, write_json, write_text
+from backsight.io import write_bytes, write_text
 from backsight.models import vocabulary
 from backsight.options import TrainOptions
 from backsight.tasks import Task, check_truth, facts_of, make_task
 from backsight.training.budget import Budget
-from backsight.training.card import task_in_words, versions, write_card
 from backsight.training.compiling import compile_task
 from backsight.training.feature_cache import FeatureCache
 from backsight.training.held_out import HeldOut
 from backsight.training.loop import Loop, State
 from backsight.training.norms import share_statistics
-from backsight.training.outcome import measure, measure_performance, save_models
+from backsight.training.outputs import measure, save_models, score_by_seed, task_in_words, versions, write_card
 from backsight.training.processes import Processes
 from backsight.training.quicken import arrange_memory, rest_biases
 from backsight.training.reading import count_batches, length, train_batches
@@ -204,7 +203,7 @@ class Run:
             return self.frozen_performance
         with autocast(self.precision, self.device):
             look = self.held_out
-            found = measure_performance(self.task, lambda: look.batches(*self.validation), look.gather)
+            found = score_by_seed(self.task, lambda: look.batches(*self.validation), look.gather)
         if self.options.task != "joint":
             self.frozen_performance = found
         return found
@@ -227,13 +226,14 @@ class Run:
             save_models(self.task, self.folder.path)
             write_bytes(self.folder.path / "mean_image.safetensors", save({"mean_image": mean.cpu()}))
         with autocast(self.precision, self.device):
-            errors = measure(self.task, self.test_batches, mean, self.held_out.gather).as_json()
-            task_metrics = measure_performance(self.task, self.test_batches, self.held_out.gather)
+            result = measure(self.task, self.test_batches, mean, self.held_out.gather)
         facts = self.facts(state)
-        found = {**errors, **({"task_metrics": task_metrics} if task_metrics else {})}
+        data = {"data": self.options.data, "data_fingerprint": facts["data_fingerprint"]}
+        card = {**result.subjects[0], **data, "training": facts}
+        result = replace(result, subjects=[card], command=command())
         if self.processes.main:
-            write_json(self.folder.path / "evaluation.json", {**found, "card": facts})
-            write_text(self.folder.path / "card.md", write_card(facts, found))
+            result.write(self.folder.path / "evaluation.json")
+            write_text(self.folder.path / "card.md", write_card(result))
         self.processes.wait()
         if state.stopped:
             raise NotFinite(f"{self.folder.path} is done, but some stopped: {summary(state.stopped)}")
