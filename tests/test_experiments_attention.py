@@ -14,8 +14,16 @@ from backsight.core import UserError
 from backsight.data import open_data
 from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, Result, Subject, run_experiment
-from backsight.experiments.attention_ablation import ALONE, FULL, TUNED, masked_attention, measure
-from backsight.experiments.fine_tuning import FineTuning, fine_tune, training_data
+from backsight.experiments.attention_ablation import (
+    ALONE,
+    FULL,
+    TUNED,
+    FineTuning,
+    fine_tune,
+    masked_attention,
+    measure,
+    training_data,
+)
 from backsight.figures import to_png
 from backsight.models import VIT, duplicate, stage_module
 from backsight.perturb import patch_attention_mask
@@ -161,7 +169,7 @@ def test_contract(model: StagedModel, tmp_path: Path) -> None:
 
 def test_the_plain_condition_is_the_model_itself(model: StagedModel) -> None:
     subject = subject_of(model, num_images=6)
-    result = measure([subject], steps=0)
+    result = measure(subject, steps=0)
     assert result.values_of("condition")[:2] == [FULL, ALONE]
     assert result.select(condition=TUNED) == []
     (batch,) = subject.batches

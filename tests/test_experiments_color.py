@@ -109,7 +109,7 @@ def test_colour_perturbation_known_answers(perfect: bool, kept: float) -> None:
     model = pixel_model()
     paint = paint_patches(model) if perfect else paint_grey(model)
     subject = Subject(model, Painter(model, paint), open_data("world:prior", model.pixels).test, num_images=8)
-    result = perturb_colours([subject])
+    result = perturb_colours(subject)
     for stage in model.stages:
         for region in ("image", "object"):
             given = result.one(stage="input", metric="pairwise mse", region=region)
@@ -129,14 +129,14 @@ def test_one_category_alone() -> None:
     subject = Subject(
         model, Painter(model, paint_patches(model)), open_data("world:prior", model.pixels).test, num_images=8
     )
-    result = perturb_colours([subject], category="triangle", num_pictures=0)
+    result = perturb_colours(subject, category="triangle", num_pictures=0)
     label = find_class(subject.data.classes, "triangle")
     there = torch.tensor([label in target.labels for batch in subject.batches for target in batch.targets])
     values = result.one(stage="backbone", metric="hue retention").values
     assert torch.equal(values.isfinite().all(0), there)
     assert result.pictures == []
     with pytest.raises(UserError, match="no class 'unicorn'"):
-        perturb_colours([subject], category="unicorn")
+        perturb_colours(subject, category="unicorn")
 
 
 # ---- prototypes
@@ -173,7 +173,7 @@ def test_prototypes_known_answers() -> None:
     data = open_data("world:prior:single", model.pixels).test
     for hue in (None, 45.0):
         subject = Subject(model, Painter(model, paint_hue(model, hue)), data, num_images=24)
-        result = find_prototypes([subject], num_classes=8)
+        result = find_prototypes(subject, num_classes=8)
         for stage in model.stages:
             saturation = result.one(stage=stage, metric="saturation", **{"class": "all"})
             assert saturation.known().numel() == 48

@@ -17,7 +17,7 @@ from backsight.data.scenes import LAWS
 from backsight.data.world import World
 from backsight.demos import SUBJECTS, demo
 from backsight.error_table import error_table
-from backsight.experiments.opening import open_subject
+from backsight.experiments.subject import open_subject
 from backsight.figures import image_png
 from backsight.metrics import mse
 from backsight.models import load_model

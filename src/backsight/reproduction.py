@@ -9,18 +9,18 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from backsight.core import UserError
-from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject, draw, run_experiment
-from backsight.experiments.choices import Choice, choose, find_experiment, reads_runs
+from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject, run_experiment
+from backsight.experiments.choices import Choice, choose, find_experiment
 from backsight.experiments.claims import CLAIMS, judge, save_claims
-from backsight.experiments.opening import NUM_IMAGES, has_chains, open_subject
 from backsight.experiments.settings import check_settings, read_settings
+from backsight.experiments.subject import NUM_IMAGES, has_chains, open_subject
 from backsight.experiments.trade_off import FinishedRun
 from backsight.io import write_json, write_text
 from backsight.report.experiments import FORMAT, Step, write_experiments_report
@@ -82,9 +82,9 @@ def experiment(
     chosen, out = find_experiment(name), _folder(out)
     values = read_settings(chosen.measure, settings)
     subjects = [_open(choice, images, device) for choice in choose(models, chains, data)]
-    if reads_runs(chosen) and not values.get("runs"):
+    if chosen.compares_runs and not values.get("runs"):
         raise UserError(f"{name} compares finished runs: give their folders as runs (--set 'runs=[a,b]')")
-    if not subjects and not reads_runs(chosen):
+    if not subjects and not chosen.compares_runs:
         raise UserError(f"{name} looks at models: name some, as zoo/detr-prior, or their chains by --chain")
     result = run_experiment(chosen, subjects, out, values, command())
     write_experiments_report(out)
@@ -137,7 +137,7 @@ def reproduce(
     open_once = cache(lambda choice: _open(choice, images, device))
     steps = []
     for number, each in enumerate(chosen, 1):
-        choices = [] if reads_runs(each) else on_all if each.name in ON_ALL else cast
+        choices = [] if each.compares_runs else on_all if each.name in ON_ALL else cast
         steps.append(_do(each, [open_once(choice) for choice in choices], values[each.name], out))
         logger.info("[%d/%d] %s", number, len(chosen), steps[-1].told)
     page = _conclude(steps, out)
@@ -181,7 +181,7 @@ def _settings(given: Mapping[str, Mapping[str, Any]], runs: Sequence[str | Path]
     for name in given:
         find_experiment(name)
     values = {name: {**SETTINGS.get(name, {}), **given.get(name, {})} for name in EXPERIMENTS}
-    for name in filter(lambda name: reads_runs(EXPERIMENTS[name]), values):
+    for name in (name for name in values if EXPERIMENTS[name].compares_runs):
         # `DIR/*/` of a sweep names the figure of its runs too, which is none.
         finished = [str(run) for run in runs if Path(run).name != name or not Path(run, "result.json").is_file()]
         values[name] = {"runs": finished, **values[name]}
@@ -209,8 +209,7 @@ def _do(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[s
         return Step(experiment.name, 0.0, kept=True)
     (folder / "asked.json").unlink(missing_ok=True)
     try:
-        result = replace(_measure(experiment, fitting, settings), command=command())
-        draw(experiment, Result.load(result.save(folder)), folder)
+        run_experiment(experiment, fitting, folder, settings, command())
     except UserError as error:
         return Step(experiment.name, time.monotonic() - started, reason=str(error))
     except Exception as error:  # whatever it is, it is of this experiment: the others can still be done
@@ -220,31 +219,6 @@ def _do(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[s
     write_json(folder / "asked.json", asked)
     (folder / TRACEBACK).unlink(missing_ok=True)
     return Step(experiment.name, time.monotonic() - started)
-
-
-def _measure(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[str, Any]) -> Result:
-    """The results of all subjects as one, so that one that cannot be measured does not stop the others.
-
-    Raises:
-        UserError: none can be.
-    """
-    if not subjects:
-        return experiment.measure((), **settings)
-    results, reasons = [], []
-    for subject in subjects:
-        try:
-            results.append(experiment.measure([subject], **settings))
-        except UserError as error:
-            reasons.append(f"{subject.name} is left out: {error}")
-    if not results:
-        raise UserError("; ".join(reasons))
-    return replace(
-        results[0],
-        subjects=[card for result in results for card in result.subjects],
-        measurements=[each for result in results for each in result.measurements],
-        pictures=[each for result in results for each in result.pictures],
-        notes=[note for result in results for note in result.notes] + reasons,
-    )
 
 
 def _asked(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[str, Any]) -> dict[str, Any]:

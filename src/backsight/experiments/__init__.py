@@ -1,7 +1,8 @@
 """The experiments, by name. A new one is one file here, and one line in :data:`EXPERIMENTS`.
 
-Each has ``measure(subjects, ...) -> Result``, which draws nothing, and ``draw(result) -> Figure``, which computes
-nothing; a figure can be drawn again from ``result.json`` alone.
+Each has ``measure(subject, ...) -> Result``, which draws nothing, and ``draw(result) -> Figure``, which computes
+nothing; a figure can be drawn again from ``result.json`` alone. ``trade_off`` has ``compare_runs(runs) -> Result``
+instead of ``measure``. The results of several subjects are one by :meth:`~backsight.results.Result.join`.
 """
 
 from backsight.experiments.abstraction import ABSTRACTION
@@ -12,7 +13,7 @@ from backsight.experiments.intermediate_layers import INTERMEDIATE_LAYERS
 from backsight.experiments.layer_similarity import LAYER_SIMILARITY
 from backsight.experiments.prototypes import PROTOTYPES
 from backsight.experiments.reconstruct import RECONSTRUCT
-from backsight.experiments.registry import Experiment, draw, run_experiment
+from backsight.experiments.run import Experiment, draw, run_experiment
 from backsight.experiments.stage_error import STAGE_ERROR
 from backsight.experiments.subject import Subject
 from backsight.experiments.token_noise import TOKEN_NOISE

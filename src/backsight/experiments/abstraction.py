@@ -5,7 +5,7 @@ If a detector keeps what its answer needs, what it does not detect should fade w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,13 +14,11 @@ from torch import Tensor
 
 from backsight.core import Classes, Detections
 from backsight.data import Batch
-from backsight.experiments.gather import gather
-from backsight.experiments.model_lines import title_of
+from backsight.experiments.lines import points, title_of
 from backsight.experiments.objects import object_masks
-from backsight.experiments.registry import Experiment
+from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber, Share
-from backsight.experiments.shown import points
-from backsight.experiments.subject import Subject, notes_on_baselines
+from backsight.experiments.subject import Subject, baseline_notes
 from backsight.figures import PALETTE, ErrorPoint, Panel, Part, page, panel_part, picture_part
 from backsight.figures.outlines import outline
 from backsight.metrics import contrast_kept, found, mse
@@ -45,7 +43,7 @@ TITLES = {
 _COLOURS = {DETECTED: PALETTE[2], UNDETECTED: PALETTE[1], OBJECT: PALETTE[2]}
 
 
-def measure(subjects: Sequence[Subject], *, threshold: Share = 0.5, num_shown: AnyNumber = 3) -> Result:
+def measure(subject: Subject, *, threshold: Share = 0.5, num_shown: AnyNumber = 3) -> Result:
     """The error and the contrast kept in each region, by stage.
 
     Labels: ``model``, ``stage`` (or ``mean image``), ``region``: ``detected`` and ``undetected`` (of detectors),
@@ -55,13 +53,12 @@ def measure(subjects: Sequence[Subject], *, threshold: Share = 0.5, num_shown: A
 
     Args:
         threshold: the least score with which an object counts as detected.
-        num_shown: pictures of each subject: the first images with every region.
+        num_shown: how many images are kept as pictures: the first ones with every region.
     """
-    measurements = [each for subject in subjects for each in _measure(subject, threshold)]
-    pictures = [each for subject in subjects for each in _pictures(subject, threshold, num_shown)]
+    measurements = list(_measure(subject, threshold))
+    pictures = list(_pictures(subject, threshold, num_shown))
     settings = {"threshold": threshold, "num_shown": num_shown}
-    cards, notes = [subject.card() for subject in subjects], notes_on_baselines(subjects)
-    return Result("abstraction", cards, measurements, pictures, settings, notes)
+    return Result("abstraction", [subject.card()], measurements, pictures, settings, baseline_notes(subject))
 
 
 def _measure(subject: Subject, threshold: float) -> Iterator[Measurement]:
@@ -78,7 +75,7 @@ def _measure(subject: Subject, threshold: float) -> Iterator[Measurement]:
                     known[name, region, stage] = torch.stack(parts)
         return known
 
-    found_values = gather(subject, values)
+    found_values = subject.gather(values)
     for (metric, region, stage), each in found_values.items():
         labels = {"model": subject.name, "region": region, "stage": stage}
         yield Measurement({**labels, "metric": metric}, each)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +52,3 @@ def find_experiment(name: str) -> Experiment:
     near = difflib.get_close_matches(name.replace("-", "_"), EXPERIMENTS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}"
     raise UserError(f"no experiment '{name}': {hint}")
-
-
-def reads_runs(experiment: Experiment) -> bool:
-    """Whether it compares the files of finished runs, and looks at no model."""
-    return "runs" in inspect.signature(experiment.measure).parameters

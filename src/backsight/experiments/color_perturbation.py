@@ -14,9 +14,9 @@ from backsight.data import Batch
 from backsight.devices import exact
 from backsight.engine import Trace
 from backsight.evaluation import task_scores
-from backsight.experiments.model_lines import lines_of, title_of
+from backsight.experiments.lines import lines_of, title_of
 from backsight.experiments.objects import category_mask, find_class
-from backsight.experiments.registry import Experiment
+from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber
 from backsight.experiments.subject import Subject
 from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
@@ -37,7 +37,7 @@ NAMES = {"rotate120": "turned 120°", "rotate240": "turned 240°"}
 """How a figure calls the filters whose names are not words."""
 
 
-def measure(subjects: Sequence[Subject], *, category: str = "", num_pictures: AnyNumber = 2) -> Result:
+def measure(subject: Subject, *, category: str = "", num_pictures: AnyNumber = 2) -> Result:
     """Recolour the objects of one category in every image, reconstruct, and compare; then recolour whole images.
 
     Labels: ``model``, ``stage`` (or ``input``), ``metric`` and ``region`` (``image`` or ``object``, the mask):
@@ -57,21 +57,14 @@ def measure(subjects: Sequence[Subject], *, category: str = "", num_pictures: An
     Raises:
         UserError: the data has no such class.
     """
-    measurements: list[Measurement] = []
-    pictures: list[Picture] = []
+    label = find_class(subject.data.classes, category) if category else None
+    of_objects, pictures = _measure_objects(subject, label, num_pictures)
+    on_task = [each for name in FILTERS for each in _measure_task(subject, name)]
     notes = []
-    for subject in subjects:
-        label = find_class(subject.data.classes, category) if category else None
-        measured, shown = _measure_objects(subject, label, num_pictures)
-        on_task = [each for name in FILTERS for each in _measure_task(subject, name)]
-        if not on_task:
-            notes.append(
-                f"{subject.data.name} has no answers to {subject.name}'s task: only reconstructions were measured"
-            )
-        measurements += [*measured, *on_task]
-        pictures += shown
+    if not on_task:
+        notes = [f"{subject.data.name} has no answers to {subject.name}'s task: only reconstructions were measured"]
     settings = {"category": category, "num_pictures": num_pictures}
-    return Result("color_perturbation", [each.card() for each in subjects], measurements, pictures, settings, notes)
+    return Result("color_perturbation", [subject.card()], [*of_objects, *on_task], pictures, settings, notes)
 
 
 # ---- objects recoloured, and reconstructed

@@ -61,9 +61,7 @@ def check_settings(measure: Callable[..., Any], settings: Mapping[str, Any]) -> 
     Raises:
         UserError: no such setting, or a value of another type or out of its :class:`Range`.
     """
-    known = {
-        name: each for name, each in inspect.signature(measure).parameters.items() if each.kind == each.KEYWORD_ONLY
-    }
+    known = {name: each for name, each in inspect.signature(measure).parameters.items() if name != "subject"}
     for name in settings:
         if name not in known:
             raise UserError(f"no setting '{name}': there are {', '.join(known) or 'none'}")

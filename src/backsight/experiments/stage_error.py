@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from backsight.core import IMAGE, UserError
 from backsight.data import Batch
 from backsight.evaluation import Inverted, Metric, evaluate
-from backsight.experiments.model_lines import lines_of, title_of
-from backsight.experiments.registry import Experiment
-from backsight.experiments.subject import Subject, notes_on_baselines
+from backsight.experiments.lines import lines_of, title_of
+from backsight.experiments.run import Experiment
+from backsight.experiments.subject import Subject, baseline_notes
 from backsight.figures import Panel, page, panel_part
 from backsight.metrics import lpips, mse, psnr, ssim
 from backsight.results import MEAN_IMAGE, Measurement, Result
@@ -39,7 +39,7 @@ TITLES = {
 """Of the panels, in their order."""
 
 
-def measure(subjects: Sequence[Subject]) -> Result:
+def measure(subject: Subject) -> Result:
     """The error of every stage's reconstruction, and of every inverse on its own.
 
     Labels: ``model``, ``stage`` (or ``mean image``), ``metric``: ``mse``, ``psnr``, ``ssim``, ``lpips`` of images;
@@ -47,12 +47,13 @@ def measure(subjects: Sequence[Subject]) -> Result:
     the stage's own inverse on true features, in units of its target's variance (1 is no better than the mean
     of every channel). What cannot be measured here is left out, and a note says so.
     """
-    missing = {subject.name: _missing(subject) for subject in subjects}
-    results = [_measure(subject, missing[subject.name]) for subject in subjects]
-    notes = [f"{model}: no {name}: {reason}" for model, found in missing.items() for name, reason in found.items()]
-    notes += notes_on_baselines(subjects)
+    missing = _missing(subject)
+    notes = [f"{subject.name}: no {metric}: {reason}" for metric, reason in missing.items()]
     return replace(
-        Result.join(results), experiment="stage_error", subjects=[subject.card() for subject in subjects], notes=notes
+        _measure(subject, missing),
+        experiment="stage_error",
+        subjects=[subject.card()],
+        notes=[*notes, *baseline_notes(subject)],
     )
 
 

@@ -19,8 +19,8 @@ from backsight.data import Batch, find_pictures, load_images
 from backsight.devices import choose_device
 from backsight.engine import RANDOM, StagedModel
 from backsight.evaluation import MeanImage, evaluate
-from backsight.experiments.opening import training_mean
 from backsight.experiments.reconstruct import DETECTED, INPUT, PLAIN, SEEDS, show
+from backsight.experiments.subject import training_mean
 from backsight.figures import page, picture_part, to_png
 from backsight.io import read_json, write_bytes
 from backsight.old_results import convert

@@ -12,7 +12,7 @@ from torch import Tensor
 from backsight.core import IMAGE, UserError
 from backsight.experiments.claims.claim import CLASSIFIER, DETECTOR, Claim, Comparison, Evidence
 from backsight.experiments.layer_similarity import FEATURES, RECONSTRUCTIONS
-from backsight.experiments.layers import stage_of
+from backsight.experiments.subject import stage_of
 from backsight.results import Measurement
 
 _FEWEST_LAYERS = 3
