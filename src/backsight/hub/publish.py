@@ -128,13 +128,12 @@ def _pictures(given: Sequence[str | Path], run: Path | None) -> list[Path]:
     paths = [path / "figure.png" if path.is_dir() else path for path in map(Path, given)]
     if not paths and run is not None and (run / "figure.png").is_file():
         paths = [run / "figure.png"]
-    if len(paths) > MOST_PICTURES:
-        raise UserError(f"{len(paths)} pictures are too many for a model card: give {MOST_PICTURES} at the most")
-    for path in paths:
-        if not path.is_file() or path.suffix.lower() not in PICTURES:
-            raise UserError(f"no picture at {path}: give {', '.join(PICTURES)} files, or a folder with a figure.png")
-    if len({path.name for path in paths}) < len(paths):
-        raise UserError(f"two pictures are called {paths[0].name}: give them other names")
+    fine = all(path.is_file() and path.suffix.lower() in PICTURES for path in paths)
+    if not fine or len(paths) > MOST_PICTURES or len({path.name for path in paths}) < len(paths):
+        raise UserError(
+            f"{', '.join(map(str, paths))}: give up to {MOST_PICTURES} picture files ({', '.join(PICTURES)}), or "
+            "folders with a figure.png, each under another name"
+        )
     return paths
 
 
