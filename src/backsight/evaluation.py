@@ -245,7 +245,10 @@ def _channels_last(features: Tensor) -> Tensor:
 def _token_error(output: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
     """The mean squared error of each image, ``B``, over the tokens that are ``counted`` (``B N`` bool; None: all)."""
     errors = (_channels_last(output) - _channels_last(target)).square().mean(2)
-    return errors.mean(1) if counted is None else (errors * counted).sum(1) / counted.sum(1)
+    if counted is None:
+        return errors.mean(1)
+    counted = counted.to(errors.device)
+    return (errors * counted).sum(1) / counted.sum(1)
 
 
 @dataclass
@@ -264,7 +267,7 @@ class _Variance:
     def add(self, target: Tensor, counted: Tensor | None) -> None:
         """Take up ``B N D`` (or ``B 3 H W``), the tokens that are ``counted``."""
         tokens = _channels_last(target)
-        tokens = tokens.flatten(0, 1) if counted is None else tokens[counted]
+        tokens = tokens.flatten(0, 1) if counted is None else tokens[counted.to(tokens.device)]
         if self.origin is None:
             self.origin = tokens.mean(0)
         centred = tokens - self.origin
@@ -340,7 +343,9 @@ def task_scores(
             targets += batch.targets
     parts = gather((right, detections, targets))
     right, detections, targets = ([each for part in parts for each in part[place]] for place in range(3))
-    return {ACCURACY: _row(right)} if right else score_detections(detections, targets)
+    if any(math.isfinite(each) for each in right):
+        return {ACCURACY: _row(right)}
+    return score_detections(detections, targets)
 
 
 def score_detections(detections: Sequence[Detections], targets: Sequence[Target]) -> dict[str, Tensor]:
