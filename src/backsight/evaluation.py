@@ -336,8 +336,7 @@ def task_scores(
             break
         found = model.predict(run(batch) if run else model.answer(batch.images, (), batch.valid))
         if isinstance(found, Classes):
-            pairs = zip(found.top().tolist(), batch.targets, strict=True)
-            right += [math.nan if target.label is None else float(top == target.label) for top, target in pairs]
+            right += right_answers(found, batch.targets)
         else:
             detections += [Detections(d.boxes.cpu(), d.scores.cpu(), d.classes.cpu(), d.labels) for d in found]
             targets += batch.targets
@@ -346,6 +345,12 @@ def task_scores(
     if any(math.isfinite(each) for each in right):
         return {ACCURACY: _row(right)}
     return score_detections(detections, targets)
+
+
+def right_answers(answer: Classes, targets: Sequence[Target]) -> list[float]:
+    """For each image 1 where the likeliest class is right, 0 where it is not, NaN where the class is not known."""
+    pairs = zip(answer.top().tolist(), targets, strict=True)
+    return [math.nan if target.label is None else float(top == target.label) for top, target in pairs]
 
 
 def score_detections(detections: Sequence[Detections], targets: Sequence[Target]) -> dict[str, Tensor]:
