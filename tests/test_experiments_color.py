@@ -13,7 +13,7 @@ import torch
 from backsight.chain import ChainEnsemble, build_chain
 from backsight.core import UserError
 from backsight.data import Target, open_data
-from backsight.data.scenes import class_hues
+from backsight.data.world.scenes import class_hues
 from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, Result, Subject, run_experiment
 from backsight.experiments.color_perturbation import SIX, hue_retention, pairwise_error

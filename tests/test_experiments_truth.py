@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from backsight.core import UserError
-from backsight.data.scenes import LAWS
 from backsight.data.world import World
+from backsight.data.world.scenes import LAWS
 from backsight.experiments import Subject
 from backsight.experiments.truth import FACTORS, edit, measure, read_features
 from known_chains import Pictures, check_contract, untrained_subject

@@ -33,7 +33,7 @@ from backsight.data import (
     open_data,
     sum_images,
 )
-from backsight.data.fit import valid_pixels
+from backsight.data.resize import valid_pixels
 from backsight.engine import StagedModel
 from backsight.evaluation import evaluate
 from backsight.experiments import EXPERIMENTS, Subject, abstraction

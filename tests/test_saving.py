@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from backsight import io as files
 from backsight.core import Key, Layout, Pixels, UserError
 from backsight.data import Batch, Sample, Target, loader, open_data
-from backsight.data.kept import Kept, pack_sample, read_sample
+from backsight.data.cache import Kept, pack_sample, read_sample
 from backsight.engine import StagedModel
 from backsight.inverses import build_inverse
 from backsight.models import MODELS

@@ -13,8 +13,8 @@ import torch
 from backsight.catalogue import list_zoo
 from backsight.chain import ChainEnsemble
 from backsight.core import UserError
-from backsight.data.scenes import LAWS
 from backsight.data.world import World
+from backsight.data.world.scenes import LAWS
 from backsight.demos import SUBJECTS, demo
 from backsight.error_table import error_table
 from backsight.experiments.subject import open_subject

@@ -224,7 +224,7 @@ def fine_tune(
 ) -> StagedModel:
     """Train a classifier on ``data`` by cross-entropy, in place, as long as ``changed`` is in force; returns it.
 
-    Gradients are cut to a norm of 1. Take :func:`~backsight.models.duplicate` first to keep a model as it is.
+    Gradients are cut to a norm of 1. Take :func:`~backsight.models.family` first to keep a model as it is.
 
     Raises:
         UserError: the data has classes that the model does not.

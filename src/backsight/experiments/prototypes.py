@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from backsight.data import Batch
-from backsight.data.scenes import class_hues
 from backsight.data.world import World
+from backsight.data.world.scenes import class_hues
 from backsight.devices import exact
 from backsight.experiments.lines import lines_of, points, title_of
 from backsight.experiments.objects import category_mask, object_labels

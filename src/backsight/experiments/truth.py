@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from backsight.core import Layout, UserError
-from backsight.data.render import Rendering, render
-from backsight.data.scenes import Scenes, recolour, with_backdrop_of, without_clutter
 from backsight.data.world import MIN_VISIBLE, World
+from backsight.data.world.render import Rendering, render
+from backsight.data.world.scenes import Scenes, recolour, with_backdrop_of, without_clutter
 from backsight.devices import exact
 from backsight.engine import StagedModel, Trace
 from backsight.experiments.run import Experiment

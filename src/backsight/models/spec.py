@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import math
@@ -15,7 +16,6 @@ import yaml
 from torch import nn
 
 from backsight.core import IMAGE, Pixels, Site, Spec, Stage, UserError
-from backsight.models.user_code import nearest
 
 
 @dataclass(frozen=True)
@@ -217,3 +217,10 @@ def _known(given: Mapping[str, Any], known: Iterable[str], where: str) -> None:
 
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``did you mean 'this'?``, or what there is."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"there is {', '.join(known) or 'nothing'}"
