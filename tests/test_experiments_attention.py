@@ -22,11 +22,11 @@ from backsight.experiments.attention_ablation import (
     fine_tune,
     masked_attention,
     measure,
+    patch_attention_mask,
     training_data,
 )
 from backsight.figures import to_png
 from backsight.models import VIT, duplicate, stage_module
-from backsight.perturb import patch_attention_mask
 from backsight.tasks import make_plans
 from backsight.verification import scramble
 from small import build_small, random_images, small_pixels
@@ -52,6 +52,17 @@ def subject_of(model: StagedModel, num_images: int = 4) -> Subject:
 
 
 # ---- the mask
+
+
+def test_who_attends_to_whom() -> None:
+    assert patch_attention_mask(4, 1).int().tolist() == [[1, 1, 1, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    reading = patch_attention_mask(4, 1, reads_prefix=True)
+    assert reading.int().tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
+    assert torch.equal(patch_attention_mask(3, 0), torch.eye(3, dtype=torch.bool))
+    assert patch_attention_mask(3, 3).all()
+    assert patch_attention_mask(5, 2).any(1).all()
+    with pytest.raises(ValueError, match="at most"):
+        patch_attention_mask(3, 4)
 
 
 def test_a_mask_that_allows_everything_is_no_mask(model: StagedModel) -> None:

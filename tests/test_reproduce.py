@@ -13,9 +13,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+import backsight as bs
 import backsight.reproduction as module
 from backsight import experiments
-from backsight.chain import ChainEnsemble, build_chain
+from backsight.chain import ChainEnsemble, InverseChain, build_chain
 from backsight.core import UserError
 from backsight.data.world import World
 from backsight.engine import StagedModel
@@ -317,9 +318,18 @@ def test_a_run_says_its_model_its_data_and_its_mean_image(run):
         assert (subject.name, subject.data.name, subject.num_images) == ("zoo/vit-prior", "world:prior:single", 3)
         assert subject.seeds == seeds
         assert subject.mean_image.unique().tolist() == [0.25]
-    assert (
-        open_subject("zoo/vit-prior", run, "world:defining:single", num_images=2).data.name == "world:defining:single"
-    )
+    other = open_subject("zoo/vit-prior", run, "world:defining:single", num_images=2)
+    assert other.data.name == "world:defining:single"
+
+
+def test_a_subject_takes_one_chain_or_a_run_and_data_by_its_specification(run):
+    model, opened = load_model("zoo/vit-prior"), open_subject(chain=run, num_images=3)
+    for chain, seeds in ((run, [0, 1]), (InverseChain.from_pretrained(run / "chains" / "1"), [1])):
+        subject = bs.Subject(model, chain, "world:prior:single", num_images=3)
+        assert subject.card() == {**opened.card(), "seeds": seeds}
+        assert torch.equal(subject.mean_image, opened.mean_image)
+    with pytest.raises(UserError, match="at least 1"):
+        bs.Subject(model, run, "world:prior:single", num_images=0)
 
 
 def test_what_cannot_be_opened_says_what_would(run, tmp_path):
@@ -335,7 +345,9 @@ def test_what_cannot_be_opened_says_what_would(run, tmp_path):
 
 
 def test_one_experiment_and_its_page(run, tmp_path):
-    result = experiment("trust", tmp_path, chains=[run], images=4)
+    result = bs.experiment("trust", tmp_path, chains=[run], images=4)
+    (ids,) = result.images.values()
+    assert result.to_frame().image.tolist()[: len(ids)] == list(ids)
     assert result.subjects[0]["num_images"] == 4
     assert {path.name for path in tmp_path.iterdir()} == {
         *("result.json", "table.csv", "figure.png", "figure.pdf", "report.html")

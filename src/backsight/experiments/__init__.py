@@ -5,6 +5,9 @@ nothing; a figure can be drawn again from ``result.json`` alone. ``trade_off`` h
 instead of ``measure``. The results of several subjects are one by :meth:`~backsight.results.Result.join`.
 """
 
+import difflib
+
+from backsight.core import UserError
 from backsight.experiments.abstraction import ABSTRACTION
 from backsight.experiments.attention_ablation import ATTENTION_ABLATION
 from backsight.experiments.color_perturbation import COLOR_PERTURBATION
@@ -15,7 +18,7 @@ from backsight.experiments.prototypes import PROTOTYPES
 from backsight.experiments.reconstruct import RECONSTRUCT
 from backsight.experiments.run import Experiment, draw, run_experiment
 from backsight.experiments.stage_error import STAGE_ERROR
-from backsight.experiments.subject import Subject
+from backsight.experiments.subject import Subject, open_subject
 from backsight.experiments.token_noise import TOKEN_NOISE
 from backsight.experiments.trade_off import TRADE_OFF
 from backsight.experiments.trust import TRUST
@@ -41,4 +44,29 @@ EXPERIMENTS: dict[str, Experiment] = {
     )
 }
 
-__all__ = ["EXPERIMENTS", "Experiment", "Measurement", "Picture", "Result", "Subject", "draw", "run_experiment"]
+
+def find_experiment(name: str) -> Experiment:
+    """The experiment called ``name``.
+
+    Raises:
+        UserError: there is none; the nearest name is offered.
+    """
+    if name in EXPERIMENTS:
+        return EXPERIMENTS[name]
+    near = difflib.get_close_matches(name.replace("-", "_"), EXPERIMENTS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}"
+    raise UserError(f"no experiment '{name}': {hint}")
+
+
+__all__ = [
+    "EXPERIMENTS",
+    "Experiment",
+    "Measurement",
+    "Picture",
+    "Result",
+    "Subject",
+    "draw",
+    "find_experiment",
+    "open_subject",
+    "run_experiment",
+]

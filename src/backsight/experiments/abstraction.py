@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from backsight.core import Classes, Detections
 from backsight.data import Batch
+from backsight.experiments.detection_cases import detections_of
 from backsight.experiments.lines import points, title_of
 from backsight.experiments.objects import object_masks
 from backsight.experiments.run import Experiment
@@ -55,10 +55,9 @@ def measure(subject: Subject, *, threshold: Share = 0.5, num_shown: AnyNumber = 
         threshold: the least score with which an object counts as detected.
         num_shown: how many images are kept as pictures: the first ones with every region.
     """
-    measurements = list(_measure(subject, threshold))
-    pictures = list(_pictures(subject, threshold, num_shown))
+    measurements, pictures = _measure(subject, threshold), _pictures(subject, threshold, num_shown)
     settings = {"threshold": threshold, "num_shown": num_shown}
-    return Result("abstraction", [subject.card()], measurements, pictures, settings, baseline_notes(subject))
+    return subject.result("abstraction", measurements, pictures, settings, baseline_notes(subject))
 
 
 def _measure(subject: Subject, threshold: float) -> Iterator[Measurement]:
@@ -93,19 +92,12 @@ def divide(subject: Subject, batch: Batch, threshold: float) -> dict[str, Tensor
     crowds = torch.stack([object_masks(replace(target, crowd=~target.crowd), size).any(0) for target in targets])
     regions = {OBJECT: anything, BACKGROUND: ~anything & ~crowds}
     if subject.model.spec.task == "detect":
-        answers = _answers(subject, batch)
+        answers = detections_of(subject, batch)
         chosen = [found(each, t, threshold)[~t.crowd] for each, t in zip(answers, targets, strict=True)]
         seen = torch.stack([masks[which].any(0) for masks, which in zip(objects, chosen, strict=True)])
         regions = {DETECTED: seen, UNDETECTED: anything & ~seen, **regions}
     regions = {name: mask.to(batch.images.device) for name, mask in regions.items()}
     return regions if batch.valid is None else {name: mask & batch.valid for name, mask in regions.items()}
-
-
-def _answers(subject: Subject, batch: Batch) -> list[Detections]:
-    answers = subject.model.predict(subject.trace(batch))
-    if isinstance(answers, Classes):
-        raise TypeError(f"{subject.name} says that it detects, and gives classes")
-    return answers
 
 
 def _pictures(subject: Subject, threshold: float, num_shown: int) -> Iterator[Picture]:

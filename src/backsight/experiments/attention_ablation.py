@@ -24,7 +24,6 @@ from backsight.experiments.subject import Subject, by_seed
 from backsight.figures import Block, Panel, page, panel_part, picture_parts
 from backsight.metrics import mse
 from backsight.models import duplicate, vocabulary
-from backsight.perturb import patch_attention_mask
 from backsight.results import Label, Measurement, Picture, Result
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def measure(
         "seed": seed,
         "num_pictures": num_pictures,
     }
-    return Result("attention_ablation", [subject.card()], measurements, pictures, settings)
+    return subject.result("attention_ablation", measurements, pictures, settings)
 
 
 def _conditions(subject: Subject, tuning: FineTuning, train: str, reads_prefix: bool) -> Iterator[_Condition]:
@@ -144,6 +143,30 @@ class _Condition:
 # ---- the mask
 
 
+def patch_attention_mask(num_tokens: int, prefix: int, *, reads_prefix: bool = False) -> Tensor:
+    """Attention without patch-to-patch attention: ``N N``, bool, row = who attends, column = to whom, True = it may.
+
+    A prefix token (the class token) attends to all tokens, a patch to itself and, if ``reads_prefix``, to the prefix
+    tokens. No row is empty. Without ``reads_prefix``, as in the paper, each patch is processed alone; with it, patches
+    still mix through the prefix from one layer to the next.
+
+    Args:
+        num_tokens: N, prefix tokens included.
+        prefix: how many of them come before the patches.
+        reads_prefix: patches attend to the prefix tokens too.
+
+    Raises:
+        ValueError: more prefix tokens than tokens.
+    """
+    if not 0 <= prefix <= num_tokens:
+        raise ValueError(f"{prefix} prefix tokens among {num_tokens} tokens: at most all of them can be")
+    allowed = torch.eye(num_tokens, dtype=torch.bool)
+    allowed[:prefix] = True
+    if reads_prefix:
+        allowed[:, :prefix] = True
+    return allowed
+
+
 def blocks_of(model: StagedModel) -> list[nn.Module]:
     """The transformer blocks of a model, all of which take an ``attn_mask``.
 
@@ -162,7 +185,7 @@ def masked_attention(model: StagedModel, mask: Tensor, layers: Sequence[int] | N
 
     Args:
         model: a vision transformer of timm.
-        mask: ``N N``, bool, True = may attend (:func:`~backsight.perturb.patch_attention_mask`).
+        mask: ``N N``, bool, True = may attend (:func:`patch_attention_mask`).
         layers: only these blocks; all by default.
 
     Raises:
@@ -181,10 +204,8 @@ def masked_attention(model: StagedModel, mask: Tensor, layers: Sequence[int] | N
 
 # ---- fine-tuning a copy
 
-LOOKED_AT = 100
-"""Images that are looked at for a class before the training begins."""
-
-_LARGEST_GRADIENT = 1.0
+NUM_CHECKED = 100
+"""Images that are searched for a class before the training begins."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +220,7 @@ class FineTuning:
 
 
 def training_data(subject: Subject, spec: str = "") -> ImageData:
-    """The training split of ``spec``, or of the data that the subject is looked at with.
+    """The training split of ``spec``, or of the subject's own data.
 
     Raises:
         UserError: it cannot be opened, or its images have no class.
@@ -208,7 +229,7 @@ def training_data(subject: Subject, spec: str = "") -> ImageData:
         data: ImageData = replace(subject.data, seed=subject.data.seed // 3 * 3, length=LENGTHS[0])
     else:
         data = open_data(spec or subject.data.name, subject.model.pixels, vocabulary=vocabulary(subject.model)).train
-    samples = (data[index] for index in range(min(len(data), LOOKED_AT)))
+    samples = (data[index] for index in range(min(len(data), NUM_CHECKED)))
     if all(sample is None or sample.target.label is None for sample in samples):
         raise UserError(
             f"{data.name} has no class of the whole image to train on: take folder:DIR or world:prior:single"
@@ -243,7 +264,7 @@ def fine_tune(
                     )
                 optimiser.zero_grad()
                 nn.functional.cross_entropy(logits, labels).backward()
-                nn.utils.clip_grad_norm_(module.parameters(), _LARGEST_GRADIENT)
+                nn.utils.clip_grad_norm_(module.parameters(), 1.0)
                 optimiser.step()
                 schedule.step()
     finally:

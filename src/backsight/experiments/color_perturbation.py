@@ -64,7 +64,7 @@ def measure(subject: Subject, *, category: str = "", num_pictures: AnyNumber = 2
     if not on_task:
         notes = [f"{subject.data.name} has no answers to {subject.name}'s task: only reconstructions were measured"]
     settings = {"category": category, "num_pictures": num_pictures}
-    return Result("color_perturbation", [subject.card()], [*of_objects, *on_task], pictures, settings, notes)
+    return subject.result("color_perturbation", [*of_objects, *on_task], pictures, settings, notes)
 
 
 # ---- objects recoloured, and reconstructed

@@ -46,7 +46,7 @@ class Case:
 
     @cached_property
     def window(self) -> tuple[slice, slice]:
-        """(rows, columns) that hold mask and ring: nothing else has to be looked at."""
+        """(rows, columns) that hold mask and ring: the measurements need nothing else."""
         anything = self.mask | self.ring
         rows, columns = (anything.any(axis).nonzero().flatten().tolist() or [0] for axis in (1, 0))
         return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)

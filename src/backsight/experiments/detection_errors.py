@@ -68,7 +68,7 @@ def measure(subject: Subject, *, threshold: Share = 0.5, num_shown: AnyNumber = 
     gallery = Gallery(subject, num_shown)
     measurements = list(_measure(subject, threshold, gallery))
     settings = {"threshold": threshold, "num_shown": num_shown}
-    return Result("detection_errors", [subject.card()], measurements, gallery.pictures, settings)
+    return subject.result("detection_errors", measurements, gallery.pictures, settings)
 
 
 def _measure(subject: Subject, threshold: float, gallery: Gallery) -> Iterator[Measurement]:

@@ -59,9 +59,8 @@ def measure(subject: Subject, *, num_pictures: AnyNumber = 2) -> Result:
         raise UserError(
             f"no stage of {subject.name} has layers that an inverse reads: take a model with a transformer encoder"
         )
-    pictures = list(_pictures(subject, num_pictures))
-    settings = {"num_pictures": num_pictures}
-    return Result("intermediate_layers", [subject.card()], measurements, pictures, settings, _notes(subject))
+    pictures, settings = _pictures(subject, num_pictures), {"num_pictures": num_pictures}
+    return subject.result("intermediate_layers", measurements, pictures, settings, _notes(subject))
 
 
 def readings(subject: Subject) -> list[Reading]:

@@ -60,7 +60,7 @@ def measure(subject: Subject) -> Result:
     notes = []
     if left_out:
         notes = [f"{subject.name}: {left_out} images are left out of CKA, their batch is too small"]
-    return Result("layer_similarity", [subject.card()], list(_measure(subject)), notes=notes)
+    return subject.result("layer_similarity", _measure(subject), notes=notes)
 
 
 def _is_enough(batch: Batch) -> bool:

@@ -37,7 +37,7 @@ OWN, OTHERS = "own class", "other classes"
 
 
 def measure(subject: Subject, *, num_classes: AnyNumber = 8, num_pictures: AnyNumber = 3) -> Result:
-    """Reconstruct greyscale images and look at the colour inside the objects, class by class.
+    """Reconstruct greyscale images and measure the colour inside the objects, class by class.
 
     Labels: ``model``, ``class`` (a name, or ``all``), ``stage`` (``original``: the images in their own colours),
     ``metric`` and ``against``:
@@ -64,9 +64,8 @@ def measure(subject: Subject, *, num_classes: AnyNumber = 8, num_pictures: AnyNu
         if label in reported:
             labels = {"model": subject.name, "class": reported[label], "stage": stage, "metric": metric}
             measurements.append(Measurement({**labels, **({"against": against} if against else {})}, values))
-    pictures = list(_pictures(subject, num_pictures))
     settings = {"num_classes": num_classes, "num_pictures": num_pictures}
-    return Result("prototypes", [subject.card()], measurements, pictures, settings)
+    return subject.result("prototypes", measurements, _pictures(subject, num_pictures), settings)
 
 
 def hues_of_classes(subject: Subject) -> dict[int, Tensor]:

@@ -61,7 +61,9 @@ def check_settings(measure: Callable[..., Any], settings: Mapping[str, Any]) -> 
     Raises:
         UserError: no such setting, or a value of another type or out of its :class:`Range`.
     """
-    known = {name: each for name, each in inspect.signature(measure).parameters.items() if name != "subject"}
+    known = {
+        name: each for name, each in inspect.signature(measure).parameters.items() if each.default is not each.empty
+    }
     for name in settings:
         if name not in known:
             raise UserError(f"no setting '{name}': there are {', '.join(known) or 'none'}")

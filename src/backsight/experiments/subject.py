@@ -1,9 +1,9 @@
-"""What an experiment looks at: a forward model, its inverse chains, and images, each computed once."""
+"""What an experiment is done with: a forward model, its inverse chains, and images, each computed once."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,10 +20,11 @@ from backsight.engine import RANDOM, StagedModel, Trace
 from backsight.evaluation import MeanImage, mean_image_of
 from backsight.io import read_json, read_yaml
 from backsight.models import vocabulary
+from backsight.results import Measurement, Picture, Result
 from backsight.shipped import find_shipped
 
 NUM_IMAGES = 100
-"""How many images an experiment looks at, unless told otherwise."""
+"""How many images an experiment uses by default."""
 
 CACHE_BYTES = 2 << 30
 """Bytes of traces and reconstructions that a subject keeps at most."""
@@ -116,7 +117,7 @@ class Subject:
         return any(batch.valid is not None for batch in self.batches)
 
     def card(self) -> dict[str, Any]:
-        """What every output says of the subject."""
+        """The facts that every output states: the model, its weights, the data, and how many images of it."""
         return {
             "model": self.name,
             "weights": self.model.weights,
@@ -155,7 +156,7 @@ class Subject:
     def gather(self, measure: Callable[[Batch], Mapping[Key, Tensor]]) -> dict[Key, Tensor]:
         """``measure`` of every batch, many quantities at once (``S B`` or, without seeds, ``B``), joined over images.
 
-        Whatever is asked of a batch is asked while its features are at hand.
+        All quantities of a batch are measured while its features are in the cache.
 
         Returns:
             ``S images`` each (``S`` = 1 without seeds), float64 on the CPU.
@@ -170,6 +171,19 @@ class Subject:
     def collect(self, measure: Callable[[Batch], Tensor]) -> Tensor:
         """:meth:`gather` of a single quantity, ``S images``."""
         return self.gather(lambda batch: {"": measure(batch)})[""]
+
+    def result(
+        self,
+        experiment: str,
+        measurements: Iterable[Measurement],
+        pictures: Iterable[Picture] = (),
+        settings: Mapping[str, Any] | None = None,
+        notes: Sequence[str] = (),
+    ) -> Result:
+        """What ``experiment`` found of this subject, with its card and the ids of its images."""
+        ids = [each for batch in self.batches for each in batch.ids]
+        found = list(measurements), list(pictures), settings or {}, notes
+        return Result(experiment, [self.card()], *found, images={self.name: ids})
 
     def require(self, *needs: str) -> None:
         """Refuse data that lacks what an experiment needs: ``masks``, ``boxes``, ``labels`` (of whole images).
@@ -241,7 +255,7 @@ def open_subject(
     batch_size: int = 16,
     device: str = "auto",
 ) -> Subject:
-    """The first test images of some data, seen by a forward model, with the chains that invert it.
+    """A forward model, the chains that invert it, and the first test images of some data.
 
     Args:
         model: the forward model's name; by default the one that the chains were trained on.

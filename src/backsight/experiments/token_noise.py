@@ -46,7 +46,7 @@ class Route:
     inverse: str = CHAIN
 
     def options(self, subject: Subject) -> dict[str, Any]:
-        """How the chain is to be told which inverses to use."""
+        """The options of :meth:`Subject.reconstruct` that choose the inverse."""
         return {} if self.inverse == CHAIN else {"via": {subject.stages[0]: LOCAL}}
 
 
@@ -103,7 +103,7 @@ def measure(
 
     measurements = [_measurement(subject, *key, values) for key, values in subject.gather(answers).items()]
     settings = {"shares": list(shares), "noise": noise, "seed": seed, "num_pictures": num_pictures}
-    return Result("token_noise", [subject.card()], measurements, pictures, settings)
+    return subject.result("token_noise", measurements, pictures, settings)
 
 
 def _check(subject: Subject, shares: Sequence[float], noise: str) -> None:

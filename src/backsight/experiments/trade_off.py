@@ -181,8 +181,8 @@ def _notes(runs: Sequence[FinishedRun]) -> list[str]:
         kinds = Counter((run.task, run.trade_off, run.update) for run in own)
         for kind in (kind for kind, count in kinds.items() if count > 1):
             alike = [names[run.path] for run in own if (run.task, run.trade_off, run.update) == kind]
-            told = f"{kind[0]} runs" + ("" if kind[1] is None else f" with lambda {kind[1]:g}")
-            notes.append(f"{' and '.join(alike)} are all {told} of {model}: claims cannot tell which one is meant")
+            which = f"{kind[0]} runs" + ("" if kind[1] is None else f" with lambda {kind[1]:g}")
+            notes.append(f"{' and '.join(alike)} are all {which} of {model}: claims cannot tell which one is meant")
         cards = _cards(own)
         if len({(card["data_fingerprint"], card["num_images"]) for card in cards}) > 1:
             notes.append(f"the runs of {model} were not measured on the same images: their errors do not compare")

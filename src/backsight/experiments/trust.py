@@ -49,7 +49,7 @@ def measure(subject: Subject) -> Result:
         raise UserError(f"trust compares images with each other, {subject.name} has one: give it two or more")
     notes = [f"{subject.name} has one seed: there is no spread between seeds"] if len(subject.seeds) == 1 else []
     notes += baseline_notes(subject)
-    return Result("trust", [subject.card()], [*_seen_again(subject), *_pixels(subject)], notes=notes)
+    return subject.result("trust", [*_seen_again(subject), *_pixels(subject)], notes=notes)
 
 
 @torch.no_grad()

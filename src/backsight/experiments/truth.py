@@ -65,9 +65,8 @@ def measure(subject: Subject, *, num_scenes: Number = 200, num_training: Number 
     Raises:
         UserError: the data is not the drawn world, or there are too few scenes to fit a probe to.
     """
-    measurements = list(_measure(subject, num_scenes, num_training))
     settings = {"num_scenes": num_scenes, "num_training": num_training}
-    return Result("truth", [subject.card()], measurements, list(_pictures(subject)), settings)
+    return subject.result("truth", _measure(subject, num_scenes, num_training), _pictures(subject), settings)
 
 
 def _measure(subject: Subject, num_scenes: int, num_training: int) -> Iterator[Measurement]:
