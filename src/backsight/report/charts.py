@@ -88,7 +88,7 @@ def _points(result: Result, metric: str) -> list[ErrorPoint]:
     for each in result.select(metric=metric):
         interval = each.interval()
         if each.labels["stage"] != MEAN_IMAGE and math.isfinite(interval.mean):
-            bounds = tuple(interval) if math.isfinite(interval.low) else None
+            bounds = interval if math.isfinite(interval.low) else None
             points.append(ErrorPoint(entry_title(str(each.labels["stage"])), each.by_seed(), bounds))
     return points
 
