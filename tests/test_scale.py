@@ -251,7 +251,7 @@ def test_every_held_out_image_is_looked_at_once(tmp_path: Path) -> None:
     def ids(rank: int, count: int) -> list[tuple[str, ...]]:
         run = Run.of(model, options, RunFolder(tmp_path))
         run.processes = Processes(rank, count)
-        return [batch.ids for batch in run.held_out.batches(data.test, 10)]
+        return [batch.ids for batch in run.evaluator.batches(data.test, 10)]
 
     whole = ids(0, 1)
     parts: Any = zip(*(ids(rank, 3) for rank in range(3)), strict=True)

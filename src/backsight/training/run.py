@@ -24,8 +24,8 @@ from backsight.options import TrainOptions
 from backsight.tasks import Task, check_truth, make_task, settings_of
 from backsight.training.budget import Budget
 from backsight.training.compiling import compile_task
+from backsight.training.evaluator import Evaluator
 from backsight.training.feature_cache import FeatureCache
-from backsight.training.held_out import HeldOut
 from backsight.training.loop import Loop, NotFinite, State, stopped_in_words
 from backsight.training.norms import share_statistics
 from backsight.training.outputs import measure, save_models, score_by_seed, task_in_words, versions, write_card
@@ -179,9 +179,9 @@ class Run:
             yield batch if batch.ids or self.processes.count == 1 else Batch(nothing, (), ())
 
     @property
-    def held_out(self) -> HeldOut:
-        """How images are looked at that are not trained on."""
-        return HeldOut(self.options.batch_size, self.device, self.processes, self.signals)
+    def evaluator(self) -> Evaluator:
+        """What gives validation and test images, to every process its part."""
+        return Evaluator(self.options.batch_size, self.device, self.processes, self.signals)
 
     @property
     def validation(self) -> tuple[ImageData, int]:
@@ -193,7 +193,7 @@ class Run:
         """Every loss on the validation images, as in training, and how well the forward models do their task there."""
         self.task.train(False)
         try:
-            losses = self.held_out.losses(self.task, *self.validation, self.precision)
+            losses = self.evaluator.losses(self.task, *self.validation, self.precision)
             return losses, self.performance()
         finally:
             self.task.train()
@@ -203,8 +203,8 @@ class Run:
         if self.frozen_performance is not None:
             return self.frozen_performance
         with autocast(self.precision, self.device):
-            look = self.held_out
-            found = score_by_seed(self.task, lambda: look.batches(*self.validation), look.gather)
+            evaluator = self.evaluator
+            found = score_by_seed(self.task, lambda: evaluator.batches(*self.validation), evaluator.gather)
         if self.options.task != "joint":
             self.frozen_performance = found
         return found
@@ -227,7 +227,7 @@ class Run:
             save_models(self.task, self.folder.path)
             write_bytes(self.folder.path / "mean_image.safetensors", save({"mean_image": mean.cpu()}))
         with autocast(self.precision, self.device):
-            result = measure(self.task, self.test_batches, mean, self.held_out.gather)
+            result = measure(self.task, self.test_batches, mean, self.evaluator.gather)
         facts = self.facts(state)
         data = {"data": self.options.data, "data_fingerprint": facts["data_fingerprint"]}
         card = {**result.subjects[0], **data, "training": facts}
@@ -248,13 +248,13 @@ class Run:
 
     def test_batches(self) -> Iterator[Batch]:
         """The test images that figures are reported on."""
-        return self.held_out.batches(self.splits.test, self.options.max_test)
+        return self.evaluator.batches(self.splits.test, self.options.max_test)
 
     def facts(self, state: State) -> dict[str, Any]:
         """What the card states of the run."""
         pixels, splits = self.model.pixels, self.splits
         unreadable = [set(getattr(data, "unreadable", ())) for data in vars(splits).values()]
-        skipped = [set().union(*found) for found in zip(*self.held_out.gather(unreadable), strict=True)]
+        skipped = [set().union(*found) for found in zip(*self.evaluator.gather(unreadable), strict=True)]
         return {
             "model": self.model.name,
             "weights": self.model.weights,

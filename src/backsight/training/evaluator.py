@@ -1,4 +1,4 @@
-"""Looking at images that are not trained on: each process at its part, every image once."""
+"""Batches of images that are not trained on, each process its part and every image once, and the losses on them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from backsight.training.signals import StopRequested
 
 
 @dataclass
-class HeldOut:
-    """How images are looked at: in batches of ``batch_size``, shared among ``processes``, until a signal comes."""
+class Evaluator:
+    """Validation and test images in batches of ``batch_size``, shared among ``processes``, until a signal comes."""
 
     batch_size: int
     device: torch.device
