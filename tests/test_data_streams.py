@@ -15,7 +15,7 @@ from backsight.core import Pixels, UserError
 from backsight.data import Splits, Stream, open_data
 from backsight.data.streams import Encoded, TarFiles, expand, part_of
 from backsight.options import TrainOptions
-from backsight.training.reading import check_stream
+from backsight.training.numbers import check_stream
 
 # Python 3.12 and later warn of every fork beside a thread; torch has threads.
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

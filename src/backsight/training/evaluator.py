@@ -12,7 +12,7 @@ from backsight.core import Key, UserError
 from backsight.data import Batch, ImageData, loader
 from backsight.devices import autocast, exact
 from backsight.tasks import Task
-from backsight.training.processes import Processes
+from backsight.training.distributed import Processes
 from backsight.training.signals import StopRequested
 
 
@@ -23,12 +23,12 @@ class Evaluator:
     batch_size: int
     device: torch.device
     processes: Processes
-    asked: list[int]
+    signals: list[int]
 
     def batches(self, data: ImageData, at_most: int) -> Iterator[Batch]:
         """This process's part of the first ``at_most`` images of ``data``, in batches, as long as no signal comes."""
         for batch in loader(data, self.batch_size, limit=at_most, part=self.processes.part, device=self.device):
-            if self.asked:
+            if self.signals:
                 return
             yield batch
 
@@ -38,7 +38,7 @@ class Evaluator:
         Raises:
             StopRequested: a signal to stop came to one of them.
         """
-        parts = self.processes.gather((self.asked[0] if self.asked else 0, found))
+        parts = self.processes.gather((self.signals[0] if self.signals else 0, found))
         if number := max(number for number, _ in parts):
             raise StopRequested(number)
         return [part for _, part in parts]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
-from backsight.core import UserError
-from backsight.data import Batch, ImageData, Stream, loader
+from backsight.core import Pixels
+from backsight.data import Batch, ImageData, Splits, Stream, loader
+from backsight.data.cache import Kept
+from backsight.data.loader import MadeInBatches
 from backsight.options import TrainOptions
-from backsight.training.processes import Processes
+from backsight.training.distributed import Processes
 
 
 def count_batches(data: ImageData, batch_size: int) -> int:
@@ -22,25 +25,6 @@ def count_batches(data: ImageData, batch_size: int) -> int:
 def length(data: ImageData) -> int | str:
     """How many images there are, where that is known."""
     return "a stream" if isinstance(data, Stream) else len(data)
-
-
-def check_stream(options: TrainOptions) -> None:
-    """Refuse what a data set without a length cannot give.
-
-    Raises:
-        UserError: one of the options, in one line.
-    """
-    if options.data.partition(":")[0] not in ("stream", "wds"):
-        return
-    if options.steps is None and options.minutes is None:
-        raise UserError(
-            f"'{options.data}' is a stream without a length, so it has no epochs: give --steps or --minutes"
-        )
-    for name in ("image_cache", "feature_cache"):
-        if getattr(options, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} keeps images that come again, and a stream's are not known")
-    if options.task == "joint":
-        raise UserError("joint training needs data that can be read in any order: a stream cannot")
 
 
 def train_batches(
@@ -54,3 +38,16 @@ def train_batches(
     else:
         order = {"seed": options.seed, "epoch": number, "shuffle": True, "start": start}
         yield from loader(data, size, workers=workers, device=device, part=processes.part, **order)
+
+
+def cache_images(splits: Splits, options: TrainOptions, pixels: Pixels) -> Splits:
+    """The same data, read from ``--image-cache`` once it has been decoded. Drawn scenes are quicker to draw again."""
+    folder = options.image_cache
+    if folder is None:
+        return splits
+
+    def cached(data: ImageData, share: float) -> ImageData:
+        limit = share * options.image_cache_gb * 1e9
+        return data if isinstance(data, MadeInBatches) else Kept(data, pixels, folder, limit)
+
+    return replace(splits, train=cached(splits.train, 0.9), validation=cached(splits.validation, 0.1))
