@@ -39,7 +39,7 @@ def error_measurements(model: str, errors: Mapping[str, float], mean_image: floa
 
 def run_page(folder: Path) -> Path:
     """Two images, three stages, two seeds, every error with its interval, and the losses of ninety steps."""
-    return write_report(run_result(), folder / "report.html")
+    return write_report(Result.load(run_result().write(folder / "results.json")), folder / "report.html")
 
 
 def run_result() -> Result:

@@ -216,7 +216,8 @@ def test_the_mean_image_stands_beside_in_the_table(detr: StagedModel, images: Te
 def scene(*labels: int, label: int | None = None) -> Target:
     """Objects of some classes side by side, or one class of the whole image."""
     boxes = torch.tensor([[8.0 * index, 8.0, 8.0 * index + 6, 24.0] for index in range(len(labels))]).reshape(-1, 4)
-    return Target(boxes, torch.tensor(labels, dtype=torch.int64), label=label)
+    crowd = torch.zeros(len(labels), dtype=torch.bool)
+    return Target(boxes, torch.tensor(labels, dtype=torch.int64), crowd=crowd, label=label)
 
 
 def test_the_accuracy_is_the_share_of_right_answers(small_model: Callable[[str], StagedModel]) -> None:

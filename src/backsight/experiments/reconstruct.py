@@ -138,7 +138,7 @@ def show(
 
 def _answers(model: StagedModel, trace: Trace) -> Sequence[Classes | Detections | None]:
     """The model's answer for each image."""
-    if model.spec.task == "features":
+    if model.read is None or model.spec.task == "features":
         return [None] * len(trace.images)
     answer = model.predict(trace)
     return [Classes(logits, answer.labels) for logits in answer.logits] if isinstance(answer, Classes) else answer

@@ -90,7 +90,8 @@ def write_results(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, 
     card["figures"] = dict(shipped_card(model.name).get("figures", {}))
     measurements = [*errors.measurements, *_losses(run, model.name)]
     result = Result("reconstruct", [card], measurements, pictures, notes=errors.notes, command=command())
-    result.write(out / RESULTS)  # before the figure: by it the folder is known as ours
+    # Before the figure: by it the folder is known as ours. The page is made from the file, as `backsight report` does.
+    result = Result.load(result.write(out / RESULTS))
     _drop(out, set(earlier) - {each.file for each in pictures})
     write_bytes(out / "figure.png", to_png(_figure(pictures, "random weights" if card["random"] else "")))
     write_report(result, out / "report.html")
