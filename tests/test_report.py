@@ -27,7 +27,7 @@ from backsight.report.reconstruct import check_output, picture_file
 from backsight.report.views import format_number
 from backsight.results import Measurement, Picture, Result
 from backsight.training import Loop
-from example_pages import CLAIMS, experiments_page, run_page, run_result
+from example_pages import CLAIMS, experiments_page, run_page
 
 EVIL = "<script>alert('&\"')</script>"
 
