@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from backsight.experiments.claims import Judgement, Part, save_claims
+from backsight.experiments.claims import Effect, Judgement, save_claims
 from backsight.figures import image_png
 from backsight.io import write_bytes
 from backsight.metrics import Interval
@@ -72,7 +72,7 @@ def run_result() -> Result:
 
 def claim(verdict: str, mean: float | None) -> Judgement:
     """A claim that came to ``verdict``, with one effect of this mean, or with none."""
-    parts = () if mean is None else (Part("all", mean, mean - 0.1, mean + 0.1, 9, "images", 3, True, verdict),)  # type: ignore[arg-type]
+    parts = () if mean is None else (Effect("all", mean, mean - 0.1, mean + 0.1, 9, "images", 3, True, verdict),)  # type: ignore[arg-type]
     subjects = ({"model": "a/model", "random": False, "data": "folder:photos"},) if parts else ()
     reason = "" if parts else "stage_error was not done"
     return Judgement(

@@ -18,8 +18,8 @@ from backsight.experiments.claims import (
     VERDICTS,
     Claim,
     Comparison,
+    Effect,
     Judgement,
-    Part,
     Role,
     judge,
     load_claims,
@@ -376,7 +376,7 @@ def test_where_a_hue_defines_the_class_it_is_looked_for_there():
 
 def test_every_field_and_experiment_is_documented():
     text = (Path(__file__).parent.parent / "docs" / "claims.md").read_text(encoding="utf-8")
-    names = [each.name for kind in (Judgement, Part) for each in fields(kind)]
+    names = [each.name for kind in (Judgement, Effect) for each in fields(kind)]
     assert [
         name for name in [*names, *VERDICTS, *{claim.experiment for claim in CLAIMS}] if f"`{name}`" not in text
     ] == []

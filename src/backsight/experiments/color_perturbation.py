@@ -71,7 +71,7 @@ def measure(subject: Subject, *, category: str = "", num_pictures: AnyNumber = 2
 
 
 @dataclass(frozen=True)
-class _View:
+class _Recoloured:
     """One image through all seven filters: what went in and what every stage gives, ``S 7 3 H W`` (input: S = 1);
     ``mask`` ``H W`` is where it was recoloured, ``valid`` ``H W`` where the picture is (None: everywhere), ``size`` how
     large (rows, columns)."""
@@ -87,15 +87,15 @@ class _View:
 
 
 @torch.no_grad()
-def _views(subject: Subject, label: int | None) -> Iterator[_View | None]:
+def _recolour_all(subject: Subject, label: int | None) -> Iterator[_Recoloured | None]:
     """For every image its recoloured versions; None where it has no object of the category."""
     for batch in subject.batches:
         for index, target in enumerate(batch.targets):
             mask = category_mask(target, (batch.images.shape[-2], batch.images.shape[-1]), label)
-            yield None if mask is None else _view(subject, batch, index, mask.to(batch.images.device))
+            yield None if mask is None else _recolour_one(subject, batch, index, mask.to(batch.images.device))
 
 
-def _view(subject: Subject, batch: Batch, index: int, mask: Tensor) -> _View:
+def _recolour_one(subject: Subject, batch: Batch, index: int, mask: Tensor) -> _Recoloured:
     image = batch.images[index]
     changed = torch.stack([recolour(image, name, mask) for name in SIX])
     valid = None if batch.valid is None else batch.valid[index]
@@ -106,21 +106,21 @@ def _view(subject: Subject, batch: Batch, index: int, mask: Tensor) -> _View:
         clean = subject.reconstruct(batch, stage)[:, index, None]  # through no filter: what other experiments use too
         stages[stage] = torch.cat([clean, subject.invert(features[stage], stage)], 1)
     rows, columns = batch.cut(index, image).shape[-2:]
-    return _View(stages, mask, valid, (rows, columns))
+    return _Recoloured(stages, mask, valid, (rows, columns))
 
 
 def _measure_objects(subject: Subject, label: int | None, num_pictures: int) -> tuple[list[Measurement], list[Picture]]:
     values = _unanswered(subject)
     pictures: list[Picture] = []
     shown = 0
-    for column, view in enumerate(_views(subject, label)):
-        if view is None:
+    for column, image in enumerate(_recolour_all(subject, label)):
+        if image is None:
             continue
-        for stage in view.stages:
-            for (metric, region), found in _compare(view, stage).items():
+        for stage in image.stages:
+            for (metric, region), found in _compare(image, stage).items():
                 values[stage, metric, region][:, column] = found.cpu()
         if shown < num_pictures:
-            pictures += _pictures(subject, view, shown)
+            pictures += _pictures(subject, image, shown)
             shown += 1
     labels = ({"model": subject.name, "stage": stage, "metric": metric, "region": region}
               for stage, metric, region in values)  # fmt: skip
@@ -138,13 +138,13 @@ def _unanswered(subject: Subject) -> dict[tuple[str, str, str], Tensor]:
     }
 
 
-def _compare(view: _View, stage: str) -> dict[tuple[str, str], Tensor]:
+def _compare(image: _Recoloured, stage: str) -> dict[tuple[str, str], Tensor]:
     """(metric, region) -> ``S``."""
-    apart = pairwise_error(view.through(stage, SIX))
-    hues = hue_retention(view.through(INPUT, HUES)[0], view.through(stage, HUES), view.mask)
+    apart = pairwise_error(image.through(stage, SIX))
+    hues = hue_retention(image.through(INPUT, HUES)[0], image.through(stage, HUES), image.mask)
     return {
-        ("pairwise mse", "image"): region_mean(apart, view.valid),
-        ("pairwise mse", "object"): region_mean(apart, view.mask),
+        ("pairwise mse", "image"): region_mean(apart, image.valid),
+        ("pairwise mse", "object"): region_mean(apart, image.mask),
         ("hue retention", "object"): hues,
     }
 
@@ -185,11 +185,11 @@ def hue_retention(given: Tensor, found: Tensor, mask: Tensor) -> Tensor:
     return torch.where(known.abs().mean() >= VISIBLE, kept, math.nan)
 
 
-def _pictures(subject: Subject, view: _View, image: int) -> Iterator[Picture]:
-    for stage, versions in view.stages.items():
+def _pictures(subject: Subject, image: _Recoloured, number: int) -> Iterator[Picture]:
+    for stage, versions in image.stages.items():
         for name, picture in zip(FILTERS, versions[0], strict=True):  # as the first seed paints it
-            shown = picture[:, : view.size[0], : view.size[1]].cpu()
-            yield Picture({"model": subject.name, "stage": stage, "filter": name, "image": image}, shown)
+            shown = picture[:, : image.size[0], : image.size[1]].cpu()
+            yield Picture({"model": subject.name, "stage": stage, "filter": name, "image": number}, shown)
 
 
 # ---- whole images recoloured, and the model's task

@@ -13,7 +13,7 @@ from PIL import Image
 
 from backsight.core import UserError
 from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Result
-from backsight.experiments.claims import VERDICTS, Judgement, Part, load_claims
+from backsight.experiments.claims import VERDICTS, Effect, Judgement, load_claims
 from backsight.io import in_words, read_json, write_text
 from backsight.report.render import environment, write_report
 from backsight.report.views import data_uri, format_bounds, format_effect
@@ -63,7 +63,7 @@ class Row:
     bar: Bar | None
 
     @property
-    def part(self) -> Part | None:
+    def part(self) -> Effect | None:
         """The effect that the verdict hangs on."""
         return self.claim.parts[0] if self.claim.parts else None
 

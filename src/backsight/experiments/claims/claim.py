@@ -154,7 +154,7 @@ def for_both(
 
 
 @dataclass(frozen=True)
-class Part:
+class Effect:
     """One of the effects of a claim: its mean and 95 % interval (None where there is a single value to resample), what
     was resampled (``count`` of ``columns``, for ``seeds`` seeds; ``paired`` where both sides were measured on the same
     image), and what follows of it alone."""
@@ -194,7 +194,7 @@ class Judgement:
     bounds: tuple[float | None, float | None]
     verdict: Verdict
     reason: str = ""
-    parts: tuple[Part, ...] = ()
+    parts: tuple[Effect, ...] = ()
     subjects: tuple[Mapping[str, Any], ...] = ()
 
     @property
@@ -262,7 +262,7 @@ def _test(claim: Claim, evidence: Evidence) -> Judgement:
     return _judgement(claim, verdict, reason, tuple(parts), cards)
 
 
-def _weigh(claim: Claim, comparison: Comparison) -> Part:
+def _weigh(claim: Claim, comparison: Comparison) -> Effect:
     """The effect of a comparison and its interval.
 
     Raises:
@@ -275,7 +275,7 @@ def _weigh(claim: Claim, comparison: Comparison) -> Part:
     bounds = (None, None) if any(side.numel() == 1 for side in sides) else interval[1:]
     seeds, count = (min(side.shape[axis] for side in sides) for axis in (0, 1))
     verdict = "undecided" if _too_few(count, seeds, comparison.columns) else _verdict(interval, claim.bounds)
-    return Part(comparison.what, interval.mean, *bounds, count, comparison.columns, seeds, len(sides) == 1, verdict)
+    return Effect(comparison.what, interval.mean, *bounds, count, comparison.columns, seeds, len(sides) == 1, verdict)
 
 
 def _verdict(interval: Interval, bounds: tuple[float, float]) -> Verdict:
@@ -295,7 +295,7 @@ def _judgement(
     claim: Claim,
     verdict: Verdict,
     reason: str = "",
-    parts: tuple[Part, ...] = (),
+    parts: tuple[Effect, ...] = (),
     subjects: tuple[Mapping[str, Any], ...] = (),
 ) -> Judgement:
     low, high = (bound if abs(bound) != float("inf") else None for bound in claim.bounds)
@@ -328,5 +328,5 @@ def load_claims(path: str | Path) -> list[Judgement]:
 
 def _read(value: dict[str, Any]) -> Judgement:
     own = {name: each for name, each in value.items() if name != "condition"}
-    parts = tuple(Part(**part) for part in value["parts"])
+    parts = tuple(Effect(**part) for part in value["parts"])
     return Judgement(**{**own, "parts": parts, "subjects": tuple(value["subjects"]), "bounds": tuple(value["bounds"])})
