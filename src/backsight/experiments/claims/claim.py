@@ -241,10 +241,12 @@ def _judge(claim: Claim, result: Result | None, missing: Mapping[str, str]) -> I
 
 
 def _players(role: Role, result: Result) -> list[str]:
+    """The models of a result that fit a role."""
     return list(dict.fromkeys(str(card["model"]) for card in result.subjects if role.fits(card)))
 
 
 def _test(claim: Claim, evidence: Evidence) -> Judgement:
+    """What a claim comes to for one choice of models."""
     cards = tuple(next(c for c in evidence.result.subjects if c["model"] == model) for model in evidence.models)
     try:
         parts = [_weigh(claim, each) for each in claim.compare(evidence)]
@@ -253,6 +255,7 @@ def _test(claim: Claim, evidence: Evidence) -> Judgement:
     if not parts:
         return _judgement(claim, "not tested", f"{claim.experiment} has nothing to compare here", (), cards)
     low, high = claim.bounds
+    # First the effect that the verdict hangs on: of those with the worst verdict the one nearest to a bound.
     order: Sequence[Verdict] = ("does not hold", "undecided", "holds")
     parts.sort(key=lambda part: (order.index(part.verdict), min(part.ends[0] - low, high - part.ends[1])))
     verdict, reason = parts[0].verdict, ""
@@ -298,9 +301,9 @@ def _judgement(
     parts: tuple[Effect, ...] = (),
     subjects: tuple[Mapping[str, Any], ...] = (),
 ) -> Judgement:
-    low, high = (bound if abs(bound) != float("inf") else None for bound in claim.bounds)
-    said = (claim.id, claim.statement, claim.source, claim.experiment, claim.unit, claim.expect, claim.null)
-    return Judgement(*said, (low, high), verdict, reason, parts, subjects)
+    low, high = (None if math.isinf(bound) else bound for bound in claim.bounds)
+    of_claim = (claim.id, claim.statement, claim.source, claim.experiment, claim.unit, claim.expect, claim.null)
+    return Judgement(*of_claim, (low, high), verdict, reason, parts, subjects)
 
 
 def save_claims(judgements: Sequence[Judgement], path: str | Path) -> Path:
