@@ -14,6 +14,7 @@ import yaml
 
 from backsight.core import UserError
 from backsight.engine import RANDOM
+from backsight.experiments.lines import title_of
 from backsight.experiments.run import Experiment
 from backsight.figures import ScatterPoint, page, scatter_part
 from backsight.io import in_words
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 TASKS = ("modular", "classic", "joint")
 """The ways to train inverses; a run that does not say is modular."""
-
 
 CHAIN, BACKWARDS_ONLY = "chain", "backwards-only"
 """How the reconstruction's loss reaches the forward model in joint training: by default, and not at all."""
@@ -200,7 +200,7 @@ def draw(result: Result) -> Figure:
         for metric in task_metrics(result, model) or [""]:
             stage = result.select(model=model, metric="mse")[0].labels["stage"]
             points = [_point(result, each, metric) for each in result.select(model=model, metric="mse")]
-            panels[f"{_title(result, model)}, from {stage}", metric or "performance at the task (not known)"] = points
+            panels[f"{title_of(result, model)}, from {stage}", metric or "performance at the task (not known)"] = points
     return page([scatter_part(panels, "MSE of the image, RGB in [0, 1]")])
 
 
@@ -208,11 +208,6 @@ def task_metrics(result: Result, model: str) -> list[str]:
     """AP or accuracy, as the paper has it; whatever else there is where both are missing."""
     metrics = dict.fromkeys(str(each.labels["metric"]) for each in result.select(model=model))
     return [name for name in PAPER if name in metrics] or [name for name in metrics if name not in OF_IMAGES]
-
-
-def _title(result: Result, model: str) -> str:
-    random = any(card["random"] for card in result.subjects if card["model"] == model)
-    return f"{model}, random weights" if random else model
 
 
 def _point(result: Result, error: Measurement, metric: str) -> ScatterPoint:
