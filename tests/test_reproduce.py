@@ -328,6 +328,7 @@ def test_a_subject_takes_one_chain_or_a_run_and_data_by_its_specification(run):
         subject = bs.Subject(model, chain, "world:prior:single", num_images=3)
         assert subject.card() == {**opened.card(), "seeds": seeds}
         assert torch.equal(subject.mean_image, opened.mean_image)
+    assert bs.experiments.trust.measure(subject).subjects == [subject.card()]
     with pytest.raises(UserError, match="at least 1"):
         bs.Subject(model, run, "world:prior:single", num_images=0)
 
