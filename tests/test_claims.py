@@ -177,7 +177,7 @@ def test_what_was_not_done_is_not_tested_and_says_why():
     assert found.verdict == "not tested"
 
 
-def test_random_weights_are_told():
+def test_the_condition_states_random_weights():
     result = result_of({("model", "a", "metric", "m"): noise(1.0)}, [{**card("a"), "random": True}])
     assert judge([claim_of()], {"toy": result})[0].condition.startswith("a, random weights on world:prior")
 
@@ -362,7 +362,7 @@ def test_runs_on_other_images_are_not_compared():
     assert set(verdicts(replace(given, subjects=cards)).values()) == {"not tested"}
 
 
-def test_where_a_hue_defines_the_class_it_is_looked_for_there():
+def test_claims_about_hue_are_tested_under_their_law():
     labels = ("metric", "survival", "factor", "hue", "stage", "decoder", "reader", "inverse")
     rows = {("model", "d", *labels): noise(0.8), ("model", "i", *labels): noise(0.1)}
     cards = [card("d", data="world:defining"), card("i", data="world:independent")]

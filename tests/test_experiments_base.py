@@ -179,7 +179,7 @@ def test_a_small_cache_forgets_the_oldest_and_stays_right(small_model: Models, m
     assert len(subject._cache.values) == 1
 
 
-def test_options_of_a_reconstruction_are_kept_apart(small_model: Models):
+def test_reconstructions_with_other_options_are_cached_apart(small_model: Models):
     subject = untrained_subject(small_model("vit"), 1)
     batch = subject.batches[0]
     own, borrowed = subject.reconstruct(batch, "encoder"), subject.reconstruct(batch, "encoder", reads="backbone")
@@ -202,7 +202,7 @@ def test_values_are_joined_in_the_order_of_the_images(small_model: Models):
     assert torch.allclose(subject.mean_image, readable.mean(0), atol=1e-6)
 
 
-def test_the_card_says_what_was_looked_at(small_model: Models):
+def test_the_card_names_the_model_its_data_and_the_seeds(small_model: Models):
     model = small_model("detr")
     card = untrained_subject(model).card()
     assert json.loads(json.dumps(card)) == card

@@ -56,7 +56,7 @@ def wrong_values(setting: str, default: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "setting"), SETTINGS)
-def test_what_a_setting_cannot_be_is_told_in_one_line(name: str, setting: str):
+def test_a_wrong_setting_is_refused_in_one_line(name: str, setting: str):
     measure = EXPERIMENTS[name].measure
     default = settings_of(measure)[setting]
     assert check_settings(measure, {setting: default}).keys() == {setting}
@@ -66,7 +66,7 @@ def test_what_a_setting_cannot_be_is_told_in_one_line(name: str, setting: str):
         assert "\n" not in str(error.value)
 
 
-def test_lists_that_cannot_be_are_told_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_wrong_lists_are_refused_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     subject = small_subject("vit")
     monkeypatch.setattr(Subject, "trace", None)
     for name, settings in (
@@ -118,7 +118,7 @@ def test_the_least_is_measured_and_drawn(name: str, tmp_path: Path):
         assert (tmp_path / str(number) / "figure.png").stat().st_size > 1000
 
 
-def test_too_few_scenes_for_a_probe_are_told_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch):
+def test_too_few_scenes_for_a_probe_are_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(truth, "_survivals", None)
     with pytest.raises(UserError, match=r"num_training=3: \d pictures of these scenes have .* a probe needs 10"):
         truth.measure(small_subject("vit"), num_scenes=2, num_training=3)

@@ -269,7 +269,7 @@ def test_an_experiment_for_no_model_says_why(opened, tmp_path):
         ({"models": ["vit prior", "vit prior"], "data": ["world", "world:single"]}, "have one name"),
     ],
 )
-def test_mistakes_are_told_in_one_line(opened, tmp_path, arguments, message):
+def test_mistakes_are_refused_in_one_line(opened, tmp_path, arguments, message):
     with pytest.raises(UserError, match=".*".join(message.split("?"))) as error:
         reproduce(tmp_path, **arguments)
     assert "\n" not in str(error.value)
