@@ -352,7 +352,7 @@ def test_a_run_with_a_feature_cache_is_the_run_without(model: StagedModel, tmp_p
     first = train(open_run(model, tmp_path / "run", feature_cache=tmp_path / "cache", **data), 6)
     again = train(open_run(model, tmp_path / "run", feature_cache=tmp_path / "cache", **data), 6)
     assert_same(plain, first, 2e-2)  # their features are rounded to bfloat16
-    assert_same(first, again, 1e-6)
+    assert_same(first, again, 1e-4)
 
 
 def batch_of(model: StagedModel, *ids: str) -> Batch:
@@ -397,7 +397,9 @@ def test_a_batch_that_is_cached_in_part_is_put_together_in_order(model: StagedMo
     batch, cache = batch_of(model, "a", "b", "c"), encoder_cache(model, tmp_path)
     fill(cache, Batch(batch.images[1:2].clone(), ("b",), batch.targets[:1]))
     expected = model.features(batch.images, ["encoder"])["encoder"]
-    torch.testing.assert_close(fill(cache, batch)["encoder"], expected, atol=0, rtol=2**-7)
+    torch.testing.assert_close(
+        fill(cache, batch)["encoder"], expected, atol=1e-5, rtol=2**-7
+    )  # bfloat16, and batches of another size
 
 
 def test_other_images_than_those_of_the_batch_are_computed_and_not_kept(model: StagedModel, tmp_path: Path) -> None:
