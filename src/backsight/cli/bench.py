@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from backsight.cli.app import save
+from backsight.cli.inspection import save
 from backsight.options import Precision, Size
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def bench(
-    names: Positional[tuple[str, ...]] = (),
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAMES...]")] = (),
     models: tuple[str, ...] = (),
     rounds: int = 5,
     steps: int = 1,

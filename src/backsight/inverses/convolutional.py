@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from backsight.core import Layout
 from backsight.inverses.base import Inverse
-from backsight.inverses.options import expect_positive
+from backsight.validation import Positive
 
 
 class Deconvolution(Inverse):
@@ -32,11 +32,10 @@ class Deconvolution(Inverse):
         target: Layout,
         constants: Mapping[str, Tensor] | None = None,
         *,
-        expansion: float = 8.0,
+        expansion: Positive = 8.0,
         batch_norm: bool = True,
     ) -> None:
         super().__init__(source, target, constants)
-        expect_positive("expansion", expansion)
         unit = expansion * source.width / 8
         doublings = (self.stride() - 1).bit_length()
         before = [8 * unit, 7 * unit, 6 * unit] if batch_norm else [8 * unit]

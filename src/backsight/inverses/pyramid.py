@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from backsight.core import Layout
 from backsight.inverses.base import Inverse, times_finer
 from backsight.inverses.convolutional import prime_factors
-from backsight.inverses.options import expect_positive
+from backsight.validation import Positive
 
 Grid = tuple[int, int]
 
@@ -40,7 +40,7 @@ class Pyramid(Inverse):
         constants: Mapping[str, Tensor] | None = None,
         *,
         level: int | None = None,
-        expansion: float = 4.0,
+        expansion: Positive = 4.0,
     ) -> None:
         super().__init__(source, target, constants)
         if target.width != 3:
@@ -48,7 +48,6 @@ class Pyramid(Inverse):
         count = len(source.grids)
         if not 0 <= (level or 0) < count:
             raise ValueError(f"there is no level {level or 0}: {source} has {count}, the finest is 0")
-        expect_positive("expansion", expansion)
         self.widest = expansion * source.width
         self.levels = list(range(count))[::-1] if level is None else [level]
         self.grids = [*(source.grids[each] for each in self.levels), target.grid]

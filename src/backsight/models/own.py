@@ -17,8 +17,9 @@ from backsight.engine import RANDOM, StagedModel
 from backsight.models.family import Read
 from backsight.models.spec_file import Answer, OwnSpec, expand, read_spec
 from backsight.models.survey import Survey, survey
-from backsight.models.user_code import build_own, file_of, nearest
+from backsight.models.user_code import build_own, file_of
 from backsight.models.weights import fill, read_state
+from backsight.validation import nearest
 
 SpecLike = str | Path | Mapping[str, Any] | Spec
 """A YAML file, a dictionary of the same form, or a Spec."""

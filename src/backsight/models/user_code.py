@@ -5,7 +5,6 @@ The file is run, and only because the user named it: nothing here is called for 
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import inspect
 import re
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 
 from backsight.core import UserError
+from backsight.validation import nearest
 
 _OWN = re.compile(r"(?P<file>.+\.py)(?::(?P<function>\w*))?")
 
@@ -104,10 +104,3 @@ def _guarded(path: Path, function: Callable[..., Any], *args: Any, **kwargs: Any
         reason = (str(error).splitlines() or [""])[0]
         place = f"{path}:{line}" if line else f"{path}"
         raise UserError(f"{place}: {type(error).__name__}: {reason}; mend the file, backsight only runs it") from error
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``did you mean 'this'?``, or what there is."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"there is {', '.join(known) or 'nothing'}"

@@ -1,6 +1,6 @@
 """What is optimised: a task is a forward pass and losses for its networks. The loop is in ``train``."""
 
-from backsight.tasks.choice import check_choice, facts_of, make_task
+from backsight.tasks.choice import facts_of, make_task
 from backsight.tasks.classic import Classic
 from backsight.tasks.joint import FORWARD, UPDATES, Joint
 from backsight.tasks.modular import Modular
@@ -20,7 +20,6 @@ __all__ = [
     "as_label",
     "as_labels",
     "build_chains",
-    "check_choice",
     "check_truth",
     "component_loss",
     "facts_of",

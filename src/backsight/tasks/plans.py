@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
 from torch import nn
 
 from backsight.chain import InverseChain, Plan, build_chain
 from backsight.core import UserError, split_entry
 from backsight.engine import StagedModel
+from backsight.validation import Positive, convert, parse
 
 _BETWEEN_OPTIONS = re.compile(r",(?![^\[]*\])")
 """A comma, but not one inside a list: ``widths=[64,16]``."""
@@ -63,14 +62,8 @@ def _parse_plan(value: str, before: Plan | None) -> Plan:
     kept: Mapping[str, Any] = before.options if before is not None and before.inverse == name else {}
     parts = filter(None, _BETWEEN_OPTIONS.split(text))
     options = {**kept, **dict(map(_parse_option, parts))}
-    rate = options.pop("learning_rate", None)
-    try:
-        number = None if rate is None else float(rate)
-        if number is None or 0 < number < math.inf:
-            return Plan(name, options, number)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"'{rate}' is no learning rate: write a number, as learning_rate=1e-3") from error
-    raise UserError(f"learning_rate={rate}: it has to be more than 0, and finite, as learning_rate=1e-3")
+    rate = convert(options.pop("learning_rate", None), Positive | None, "learning_rate")
+    return Plan(name, options, rate)
 
 
 def check_ways(model: StagedModel, plans: Mapping[str, Plan]) -> None:
@@ -91,14 +84,10 @@ def check_ways(model: StagedModel, plans: Mapping[str, Plan]) -> None:
 
 
 def _parse_option(text: str) -> tuple[str, Any]:
-    key, _, raw = text.partition("=")
-    try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError:
-        value = None
-    if value is None:
+    key, equals, value = text.partition("=")
+    if not equals or not value.strip():
         raise UserError(f"'{text}' is no option of an inverse: write key=value, as expansion=2")
-    return key.strip(), value
+    return key.strip(), parse(value, key)
 
 
 def build_chains(model: StagedModel, plans: Mapping[str, Plan], seeds: Sequence[int]) -> list[InverseChain]:

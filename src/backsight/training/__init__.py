@@ -6,7 +6,7 @@ from backsight.training.processes import Processes, joined, launched
 from backsight.training.run import Run, command
 from backsight.training.run_folder import RunFolder
 from backsight.training.signals import Interrupted
-from backsight.training.start import open_model, read_size, train, train_run
+from backsight.training.start import open_model, train, train_run
 from backsight.training.stopping import NotFinite
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "joined",
     "launched",
     "open_model",
-    "read_size",
     "train",
     "train_run",
 ]

@@ -5,26 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from backsight.core import UserError, expect_positive
-
 WARM_UP = 20
 """Batches over which the learning rate rises to its full value."""
 FLOOR = 0.01
 """The share of the learning rate that is left at the end."""
-
-
-def check_budget(steps: int | None, epochs: float | None, minutes: float | None) -> None:
-    """Refuse an end of the run that never comes, or that is there at the beginning.
-
-    Raises:
-        UserError: more than one of them is given, or one that is not positive and finite.
-    """
-    given = {"steps": steps, "epochs": epochs, "minutes": minutes}
-    named = [f"--{name}" for name, value in given.items() if value is not None]
-    if len(named) > 1:
-        raise UserError(f"{' and '.join(named)} both end the run: give one of --steps, --epochs and --minutes")
-    for name, value in given.items():
-        expect_positive(name, value)
 
 
 @dataclass(frozen=True)
@@ -36,12 +20,7 @@ class Budget:
 
     @classmethod
     def of(cls, steps: int | None, epochs: float | None, minutes: float | None, steps_an_epoch: int) -> Budget:
-        """The budget that a user's options mean; ten epochs where none is given.
-
-        Raises:
-            UserError: see :func:`check_budget`.
-        """
-        check_budget(steps, epochs, minutes)
+        """The budget that a user's options mean, one of them at most; ten epochs where none is given."""
         if minutes is not None:
             return cls(minutes=minutes)
         return cls(steps=steps if steps is not None else math.ceil((epochs or 10) * steps_an_epoch))

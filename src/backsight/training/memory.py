@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import torch
@@ -13,27 +12,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from backsight.core import UserError
 from backsight.data import Batch
 from backsight.devices import autocast
+from backsight.options import UNITS
 from backsight.tasks import Task
-
-UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 PASSING = 3
 """The largest tensors that exist for a moment beside what is kept for the backward pass: gradients of two maps, and
 what an operation itself works on."""
-
-
-def read_bytes(text: str) -> int:
-    """``"8GiB"`` -> its number of bytes.
-
-    Raises:
-        UserError: it is no amount of memory.
-    """
-    found = re.fullmatch(r"\s*([\d.]+)\s*([a-z]*)\s*", text.lower())
-    try:
-        assert found is not None
-        return round(float(found[1]) * UNITS[found[2]])
-    except (AssertionError, KeyError, ValueError) as error:
-        raise UserError(f"--memory {text} is no amount of memory: write it as 8GiB or 500MiB") from error
 
 
 def in_units(number: int) -> str:

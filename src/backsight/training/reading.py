@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import torch
 
-from backsight.core import UserError
 from backsight.data import Batch, ImageData, Stream, loader
 from backsight.options import TrainOptions
 from backsight.training.processes import Processes
@@ -22,25 +21,6 @@ def count_batches(data: ImageData, batch_size: int) -> int:
 def length(data: ImageData) -> int | str:
     """How many images there are, where that is known."""
     return "a stream" if isinstance(data, Stream) else len(data)
-
-
-def check_stream(options: TrainOptions) -> None:
-    """Refuse what a data set without a length cannot give.
-
-    Raises:
-        UserError: one of the options, in one line.
-    """
-    if options.data.partition(":")[0] not in ("stream", "wds"):
-        return
-    if options.steps is None and options.minutes is None:
-        raise UserError(
-            f"'{options.data}' is a stream without a length, so it has no epochs: give --steps or --minutes"
-        )
-    for name in ("image_cache", "feature_cache"):
-        if getattr(options, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} keeps images that come again, and a stream's are not known")
-    if options.task == "joint":
-        raise UserError("joint training needs data that can be read in any order: a stream cannot")
 
 
 def train_batches(

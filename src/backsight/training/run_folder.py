@@ -17,7 +17,7 @@ import yaml
 from backsight.core import UserError
 from backsight.io import read_yaml, write_text
 from backsight.training import checkpoints, leavings, lock
-from backsight.training.places import check_place
+from backsight.validation import check_folder
 
 
 class RunFolder:
@@ -52,7 +52,7 @@ class RunFolder:
         here = self.path
         if here.exists() and not here.is_dir():
             raise UserError(f"{here} is a file: --out names a folder")
-        check_place(here, "--out")
+        check_folder(here, "--out")
         self.config()
         if foreign := leavings.not_ours(here):
             raise UserError(f"{here} holds no run, and its own '{foreign}' would be written over: choose another --out")

@@ -10,37 +10,12 @@ from backsight.core import Pixels, UserError
 from backsight.data import Batch, ImageData, Splits
 from backsight.data.kept import Kept
 from backsight.data.parcels import MadeInBatches
-from backsight.options import TrainOptions
+from backsight.options import TrainOptions, parse_bytes
 from backsight.tasks import Modular, Task
 from backsight.training.feature_cache import FeatureCache
-from backsight.training.memory import images_that_fit, read_bytes
-from backsight.training.places import check_place
+from backsight.training.memory import images_that_fit
 
 GB = 10**9
-
-
-def check_saving(options: TrainOptions) -> None:
-    """Refuse what cannot be meant, or done together.
-
-    Raises:
-        UserError: one of the options, in one line.
-    """
-    if options.micro_batch is not None and options.memory is not None:
-        raise UserError("--memory finds the micro-batch that fits: give it or --micro-batch")
-    if options.micro_batch is not None and options.micro_batch < 1:
-        raise UserError(f"--micro-batch {options.micro_batch}: it has to be at least 1")
-    if options.feature_cache is not None and options.task == "joint":
-        raise UserError("--feature-cache keeps what a frozen forward model gives, and joint training changes it")
-    if options.feature_cache is not None and options.task != "modular":
-        raise UserError("--feature-cache is for --task modular: leave it out")
-    for name in ("feature_cache_gb", "image_cache_gb"):
-        if not getattr(options, name) > 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name):g}: it has to be more than 0")
-    if options.memory is not None:
-        read_bytes(options.memory)
-    for option, cache in (("--feature-cache", options.feature_cache), ("--image-cache", options.image_cache)):
-        if cache is not None:
-            check_place(cache, option)
 
 
 def keep_images(splits: Splits, options: TrainOptions, pixels: Pixels) -> Splits:
@@ -81,7 +56,7 @@ def settle_micro_batch(
         return options.micro_batch
     if "micro_batch" in before and before["options"]["memory"] == options.memory:
         return before["micro_batch"]
-    limit = read_bytes(options.memory)
+    limit = parse_bytes(options.memory)
     batch = next((batch for batch in batches if batch.ids), None)
     if batch is None:
         raise UserError(f"none of the training images of {options.data} can be read")
