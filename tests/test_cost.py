@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from backsight.benchmarks.cost import ADAM, FORWARD, cost, count_weights, table
+from backsight.cost import ADAM, FORWARD, cost, count_weights, table
 from backsight.engine import StagedModel
 from backsight.tasks import build_chains, make_plans
 

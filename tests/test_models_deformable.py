@@ -117,8 +117,8 @@ def test_inverses_are_sized_after_the_model() -> None:
 
 
 def test_the_zoo_s_detector_is_staged() -> None:
-    from backsight.zoo.detector import PIXELS, build_detector, freeze_batch_norm
-    from backsight.zoo.recipes import find_recipe
+    from recipes.detector import PIXELS, build_detector, freeze_batch_norm
+    from recipes.recipe import find_recipe
 
     torch.manual_seed(0)
     module: nn.Module = freeze_batch_norm(build_detector(find_recipe("deformable-detr-prior")))

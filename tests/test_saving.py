@@ -22,14 +22,14 @@ from backsight.data.kept import Kept, pack_sample, read_sample
 from backsight.engine import StagedModel
 from backsight.inverses import build_inverse
 from backsight.models import MODELS
-from backsight.options import TrainOptions
+from backsight.options import TrainOptions, parse_bytes
 from backsight.tasks import Modular, build_chains, make_plans
 from backsight.training import Run, RunFolder, compiling, memory, saving
 from backsight.training.feature_cache import FeatureCache
-from backsight.training.memory import bytes_of_one, images_that_fit, read_bytes
+from backsight.training.memory import bytes_of_one, images_that_fit
 from backsight.training.pieces import cut
 from backsight.training.quicken import arrange_memory, map_sizes, rest_biases
-from backsight.training.saving import check_saving, keep_features
+from backsight.training.saving import keep_features
 from backsight.training.updates import Updates
 from pictures import save_pictures
 from small import build_small, random_images
@@ -276,17 +276,6 @@ def test_a_batch_that_fits_stays_whole(model: StagedModel) -> None:
 # ---- memory
 
 
-@pytest.mark.parametrize(("text", "expected"), [("8GiB", 8 * 2**30), ("500MiB", 500 * 2**20), ("2 GB", 2 * 10**9)])
-def test_an_amount_of_memory_is_read(text: str, expected: int) -> None:
-    assert read_bytes(text) == expected
-
-
-@pytest.mark.parametrize("text", ["much", "8 gallons", ""])
-def test_no_amount_of_memory_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="is no amount of memory"):
-        read_bytes(text)
-
-
 def test_what_an_image_takes_is_found_and_nothing_changed(model: StagedModel) -> None:
     task = Modular(model, build_chains(model, make_plans(model), [0]))
     batch = Batch(random_images(model), ("a", "b"), (Target(), Target()))
@@ -305,7 +294,7 @@ def test_what_an_image_takes_is_found_and_nothing_changed(model: StagedModel) ->
 )
 def test_bytes_are_told_as_they_are_asked_for(number: int, text: str) -> None:
     assert memory.in_units(number) == text
-    assert memory.read_bytes(text) == number
+    assert parse_bytes(text) == number
 
 
 def test_as_many_images_pass_as_fit(model: StagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -666,23 +655,6 @@ def test_compiled_parts_give_the_same_weights(tmp_path: Path) -> None:
     plain = train(open_run(build_small("vit"), tmp_path, inverse=()))
     found = train(open_run(build_small("vit"), tmp_path, inverse=(), compile="on"))
     assert_same(plain, found, 1e-3)
-
-
-# ---- options
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"micro_batch": 2, "memory": "8GiB"}, "give it or --micro-batch"),
-        ({"micro_batch": 0}, "--micro-batch 0: it has to be at least 1"),
-        ({"feature_cache": Path("x"), "task": "joint"}, "joint training changes it"),
-        ({"feature_cache_gb": 0.0}, "--feature-cache-gb 0: it has to be more than 0"),
-    ],
-)
-def test_options_that_do_not_go_together(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        check_saving(TrainOptions(**changes))
 
 
 def test_the_configuration_is_plain(model: StagedModel, tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ from backsight.data import loader
 from backsight.data.base import Batch
 from backsight.data.world import World
 from backsight.shipped import ZOO, shipped_card
-from backsight.zoo.chains import train_chains
-from backsight.zoo.classifier import ClassifierLearner
-from backsight.zoo.detector import PIXELS, DetectorLearner, as_labels
-from backsight.zoo.evaluate import detect, load_forward, measure_detector
-from backsight.zoo.recipes import CHAINS, RECIPES, SIZE, find_recipe, zoo_names
-from backsight.zoo.spread import compare, compare_chains, in_words
-from backsight.zoo.train import rate, train_forward
+from recipes.chains import train_chains
+from recipes.classifier import ClassifierLearner
+from recipes.detector import PIXELS, DetectorLearner, as_labels
+from recipes.evaluate import detect, load_forward, measure_detector
+from recipes.recipe import CHAINS, RECIPES, SIZE, find_recipe, zoo_names
+from recipes.spread import compare, compare_chains, in_words
+from recipes.train import rate, train_forward
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_two_steps_leave_a_folder_that_its_library_loads(name, tmp_path):
     card = train_forward(f"zoo/{name}", tmp_path, steps=2, test=8, log=lines.append)
     assert card == json.loads((tmp_path / "card.json").read_text())
     assert card["name"] == name
-    assert card["command"] == f"backsight zoo train {name}"
+    assert card["command"] == f"python -m recipes {name}"
     assert card["figures"]["images"] == 8
     assert card["steps"] == 2
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 6_000_000

@@ -101,7 +101,7 @@ def convert(value: Any, kind: Any, name: str) -> Any:
         return value
     elif kind is Path and isinstance(value, str):
         return Path(value)
-    elif kind is float and _is_a(value, int | str):
+    elif kind is float and (_is_a(value, int) or _is_a(value, str)):
         with contextlib.suppress(ValueError):
             return float(value)  # YAML reads 1e-3, without a point, as text
     raise UserError(f"{name} is {value!r}: it has to be {_description(kind)}")
@@ -195,7 +195,7 @@ def convert_arguments(function: Callable[..., Any], given: Mapping[str, Any], wh
     check_names(given, known, where)
     typed = function.__init__ if inspect.isclass(function) else function
     hints = get_type_hints(typed, include_extras=True) if given else {}
-    return {name: convert(value, hints[name], name) for name, value in given.items()}
+    return {name: convert(value, hints[name], f"'{name}' of {where}") for name, value in given.items()}
 
 
 def build(kind: Any, given: Any, where: str) -> Any:

@@ -1,14 +1,19 @@
-"""The commands that tell what models there are, and where their sites are."""
+"""The commands that show what there is: models, their stages, the proof of their sites, training's cost, the zoo."""
 
 from __future__ import annotations
 
+import itertools
+import shutil
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Annotated, Any
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes
 
-from backsight.cli.app import print_table, save
-from backsight.options import ModelOptions, Size
+from backsight.options import ModelName, ModelOptions, Size
+from backsight.validation import Number, Positive, Range, Share, UserError, convert
 
 
 def models(json: Path | None = None) -> None:
@@ -17,9 +22,7 @@ def models(json: Path | None = None) -> None:
     Args:
         json: Write the same to a file.
     """
-    import shutil
-
-    from backsight.catalogue import list_models, model_lines
+    from backsight.catalogue import list_models
 
     rows = list_models()
     print(*model_lines(rows, min(100, shutil.get_terminal_size((100, 24)).columns)), sep="\n")
@@ -30,7 +33,7 @@ def models(json: Path | None = None) -> None:
 
 
 def stages(
-    model: Positional[str],
+    model: ModelName,
     options: OmitArgPrefixes[ModelOptions] = ModelOptions(),  # noqa: B008  (frozen)
     json: Path | None = None,
     propose: Path | None = None,
@@ -56,7 +59,7 @@ def stages(
 
 
 def verify(
-    model: Positional[str],
+    model: ModelName,
     size: Size = None,
     weights: Path | None = None,
     pretrained: bool = False,
@@ -75,7 +78,6 @@ def verify(
         spec: Where the stages of a model of your own are: a YAML file.
         json: Write the result to a file.
     """
-    from backsight.core import UserError
     from backsight.training import open_model
     from backsight.verification import verify as check_sites
 
@@ -90,3 +92,112 @@ def verify(
     if wrong:
         raise UserError(f"{len(wrong)} of {len(checks)} sites of {model} are wrong: {', '.join(wrong)}")
     print(f"{len(checks)} sites of {model} ({staged.weights} weights): all right")
+
+
+def cost(
+    model: ModelName,
+    seeds: int = 3,
+    epochs: float = 10.0,
+    inverse: tuple[str, ...] = (),
+    tflops: float | None = None,
+    share: float = 0.4,
+    model_options: OmitArgPrefixes[ModelOptions] = ModelOptions(),  # noqa: B008  (frozen)
+) -> None:
+    """What training the inverses of a model costs: operations by stage, bytes, device hours for COCO and ImageNet.
+
+    Args:
+        model: As for `backsight train`; --random-weights will do.
+        seeds: How many instances of every inverse.
+        epochs: Passes over the training images.
+        inverse: Other inverses, as for `backsight train`.
+        tflops: The matrix rate of a device, in 10^12 operations a second; that of this machine is measured if it is
+            not given.
+        share: The part of that rate that training reaches, 0 to 1; `python -m benchmarks limit` measures it.
+    """
+    from backsight.cost import cost as count
+    from backsight.cost import matrix_rate, table
+    from backsight.training import open_model
+
+    convert(seeds, Number, "--seeds")
+    convert(epochs, Positive, "--epochs")
+    convert(tflops, Positive | None, "--tflops")
+    convert(share, Annotated[Share, Range(positive=True)], "--share")
+    found = count(open_model(model, model_options), seeds, inverse)
+    rate = matrix_rate(model_options.device) if tflops is None else tflops * 1e12
+    print("\n".join(table(found, rate, share, epochs)))
+
+
+def zoo_list(json: Path | None = None) -> None:
+    """The small trained models that ship with the package, and their test figures.
+
+    Args:
+        json: Write their cards to a file.
+    """
+    from backsight.shipped import shipped_card, shipped_names
+
+    cards, rows = {}, []
+    for full_name in shipped_names():
+        name, card = full_name.removeprefix("zoo/"), shipped_card(full_name)
+        figures = [f"{figure} {value:.3f}" for figure, value in card["figures"].items() if isinstance(value, float)]
+        cards[name] = {**card, "summary": ", ".join(figures)}
+        rows.append([name, cards[name]["summary"]])
+    print_table(["name", "figures"], rows)
+    save(json, cards)
+
+
+# ---- what they print
+
+
+def print_table(columns: list[str], rows: list[list[str]]) -> None:
+    """Columns with a heading each, as wide as the terminal allows."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(*map(escape, row))  # [logits] is a field here, not a style
+    Console().print(table)
+
+
+def save(path: Path | None, value: object) -> None:
+    """Write ``value`` as JSON where the user asked for it."""
+    if path is not None:
+        from backsight.io import write_json
+
+        write_json(path, value)
+
+
+def model_lines(rows: Iterable[dict[str, Any]], width: int = 100) -> list[str]:
+    """The rows of :func:`list_models` as a page ``width`` characters wide: for each family its stages with their
+    inverses, then its models with their parameters, the layers of their stages that have any, and what they need."""
+    rows = list(rows)
+    longest = max(len(row["model"]) for row in rows)
+    lines: list[str] = []
+    for name, each in itertools.groupby(rows, key=lambda row: row["family"]):
+        family = list(each)
+        heading = f"{name} ({family[0]['library']})  {_inverses_in_words(family[0]['inverses'])}"
+        kept = heading.replace(": ", ":\xa0")  # no line ends between a stage and its inverse
+        lines += ["", *(line.replace("\xa0", " ") for line in textwrap.wrap(kept, width, subsequent_indent="    "))]
+        lines += [_model_line(row, longest) for row in family]
+    return lines[1:]
+
+
+def _model_line(row: Mapping[str, Any], longest: int) -> str:
+    layers = " + ".join(str(number) for number in row["stages"].values() if number)
+    size = "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.1f} M"
+    needs = row["needs"].partition(":")[0]
+    return f"  {row['model']:{longest}}  {size:>7}  {layers + ' layers' if layers else '':21}  {needs}".rstrip()
+
+
+def _inverses_in_words(inverses: Mapping[str, Sequence[str]]) -> str:
+    """``backbone: patch, stage1 to stage4: swin``: neighbours of the same inverse are named together."""
+    runs: list[tuple[list[str], str]] = []
+    for stage, kinds in inverses.items():
+        kind = " or ".join(dict.fromkeys(kinds))
+        if runs and runs[-1][1] == kind:
+            runs[-1][0].append(stage)
+        else:
+            runs.append(([stage], kind))
+    return ", ".join(f"{' to '.join(dict.fromkeys((names[0], names[-1])))}: {kind}" for names, kind in runs)

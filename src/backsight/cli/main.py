@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import tyro
 
 from backsight.cli import experiments, inspection, sharing, training
-from backsight.cli.bench import bench
 from backsight.validation import UserError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -28,14 +27,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "stages": inspection.stages,
     "verify": inspection.verify,
     "push": sharing.push,
-    "bench": bench,
     "cost": inspection.cost,
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
-    "zoo": (
-        "The small trained models that ship with the package.",
-        {"list": inspection.zoo_list, "train": training.zoo_train},
-    ),
+    "zoo": ("The small trained models that ship with the package.", {"list": inspection.zoo_list}),
     "import": ("What others have published, as runs.", {"authors": sharing.import_authors}),
 }
 
@@ -100,7 +95,9 @@ def run_command(arguments: Sequence[str]) -> None:
     for name, (text, commands) in GROUPS.items():
         app.command(_group(commands), name=name, help=text)
     # A flag is `--resume`; there is no `--no-resume` beside it.
-    app.cli(prog="backsight", description=DESCRIPTION, args=join_repeated(arguments), config=(tyro.conf.FlagCreatePairsOff,))
+    app.cli(
+        prog="backsight", description=DESCRIPTION, args=join_repeated(arguments), config=(tyro.conf.FlagCreatePairsOff,)
+    )
 
 
 def _group(commands: dict[str, Callable[..., None]]) -> tyro.extras.SubcommandApp:

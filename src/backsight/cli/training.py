@@ -1,12 +1,10 @@
-"""The commands that train: the demo, one run, all runs that the paper compares, the zoo."""
+"""The commands that train: the demo, one run, all runs that the paper compares."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes
 
 from backsight.options import ModelName, ModelOptions, SweepOptions, TrainOptions
 
@@ -60,32 +58,3 @@ def sweep(
     from backsight.sweeps import sweep as run_sweep
 
     print(run_sweep(model, options, model_options))
-
-
-def zoo_train(
-    name: Annotated[Positional[str], arg(metavar="NAME")],
-    out: Path | None = None,
-    steps: int | None = None,
-    minutes: float | None = None,
-    seed: int | None = None,
-    chains: bool = False,
-) -> None:
-    """Train one of them again from nothing, by its own recipe: the model, or its inverse chains.
-
-    Args:
-        name: One of `backsight zoo list`, as detr-prior.
-        out: The folder for the weights and the card; runs/zoo/NAME if not given.
-        steps: Batches, in place of the recipe's.
-        minutes: Stop after this many minutes.
-        seed: Of the model's first weights and of its scenes, in place of the recipe's.
-        chains: Train the inverse chains of the model in that folder.
-    """
-    from backsight.zoo.chains import train_chains
-    from backsight.zoo.train import train_forward
-
-    out, log = out or Path("runs", "zoo", name), logging.getLogger("backsight").info
-    if chains:
-        train_chains(name, out, steps=steps, log=log)
-    else:
-        train_forward(name, out, steps=steps, minutes=minutes, seed=seed, log=log)
-    print(out / "card.json")

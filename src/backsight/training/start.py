@@ -80,10 +80,8 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; the run can be resumed.
     """
     given = locals()
-    options, model_options = (
-        kind(**{each.name: given[each.name] for each in fields(kind)}) for kind in (TrainOptions, ModelOptions)
-    )
-    return train_run(model, options, model_options)
+    options = TrainOptions(**{each.name: given[each.name] for each in fields(TrainOptions)})
+    return train_run(model, options, ModelOptions(**{each.name: given[each.name] for each in fields(ModelOptions)}))
 
 
 def train_run(

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from statistics import median
 
-from backsight.benchmarks.measure import Ratio, Side, alternate, quotients
-from backsight.benchmarks.settings import SHIPPED, Settings
+from benchmarks.measure import Ratio, Side, alternate, quotients
+from benchmarks.settings import SHIPPED, Settings
 
 LOOK = """
 import torch, backsight as bs

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from backsight.benchmarks.measure import Ratio
-from backsight.benchmarks.settings import Settings
 from backsight.core import UserError
+from benchmarks.measure import Ratio
+from benchmarks.settings import Settings
 
 COMMITTED = Path(__file__).parent / "ratios.json"
-"""The ratios that the package comes with."""
+"""The ratios that were measured last, on the machine that they name."""
 
 TOLERATED = 0.1
 """How much worse a ratio may be, as a share, before it is called a regression."""
@@ -47,7 +47,7 @@ def _processor() -> str:
 
 
 def read_ratios(path: Path) -> dict[str, Any]:
-    """What ``backsight bench --json`` wrote.
+    """What ``python -m benchmarks --json`` wrote.
 
     Raises:
         UserError: it is no such file.
@@ -57,9 +57,9 @@ def read_ratios(path: Path) -> dict[str, Any]:
         assert all({"name", "median", "better"} <= each.keys() for each in content["ratios"])
         return content
     except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file; give one that backsight bench --json wrote") from error
+        raise UserError(f"{path}: there is no such file; give one that python -m benchmarks --json wrote") from error
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise UserError(f"{path} holds no ratios: give a file that backsight bench --json wrote") from error
+        raise UserError(f"{path} holds no ratios: give a file that python -m benchmarks --json wrote") from error
 
 
 def regressions(ratios: Sequence[Ratio], before: Mapping[str, Any]) -> list[str]:

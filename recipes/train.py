@@ -17,11 +17,11 @@ from backsight.data.base import Batch
 from backsight.data.world import World
 from backsight.io import write_json
 from backsight.validation import Number, Positive, convert
-from backsight.zoo.classifier import ClassifierLearner
-from backsight.zoo.detector import DetectorLearner
-from backsight.zoo.evaluate import evaluate_forward, measure
-from backsight.zoo.recipes import SIZE, Recipe, find_recipe
-from backsight.zoo.spread import compare, in_words
+from recipes.classifier import ClassifierLearner
+from recipes.detector import DetectorLearner
+from recipes.evaluate import evaluate_forward, measure
+from recipes.recipe import SIZE, Recipe, find_recipe
+from recipes.spread import compare, in_words
 
 _EVERY = 500  # steps between two looks at the validation scenes
 _LOOK = 500  # how many of those
@@ -162,6 +162,6 @@ def _card(
         "parameters": sum(weights.numel() for weights in learner.model.parameters()),
         "figures": evaluate_forward(name, out, num=len(test), seed=recipe.seed),
         "test": {"images": len(test), "fingerprint": test.fingerprint()},
-        "command": f"backsight zoo train {name}",
+        "command": f"python -m recipes {name}",
         "versions": {package: version(package) for package in ("torch", "transformers", "timm")},
     }

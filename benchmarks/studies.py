@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from statistics import median
 
-from backsight.benchmarks.measure import Ratio, Side, alternate, quotients
-from backsight.benchmarks.settings import SHIPPED, Settings
 from backsight.experiments import EXPERIMENTS, Subject
 from backsight.experiments.opening import open_subject
+from benchmarks.measure import Ratio, Side, alternate, quotients
+from benchmarks.settings import SHIPPED, Settings
 
 MEASURED = ("stage_error", "intermediate_layers", "token_noise")
 """The experiments that are run, one after the other on the same images."""

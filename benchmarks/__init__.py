@@ -1,4 +1,4 @@
-"""Speed and memory, each figure a ratio of two things that were measured in turns in the same run: ``backsight bench``.
+"""Speed and memory as ratios of two things that took turns in one run: ``python -m benchmarks``.
 
 A ratio says more than seconds do: it is nearly the same on a busy machine, and it tells what a change of the code did.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from backsight.benchmarks import alternatives, caching, decoding, limit, memory, passes, starting, studies, training
-from backsight.benchmarks.compare import COMMITTED, difference, machine, read_ratios, regressions
-from backsight.benchmarks.measure import Ratio, alternate
-from backsight.benchmarks.settings import Settings
 from backsight.core import UserError
+from benchmarks import caching, decoding, limit, memory, passes, starting, studies, training
+from benchmarks.compare import COMMITTED, difference, machine, read_ratios, regressions
+from benchmarks.measure import Ratio, alternate
+from benchmarks.settings import Settings
 
 BENCHMARKS: dict[str, Callable[[Settings], list[Ratio]]] = {
     "train": training.measure,
@@ -23,7 +23,6 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Ratio]]] = {
     "start": starting.measure,
     "memory": memory.measure,
     "cache": caching.measure,
-    "alternatives": alternatives.measure,
 }
 """By name, in the order in which they are run."""
 

@@ -1,23 +1,23 @@
-"""The command that measures speed and memory."""
+"""``python -m benchmarks``: speed and memory, from the root of a checkout."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-from tyro.conf import Positional, arg
+import tyro
+from tyro.conf import Positional
 
-from backsight.cli.inspection import save
+from backsight.core import UserError
+from backsight.io import write_json
 from backsight.options import Precision, Size
-
-if TYPE_CHECKING:
-    from backsight.benchmarks import Ratio
+from benchmarks import BENCHMARKS, COMMITTED, Ratio, Settings, choose, difference, machine, read_ratios, regressions
 
 
 def bench(
-    names: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAMES...]")] = (),
+    names: Positional[tuple[str, ...]] = (),
     models: tuple[str, ...] = (),
     rounds: int = 5,
     steps: int = 1,
@@ -33,7 +33,7 @@ def bench(
     """Speed and memory, each figure a ratio of two things measured in turns in the same run.
 
     Args:
-        names: train, limit, trace, reconstruct, experiments, data, start, memory, cache, alternatives; all of
+        names: train, limit, trace, reconstruct, experiments, data, start, memory, cache; all of
             them if none is named.
         models: What to measure on, with random weights unless it is one of the zoo; each benchmark has its own models
             if none is named.
@@ -46,11 +46,9 @@ def bench(
         precision: bf16 autocast, or plain fp32; auto takes bf16 where the machine is quick at it.
         device: Where to compute: auto, cpu, cuda.
         json: Write the ratios to a file.
-        compare: Name what is worse by more than 10 % than in a file that --json wrote; the ratios that the package
-            comes with if no file is given. Exit status 1 if anything is.
+        compare: Name what is worse by more than 10 % than in a file that --json wrote; benchmarks/ratios.json
+            if no file is given. Exit status 1 if anything is.
     """
-    from backsight.benchmarks import BENCHMARKS, COMMITTED, Settings, choose, machine, read_ratios
-
     chosen = choose(names)
     settings = Settings(models, rounds, steps, batch_size, seeds, size, data, precision, device)
     before = None if compare is None else read_ratios(compare[0] if compare else COMMITTED)
@@ -60,7 +58,8 @@ def bench(
         found = BENCHMARKS[name](settings)
         _show(found)
         ratios += found
-    save(json, {"machine": here, "ratios": [ratio.as_json() for ratio in ratios]})
+    if json is not None:
+        write_json(json, {"machine": here, "ratios": [ratio.as_json() for ratio in ratios]})
     if before is not None:
         _tell(ratios, before, here)
 
@@ -77,11 +76,18 @@ def _show(ratios: Sequence[Ratio]) -> None:
 
 def _tell(ratios: Sequence[Ratio], before: dict[str, Any], here: dict[str, Any]) -> None:
     """What has become worse; exit status 1 if anything has."""
-    from backsight.benchmarks import difference, regressions
-
     if other := difference(here, before.get("machine", {})):
         print(other)
     worse = regressions(ratios, before)
     print("\n".join(worse) or "nothing is worse by more than 10 %")
     if worse:
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    UserError.in_command = True
+    try:
+        tyro.cli(bench, prog="python -m benchmarks")
+    except UserError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -11,8 +11,8 @@ from typing import Any, Self
 
 import torch
 
-from backsight.benchmarks.measure import Side, Spent, spend
 from backsight.core import UserError
+from benchmarks.measure import Side, Spent, spend
 
 
 class Apart:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from backsight.benchmarks.limit import count_operations
 from backsight.core import split_entry
+from backsight.devices import choose_device, choose_precision
 from backsight.engine import StagedModel
 from backsight.tasks import build_chains, component_loss, make_plans
 
@@ -19,6 +23,9 @@ ADAM = 4
 """Numbers that training holds for each weight: the weight, its gradient, and two moments. All are fp32."""
 
 FORWARD = "forward model"
+
+MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+"""Of the square matrices whose product measures a device, by its type: large enough to be at full speed."""
 
 
 @dataclass(frozen=True)
@@ -125,3 +132,44 @@ def table(cost: Cost, rate: float, share: float, epochs: float) -> list[str]:
         hours = cost.device_hours(epochs * images, rate, share)
         lines.append(f"{name}, {epochs:g} epochs of {images:,} images: {hours:.4g} device hours")
     return lines
+
+
+def count_operations(call: Callable[[], object]) -> int:
+    """The floating-point operations of a call: two for each multiplication and addition of its matrix products.
+
+    Attention is counted as the products that it consists of, which only its plain form shows.
+    """
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        call()
+    return counter.get_total_flops()
+
+
+def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], None], int]:
+    """A call that multiplies square matrices for about a tenth of a second, and its number of operations."""
+    size = MATRIX_SIDE.get(device.type, 4096)
+    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    torch.mm(one, other)
+    start = time.perf_counter()
+    (one @ other)[0, 0].item()
+    repeats = max(1, round(0.1 / (time.perf_counter() - start)))
+
+    def multiply() -> None:
+        for _ in range(repeats):
+            torch.mm(one, other)
+
+    return multiply, repeats * 2 * size**3
+
+
+def matrix_rate(device: str = "auto") -> float:
+    """Operations a second of a matrix product here, in the precision that training takes: the median of five."""
+    chosen = choose_device(device)
+    dtype = torch.bfloat16 if choose_precision("auto", chosen) == "bf16" else torch.float32
+    multiply, operations = matrix_product(chosen, dtype)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        multiply()
+        if chosen.type == "cuda":
+            torch.cuda.synchronize(chosen)
+        seconds.append(time.perf_counter() - start)
+    return operations / median(seconds)

@@ -26,7 +26,7 @@ from backsight.data.base import Batch, Target
 from backsight.data.scenes import class_names
 from backsight.io import write_json
 from backsight.tasks import as_label
-from backsight.zoo.recipes import SIZE, Recipe
+from recipes.recipe import SIZE, Recipe
 
 PIXELS = Pixels(SIZE)
 """How the zoo's detectors see a picture: 96 x 96, ImageNet's statistics."""

@@ -16,8 +16,8 @@ from backsight.data.base import Batch, Target
 from backsight.data.world import World
 from backsight.metrics import average_precision
 from backsight.shipped import ZOO
-from backsight.zoo import classifier, detector
-from backsight.zoo.recipes import SIZE, Recipe, find_recipe
+from recipes import classifier, detector
+from recipes.recipe import SIZE, Recipe, find_recipe
 
 
 def load_forward(folder: str | Path, recipe: Recipe) -> nn.Module:

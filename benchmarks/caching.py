@@ -9,12 +9,12 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from backsight.benchmarks.measure import Ratio, Side, alternate, quotients
-from backsight.benchmarks.settings import TRUE_SIZE, Settings
 from backsight.data import Batch, Target
 from backsight.devices import autocast, choose_precision
 from backsight.engine import StagedModel
 from backsight.training.feature_cache import FeatureCache
+from benchmarks.measure import Ratio, Side, alternate, quotients
+from benchmarks.settings import TRUE_SIZE, Settings
 
 PLAIN, FILLING, READING = "forward", "forward and keep", "read"
 

@@ -7,12 +7,12 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from backsight.benchmarks.measure import Better, Ratio, Side, Spent, alternate, quotients
-from backsight.benchmarks.settings import TRUE_SIZE, Settings
 from backsight.chain import InverseChain
 from backsight.devices import autocast, choose_precision
 from backsight.engine import StagedModel, Trace
 from backsight.tasks import build_chains, make_plans
+from benchmarks.measure import Better, Ratio, Side, Spent, alternate, quotients
+from benchmarks.settings import TRUE_SIZE, Settings
 
 BARE = "bare forward"
 

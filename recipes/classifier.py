@@ -15,7 +15,7 @@ from backsight.core import Pixels
 from backsight.data.base import Batch
 from backsight.data.scenes import NUM_CLASSES, class_names
 from backsight.io import write_json, write_whole
-from backsight.zoo.recipes import SIZE, Recipe
+from recipes.recipe import SIZE, Recipe
 
 _HALF = (0.5, 0.5, 0.5)
 

@@ -25,8 +25,8 @@ from backsight.models import load_model
 from backsight.options import ModelOptions, TrainOptions
 from backsight.training import train_run
 from backsight.validation import Number, convert
-from backsight.zoo.recipes import CHAINS, ChainRecipe, find_recipe
-from backsight.zoo.spread import compare_chains, in_words
+from recipes.recipe import CHAINS, ChainRecipe, find_recipe
+from recipes.spread import compare_chains, in_words
 
 
 def train_chains(
@@ -102,5 +102,5 @@ def _card(name: str, recipe: ChainRecipe, options: TrainOptions, found: Evaluati
         "test_images": len(found.ids),
         "mse": {"mean image": mean, **errors},
         "relative": {entry: [round(value / mean, 4) for value in values] for entry, values in errors.items()},
-        "command": f"backsight zoo train {name} --chains",
+        "command": f"python -m recipes {name} --chains",
     }

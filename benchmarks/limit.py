@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from backsight.benchmarks.measure import Ratio, Side, alternate
-from backsight.benchmarks.settings import TRUE_SIZE, Settings
-from backsight.benchmarks.training import open_run, photos
 from backsight.core import split_entry
+from backsight.cost import count_operations, matrix_product
 from backsight.data import Batch
 from backsight.devices import autocast
 from backsight.tasks import component_loss
 from backsight.training import Run
-
-SIDE = {"cpu": 2048, "cuda": 8192}
-"""Of the square matrices whose product is the measure, by device: large enough to be at full speed."""
+from benchmarks.measure import Ratio, Side, alternate
+from benchmarks.settings import TRUE_SIZE, Settings
+from benchmarks.training import open_run, photos
 
 PRODUCT, STEP, FORWARD = "matrix product", "whole step", "forward model"
 
@@ -43,7 +37,7 @@ def _measure(name: str, settings: Settings, folder: Path) -> list[Ratio]:
     batch = next(iter(run.epoch(0, 0)))
     parts = _parts(run, batch)
     work = {part: count_operations(side) for part, side in parts.items()}
-    product, operations = matrix_product(settings)
+    product, operations = matrix_product(settings.device, settings.dtype)
     spent = alternate({PRODUCT: product, **parts}, settings.rounds, settings.device)
     rates = [operations / each.wall for each in spent[PRODUCT]]
     return [
@@ -85,36 +79,3 @@ def _parts(run: Run, batch: Batch) -> dict[str, Side]:
 
     inverses = {entry: inverse(entry) for entry, each in run.chains[0].items() if each.trainable}
     return {STEP: lambda: loop.step(batch), FORWARD: forward, **inverses}
-
-
-def count_operations(side: Callable[[], object]) -> int:
-    """The floating-point operations of a call: two for each multiplication and addition of its matrix products.
-
-    Attention is counted as the products that it consists of, which only its plain form shows.
-    """
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        side()
-    return counter.get_total_flops()
-
-
-def matrix_product(settings: Settings) -> tuple[Side, int]:
-    """A call that multiplies square matrices for about a tenth of a second, and its number of operations."""
-    size = SIDE.get(settings.device.type, 4096)
-    one, other = (torch.randn(size, size, device=settings.device, dtype=settings.dtype) for _ in range(2))
-    torch.mm(one, other)
-    start = time.perf_counter()
-    (one @ other)[0, 0].item()
-    repeats = max(1, round(0.1 / (time.perf_counter() - start)))
-
-    def multiply() -> None:
-        for _ in range(repeats):
-            torch.mm(one, other)
-
-    return multiply, repeats * 2 * size**3
-
-
-def matrix_rate(device: str = "auto") -> float:
-    """Operations a second of the matrix product of this machine, in the precision that it trains in."""
-    settings = Settings(device_name=device)
-    product, operations = matrix_product(settings)
-    return operations / median(each.wall for each in alternate({PRODUCT: product}, 5, settings.device)[PRODUCT])

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from backsight.benchmarks.measure import Ratio, Side, alternate, quotients
-from backsight.benchmarks.photos import write_photos
-from backsight.benchmarks.settings import Settings
 from backsight.core import Pixels
 from backsight.data import Sample, Target, fit, read_image
 from backsight.data.kept import pack_sample, read_sample
 from backsight.data.world import World
 from backsight.io import write_bytes
+from benchmarks.measure import Ratio, Side, alternate, quotients
+from benchmarks.photos import write_photos
+from benchmarks.settings import Settings
 
 NUM_PICTURES = 24
 SIZES = {"480x640": (480, 640), "224x224": (224, 224)}

@@ -9,15 +9,15 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from backsight.benchmarks.measure import Ratio
-from backsight.benchmarks.settings import TRUE_SIZE, Settings
-from backsight.benchmarks.training import Steps, open_run, photos
 from backsight.devices import peak_memory
+from benchmarks.measure import Ratio
+from benchmarks.settings import TRUE_SIZE, Settings
+from benchmarks.training import Steps, open_run, photos
 
 NUM_STEPS = 2
 """Batches of a process: the first one allocates the optimisers' state, the second has all of it from the start."""
 
-CHILD = "import json, sys; from backsight.benchmarks.memory import child; child(*json.loads(sys.argv[1]))"
+CHILD = "import json, sys; from benchmarks.memory import child; child(*json.loads(sys.argv[1]))"
 
 
 def measure(settings: Settings) -> list[Ratio]:

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-from backsight.benchmarks.apart import Apart
-from backsight.benchmarks.measure import Ratio, Side, Spent, alternate, quotients
-from backsight.benchmarks.photos import write_photos
-from backsight.benchmarks.reference import Reference
-from backsight.benchmarks.settings import TRUE_SIZE, Settings
 from backsight.data import Batch, open_data
 from backsight.engine import StagedModel
 from backsight.options import TrainOptions
 from backsight.training import Loop, Run, RunFolder
+from benchmarks.apart import Apart
+from benchmarks.measure import Ratio, Side, Spent, alternate, quotients
+from benchmarks.photos import write_photos
+from benchmarks.reference import Reference
+from benchmarks.settings import TRUE_SIZE, Settings
 
 SCRIPTS, PASS = "script per component", "one pass"
 """The two protocols of the reference loop."""
