@@ -14,7 +14,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from backsight.core import Pixels
 from backsight.data import Sample, Target, fit, read_image
-from backsight.data.kept import pack_sample, read_sample
+from backsight.data.cache import pack_sample, read_sample
 from backsight.data.world import World
 from backsight.io import write_bytes
 from benchmarks.measure import Ratio, Side, alternate, quotients

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from backsight.experiments import EXPERIMENTS, Subject
-from backsight.experiments.opening import open_subject
+from backsight.experiments.subject import open_subject
 from benchmarks.measure import Ratio, Side, alternate, quotients
 from benchmarks.settings import SHIPPED, Settings
 
@@ -37,11 +37,11 @@ def study(subject: Subject) -> None:
     """Run the experiments on one subject, which computes everything once; it begins with nothing."""
     fresh = Subject(subject.model, subject.ensemble, subject.data, num_images=NUM_IMAGES)
     for experiment in MEASURED:
-        EXPERIMENTS[experiment].measure([fresh])
+        EXPERIMENTS[experiment].measure(fresh)
 
 
 def study_naively(subject: Subject) -> None:
     """Run each experiment for itself, one image after the other; no trace and no reconstruction is kept."""
     for experiment in MEASURED:
         alone = Subject(subject.model, subject.ensemble, subject.data, num_images=NUM_IMAGES, batch_size=1, cache=0)
-        EXPERIMENTS[experiment].measure([alone])
+        EXPERIMENTS[experiment].measure(alone)

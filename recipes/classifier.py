@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from backsight.core import Pixels
 from backsight.data.base import Batch
-from backsight.data.scenes import NUM_CLASSES, class_names
+from backsight.data.world.scenes import NUM_CLASSES, class_names
 from backsight.io import write_json, write_whole
 from recipes.recipe import SIZE, Recipe
 

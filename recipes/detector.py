@@ -23,7 +23,7 @@ from transformers import (
 
 from backsight.core import Pixels
 from backsight.data.base import Batch, Target
-from backsight.data.scenes import class_names
+from backsight.data.world.scenes import class_names
 from backsight.io import write_json
 from backsight.tasks import as_label
 from recipes.recipe import SIZE, Recipe

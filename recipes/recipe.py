@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from backsight.core import UserError
-from backsight.data.scenes import Law
+from backsight.data.world.scenes import Law
 
 Architecture = Literal["detr", "vit", "deformable-detr"]
 

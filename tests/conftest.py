@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported: no test asks the network
 
@@ -15,6 +16,10 @@ from backsight.engine import StagedModel
 from backsight.models import MODELS
 from pictures import real_data
 from small import build_small
+
+# How quick the machine is says nothing about the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from backsight.core import Pixels, Site, Spec, Stage
 from backsight.engine import RANDOM, StagedModel
-from backsight.models import MODELS, Family, from_timm, stage_module
+from backsight.models import MODELS, Family, stage_module
+from backsight.models import timm as timm_models
 from backsight.verification import scramble, tensors
 
 SEED = 0
@@ -42,7 +43,7 @@ def build_small(name: str, seed: int = SEED, size: tuple[int, int] | None = None
 def small_pixels(family: Family, module: nn.Module, size: tuple[int, int] | None = None) -> Pixels:
     """The pixels of a small module: its own size where it has one, 64 x 96 where it takes any."""
     if family.library == "timm":
-        return from_timm.pixels(module, size)
+        return timm_models.pixels(module, size)
     config: Any = module.config
     if family.name in SQUARE:
         return Pixels(size or (84, 84))

@@ -17,8 +17,12 @@ class Painter(ChainEnsemble):
     """An ensemble of which every seed paints ``paint(source)``: ``B 3 H W`` from a trace or from features ``B N D``."""
 
     def __init__(self, model: StagedModel, paint: Callable[[Any], Tensor], seeds: int = 2) -> None:
-        self.chains: Any = [SimpleNamespace(seed=seed, to=lambda device: None) for seed in range(seeds)]
+        self.chains: Any = [SimpleNamespace(seed=seed, folder=None) for seed in range(seeds)]
+        self.folder = None
         self._stages, self._paint = model.stages, paint
+
+    def to(self, device: Any) -> Painter:
+        return self
 
     @property
     def entries(self) -> list[str]:

@@ -25,7 +25,7 @@ from backsight.experiments.claims import (
     load_claims,
     save_claims,
 )
-from backsight.experiments.claims.of_layers import rank_correlation
+from backsight.experiments.claims.layers import rank_correlation
 from backsight.metrics import bootstrap, bootstrap_difference
 
 BY_ID = {claim.id: claim for claim in CLAIMS}

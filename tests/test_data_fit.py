@@ -17,8 +17,8 @@ from transformers import DetrImageProcessor
 
 from backsight.core import Pixels
 from backsight.data import Target, fit, fit_target
-from backsight.data.fit import place
-from backsight.models import from_timm
+from backsight.data.resize import place
+from backsight.models import timm as timm_models
 from pictures import drawn
 
 SIZES = [(75, 100), (100, 75), (231, 173), (60, 300), (64, 64), (31, 47)]
@@ -71,7 +71,7 @@ def test_a_model_of_timm_sees_what_timm_evaluates_it_on(
 ) -> None:
     with torch.device("meta"):
         module = timm.create_model(architecture)
-    pixels = from_timm.pixels(module, None)
+    pixels = timm_models.pixels(module, None)
     assert pixels.fit == mode
     image = drawn(*original)
     transform: Any = create_transform(**resolve_model_data_config(module), normalize=False)
@@ -83,7 +83,7 @@ def test_a_model_that_timm_pads_for_is_cropped_and_says_so(caplog: pytest.LogCap
         module: Any = timm.create_model("test_vit")
     module.pretrained_cfg = {**module.pretrained_cfg, "crop_mode": "border"}
     with caplog.at_level("INFO", logger="backsight"):
-        assert from_timm.pixels(module, None).fit == "crop"
+        assert timm_models.pixels(module, None).fit == "crop"
     assert "crop mode 'border'" in caplog.text
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from backsight.core import Pixels, UserError
 from backsight.data import Batch, Target, batches, collate, loader
-from backsight.data.kept import Kept
-from backsight.data.parcels import pack, unpack
+from backsight.data.cache import Kept
+from backsight.data.loader import pack, unpack
 from backsight.data.world import World
 from pictures import opened, save_pictures
 
@@ -129,7 +129,7 @@ def test_a_full_disk_is_one_line_from_a_worker_too(
 
     save_pictures(tmp_path / "pictures", [f"{n}.png" for n in range(5)])
     data = opened(f"folder:{tmp_path / 'pictures'}", PIXELS).train
-    monkeypatch.setattr("backsight.data.kept.write_bytes", full)
+    monkeypatch.setattr("backsight.data.cache.write_bytes", full)
     with pytest.raises(UserError, match=f"{tmp_path}/kept/.*: No space left on device; make room") as caught:
         list(loader(Kept(data, PIXELS, tmp_path / "kept", 1e9), 2, workers=workers))
     assert "\n" not in str(caught.value)

@@ -13,8 +13,7 @@ from PIL import Image
 
 from backsight.core import Pixels, UserError
 from backsight.data import Splits, Stream, open_data
-from backsight.data.shards import Encoded, TarFiles, expand
-from backsight.data.streams import part_of
+from backsight.data.streams import Encoded, TarFiles, expand, part_of
 
 # Python 3.12 and later warn of every fork beside a thread; torch has threads.
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

@@ -11,7 +11,7 @@ from backsight.chain import ChainEnsemble, build_chain
 from backsight.core import UserError
 from backsight.data import Target, open_data
 from backsight.experiments.abstraction import ABSTRACTION, divide, draw, measure
-from backsight.experiments.registry import run_experiment
+from backsight.experiments.run import run_experiment
 from backsight.experiments.subject import Subject
 from backsight.figures import to_png
 from backsight.metrics import contrast_kept
@@ -73,7 +73,7 @@ def test_plain_and_empty_regions_have_no_answer() -> None:
 @pytest.mark.parametrize(("paint", "kept"), [(paint_input, 1.0), (paint_grey, 0.0)])
 def test_known_answers(detector, scenes, paint, kept: float) -> None:
     subject = Subject(detector, Painter(detector, paint(detector)), scenes, num_images=24)
-    result = measure([subject])
+    result = measure(subject)
     for metric in ("contrast kept", "pattern kept"):
         for each in result.select(metric=metric):
             assert each.known().shape[0] == 2
@@ -86,7 +86,7 @@ def test_known_answers(detector, scenes, paint, kept: float) -> None:
 def test_the_mean_image_is_the_unit_of_every_region(detector, scenes) -> None:
     mean = torch.full((3, 96, 96), 0.5)
     subject = Subject(detector, Painter(detector, paint_grey(detector)), scenes, num_images=12, mean_image=mean)
-    result = measure([subject])
+    result = measure(subject)
     regions = result.values_of("region")
     assert regions == ["detected", "undetected", "object", "background"]
     for region in regions:
@@ -130,7 +130,7 @@ def test_contract(family: str, data: str, tmp_path: Path) -> None:
     model = build_small(family)
     ensemble = ChainEnsemble(build_chain(model, make_plans(model), seed).eval() for seed in (0, 1))
     subject = Subject(model, ensemble, open_data(data, model.pixels).test, num_images=4, batch_size=2)
-    result = measure([subject], threshold=0.0, num_shown=1)
+    result = measure(subject, threshold=0.0, num_shown=1)
     result.save(tmp_path)
     regions = ["detected", "undetected"] if family == "detr" else []
     assert result.values_of("region") == [*regions, "object", "background"]

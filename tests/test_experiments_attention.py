@@ -14,11 +14,19 @@ from backsight.core import UserError
 from backsight.data import open_data
 from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, Result, Subject, run_experiment
-from backsight.experiments.attention_ablation import ALONE, FULL, TUNED, masked_attention, measure
-from backsight.experiments.fine_tuning import FineTuning, fine_tune, training_data
+from backsight.experiments.attention_ablation import (
+    ALONE,
+    FULL,
+    TUNED,
+    FineTuning,
+    fine_tune,
+    masked_attention,
+    measure,
+    patch_attention_mask,
+    training_data,
+)
 from backsight.figures import to_png
 from backsight.models import VIT, duplicate, stage_module
-from backsight.perturb import patch_attention_mask
 from backsight.tasks import make_plans
 from backsight.verification import scramble
 from small import build_small, random_images, small_pixels
@@ -44,6 +52,17 @@ def subject_of(model: StagedModel, num_images: int = 4) -> Subject:
 
 
 # ---- the mask
+
+
+def test_who_attends_to_whom() -> None:
+    assert patch_attention_mask(4, 1).int().tolist() == [[1, 1, 1, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    reading = patch_attention_mask(4, 1, reads_prefix=True)
+    assert reading.int().tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
+    assert torch.equal(patch_attention_mask(3, 0), torch.eye(3, dtype=torch.bool))
+    assert patch_attention_mask(3, 3).all()
+    assert patch_attention_mask(5, 2).any(1).all()
+    with pytest.raises(ValueError, match="at most"):
+        patch_attention_mask(3, 4)
 
 
 def test_a_mask_that_allows_everything_is_no_mask(model: StagedModel) -> None:
@@ -149,7 +168,7 @@ def test_contract(model: StagedModel, tmp_path: Path) -> None:
     loaded = Result.load(tmp_path)
     assert (tmp_path / "figure.png").read_bytes() == to_png(experiment.draw(loaded))
     assert loaded.values_of("condition")[:3] == [FULL, ALONE, TUNED]
-    assert {each.values.shape for each in loaded.select(metric="top-1")} == {(1, 4)}
+    assert {each.values.shape for each in loaded.select(metric="accuracy")} == {(1, 4)}
     assert {each.values.shape for each in loaded.select(metric="mse")} == {(2, 4)}
     full, alone, tuned = (loaded.one(condition=each, metric="mse", stage="backbone").values
                           for each in (FULL, ALONE, TUNED))  # fmt: skip
@@ -161,13 +180,13 @@ def test_contract(model: StagedModel, tmp_path: Path) -> None:
 
 def test_the_plain_condition_is_the_model_itself(model: StagedModel) -> None:
     subject = subject_of(model, num_images=6)
-    result = measure([subject], steps=0)
+    result = measure(subject, steps=0)
     assert result.values_of("condition")[:2] == [FULL, ALONE]
     assert result.select(condition=TUNED) == []
     (batch,) = subject.batches
     labels = torch.tensor([target.label for target in batch.targets])
     right = (model.run(batch.images).output.argmax(-1) == labels).double()
-    assert torch.equal(result.one(condition=FULL, metric="top-1").values[0], right)
+    assert torch.equal(result.one(condition=FULL, metric="accuracy").values[0], right)
 
 
 def test_detectors_are_refused(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_a_small_cache_forgets_the_oldest_and_stays_right(small_model: Models, m
     again = [subject.reconstruct(batch, "encoder") for batch in subject.batches]
     assert all(map(torch.equal, kept, again))
     assert counting.passes == 4
-    assert len(subject._kept.values) == 1
+    assert len(subject._cache.values) == 1
 
 
 def test_options_of_a_reconstruction_are_kept_apart(small_model: Models):
@@ -298,7 +298,7 @@ def test_experiments_are_listed_by_their_name():
 def test_data_that_lacks_something_is_refused_before_anything_is_measured(
     small_model: Models, tmp_path: Path, need: str, words: str
 ):
-    def measure(subjects: Any) -> Result:
+    def measure(subject: Any) -> Result:
         raise AssertionError("nothing should be measured")
 
     experiment = Experiment("needy", "What?", measure, lambda result: error_bars({}), needs=(need,))
@@ -319,7 +319,7 @@ def test_data_with_what_is_needed_fits(small_model: Models):
 
 def test_a_model_of_another_kind_is_refused(small_model: Models, tmp_path: Path):
     experiment = Experiment(
-        "detecting", "What?", lambda subjects: result_of(), lambda r: error_bars({}), (), ("detect",)
+        "detecting", "What?", lambda subject: result_of(), lambda r: error_bars({}), (), ("detect",)
     )
     subject = untrained_subject(small_model("vit"), 1)
     with pytest.raises(UserError, match="detecting is for models that detect, small vit does not"):

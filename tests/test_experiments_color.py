@@ -13,7 +13,7 @@ import torch
 from backsight.chain import ChainEnsemble, build_chain
 from backsight.core import UserError
 from backsight.data import Target, open_data
-from backsight.data.scenes import class_hues
+from backsight.data.world.scenes import class_hues
 from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, Result, Subject, run_experiment
 from backsight.experiments.color_perturbation import SIX, hue_retention, pairwise_error
@@ -109,7 +109,7 @@ def test_colour_perturbation_known_answers(perfect: bool, kept: float) -> None:
     model = pixel_model()
     paint = paint_patches(model) if perfect else paint_grey(model)
     subject = Subject(model, Painter(model, paint), open_data("world:prior", model.pixels).test, num_images=8)
-    result = perturb_colours([subject])
+    result = perturb_colours(subject)
     for stage in model.stages:
         for region in ("image", "object"):
             given = result.one(stage="input", metric="pairwise mse", region=region)
@@ -129,14 +129,14 @@ def test_one_category_alone() -> None:
     subject = Subject(
         model, Painter(model, paint_patches(model)), open_data("world:prior", model.pixels).test, num_images=8
     )
-    result = perturb_colours([subject], category="triangle", num_pictures=0)
+    result = perturb_colours(subject, category="triangle", num_pictures=0)
     label = find_class(subject.data.classes, "triangle")
     there = torch.tensor([label in target.labels for batch in subject.batches for target in batch.targets])
     values = result.one(stage="backbone", metric="hue retention").values
     assert torch.equal(values.isfinite().all(0), there)
     assert result.pictures == []
     with pytest.raises(UserError, match="no class 'unicorn'"):
-        perturb_colours([subject], category="unicorn")
+        perturb_colours(subject, category="unicorn")
 
 
 # ---- prototypes
@@ -173,7 +173,7 @@ def test_prototypes_known_answers() -> None:
     data = open_data("world:prior:single", model.pixels).test
     for hue in (None, 45.0):
         subject = Subject(model, Painter(model, paint_hue(model, hue)), data, num_images=24)
-        result = find_prototypes([subject], num_classes=8)
+        result = find_prototypes(subject, num_classes=8)
         for stage in model.stages:
             saturation = result.one(stage=stage, metric="saturation", **{"class": "all"})
             assert saturation.known().numel() == 48
@@ -240,7 +240,7 @@ def test_contract(name: str, subjects: list[Subject], tmp_path: Path) -> None:
             assert found
             assert all(each.values.shape == (2, 4) for each in found)
     if name == "color_perturbation":
-        assert len(loaded.select(model="small vit", metric="top-1")) == 7
+        assert len(loaded.select(model="small vit", metric="accuracy")) == 7
         assert {each.values.shape for each in loaded.select(metric="AP")} == {(1, 1)}
         assert {each.values.shape for each in loaded.select(metric="found")} == {(1, 4)}
         assert {each.labels["filter"] for each in loaded.pictures} == {"none", *SIX}

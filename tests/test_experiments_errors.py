@@ -14,11 +14,16 @@ from torch import Tensor
 from backsight.chain import ChainEnsemble, build_chain
 from backsight.core import Detections, Layout, UserError
 from backsight.data import Target, open_data
-from backsight.experiments.cases import find_cases
+from backsight.experiments.detection_cases import (
+    find_cases,
+    find_queries,
+    object_scores,
+    query_stages,
+    reconstruct_without,
+)
 from backsight.experiments.detection_errors import DETECTION_ERRORS, draw, measure
 from backsight.experiments.objects import fill_boxes
-from backsight.experiments.queries import find_queries, object_scores, query_stages, reconstruct_without
-from backsight.experiments.registry import run_experiment
+from backsight.experiments.run import run_experiment
 from backsight.experiments.subject import Subject
 from backsight.figures import to_png
 from backsight.figures.outlines import crop_around, cut_out, outline
@@ -204,7 +209,7 @@ def test_every_detection_has_the_query_that_made_it(detector) -> None:
 
 
 def test_a_perfect_inverse_holds_everything_and_its_queries_bring_all(detector) -> None:
-    result = measure([subject_of(detector, paint_input(detector))])
+    result = measure(subject_of(detector, paint_input(detector)))
     values = result.one(type="correct", stage="decoder", metric="presence")
     assert values.known().shape[0] == 2
     assert values.known().shape[1] > 6
@@ -216,7 +221,7 @@ def test_a_perfect_inverse_holds_everything_and_its_queries_bring_all(detector) 
 
 
 def test_a_constant_inverse_holds_nothing_and_its_queries_paint_nothing(detector) -> None:
-    result = measure([subject_of(detector, paint_grey(detector))])
+    result = measure(subject_of(detector, paint_grey(detector)))
     for metric in ("presence", "brought by query", "painted by query", "painted elsewhere"):
         assert result.one(type="correct", stage="decoder", metric=metric).known().numel() > 0
         for each in result.select(metric=metric):
@@ -225,14 +230,14 @@ def test_a_constant_inverse_holds_nothing_and_its_queries_paint_nothing(detector
 
 def test_types_are_counted_in_every_image(detector) -> None:
     subject = subject_of(detector, paint_grey(detector))
-    result = measure([subject], threshold=0.0)  # every query counts: ten detections an image
+    result = measure(subject, threshold=0.0)  # every query counts: ten detections an image
     counts = {kind: result.one(type=kind, metric="count").values[0] for kind in OUTCOMES}
     assert sum(counts[kind] for kind in OUTCOMES if kind != "missed").tolist() == [10.0] * 12
     assert counts["background"].sum() + counts["duplicate"].sum() > 60
     known = result.one(type="background", stage="decoder", metric="contrast").values.isfinite().all(0)
     assert torch.equal(known, counts["background"] > 0)
     # Nothing is sure enough: every object is missed.
-    result = measure([subject], threshold=1.1)
+    result = measure(subject, threshold=1.1)
     targets = [target for batch in subject.batches for target in batch.targets]
     missed = result.one(type="missed", metric="count").values[0]
     assert missed.tolist() == [len(target.labels) for target in targets]
@@ -240,7 +245,7 @@ def test_types_are_counted_in_every_image(detector) -> None:
 
 
 def test_pictures_can_be_filtered(detector) -> None:
-    result = measure([subject_of(detector, paint_input(detector))], threshold=0.0, num_shown=2)
+    result = measure(subject_of(detector, paint_input(detector)), threshold=0.0, num_shown=2)
     for kind in ("correct", "background"):
         inputs = result.shown(type=kind, shows="input")
         assert len(inputs) == 2
@@ -262,7 +267,7 @@ def small_subject(family: str) -> Subject:
 
 
 def test_contract(tmp_path: Path) -> None:
-    result = measure([small_subject("detr")], threshold=0.2, num_shown=1)
+    result = measure(small_subject("detr"), threshold=0.2, num_shown=1)
     result.save(tmp_path)
     loaded = Result.load(tmp_path)
     assert loaded.values_of("type") == list(OUTCOMES)
@@ -273,7 +278,7 @@ def test_contract(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["detr", "deformable_detr"])
 def test_queries_of_every_family_paint_something(family: str) -> None:
-    result = measure([small_subject(family)], threshold=0.2, num_shown=0)
+    result = measure(small_subject(family), threshold=0.2, num_shown=0)
     for stage in ("decoder", "prediction"):
         painted = result.select(stage=stage, metric="painted by query")
         assert any(each.known().numel() and each.mean() > 0 for each in painted)

@@ -14,7 +14,7 @@ from backsight.data import Batch
 from backsight.engine import StagedModel
 from backsight.experiments import intermediate_layers, layer_similarity
 from backsight.experiments.layer_similarity import FEATURES, RECONSTRUCTIONS, table_of
-from backsight.experiments.layers import distinct_names
+from backsight.experiments.subject import distinct_names
 from backsight.metrics import cka, mse
 from known_chains import (
     Pictures,
@@ -63,7 +63,7 @@ def test_the_last_layer_goes_by_the_name_of_its_stage_only_where_it_is_the_same(
 
 
 def test_a_perfect_inverse_reads_its_own_layer_without_error(small_model: Models):
-    result = intermediate_layers.measure([perfect_subject(small_model("detr"))])
+    result = intermediate_layers.measure(perfect_subject(small_model("detr")))
     errors = {(m.labels["layer"], m.labels["reads"]): m for m in result.measurements}
     for stage in ("backbone", "encoder", "decoder"):
         if (stage, stage) in errors:
@@ -73,7 +73,7 @@ def test_a_perfect_inverse_reads_its_own_layer_without_error(small_model: Models
 
 def test_a_reading_is_the_chain_from_the_stage_that_it_says(small_model: Models):
     subject = untrained_subject(small_model("vit"))
-    result = intermediate_layers.measure([subject], num_pictures=1)
+    result = intermediate_layers.measure(subject, num_pictures=1)
     images, trace = torch.cat([batch.images for batch in subject.batches]), None
     trace = subject.model.run(images)
     for layer, reads in [("encoder.0", "backbone"), ("encoder.0", "encoder"), ("encoder", "backbone")]:
@@ -95,7 +95,7 @@ def test_a_model_without_layers_is_refused(small_model: Models):
     chain = subject.ensemble.chains[0]
     del chain.plans["encoder"], chain.inverses["encoder"]
     with pytest.raises(UserError, match="has layers that an inverse reads"):
-        intermediate_layers.measure([subject])
+        intermediate_layers.measure(subject)
 
 
 @pytest.mark.parametrize("name", ["intermediate_layers", "layer_similarity"])
@@ -109,7 +109,7 @@ def test_contract(small_model: Models, tmp_path: Path, name: str):
 
 def test_the_similarity_of_layers_is_that_of_their_features(small_model: Models):
     subject = untrained_subject(small_model("vit"))
-    result = layer_similarity.measure([subject])
+    result = layer_similarity.measure(subject)
     batch = subject.batches[0]
     trace = subject.trace(batch)
     found = result.one(of=FEATURES, metric="cka", layer="image", other="encoder")
@@ -135,7 +135,7 @@ def correlation_by_hand(batch: Batch, one: Tensor, other: Tensor) -> Tensor:
 
 def test_the_reconstructions_of_a_perfect_chain_are_like_the_image(small_model: Models):
     subject = perfect_subject(small_model("detr"))
-    result = layer_similarity.measure([subject])
+    result = layer_similarity.measure(subject)
     for stage in subject.stages:
         for metric in ("cka", "correlation"):
             assert result.one(of=RECONSTRUCTIONS, metric=metric, layer="image", other=stage).mean() == pytest.approx(1)
@@ -149,7 +149,7 @@ def test_the_reconstructions_of_a_perfect_chain_are_like_the_image(small_model: 
 def test_what_does_not_depend_on_the_image_has_no_similarity(small_model: Models):
     model = small_model("vit")
     subject = subject_of(model, [constant_chain(model, torch.full((3, *model.pixels.size), 0.5))])
-    result = layer_similarity.measure([subject])
+    result = layer_similarity.measure(subject)
     check_figure(layer_similarity.draw(result))
     for metric in ("cka", "correlation"):
         assert result.one(of=RECONSTRUCTIONS, metric=metric, layer="image", other="encoder").values.isnan().all()
@@ -161,4 +161,4 @@ def test_too_few_images_are_refused(small_model: Models):
     model = small_model("vit")
     subject = untrained_subject(model, seeds=1, data=Pictures(model.pixels.size, 3))
     with pytest.raises(UserError, match="needs 4 images in a batch at least, small vit has 3"):
-        layer_similarity.measure([subject])
+        layer_similarity.measure(subject)

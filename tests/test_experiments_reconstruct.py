@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from backsight.core import UserError
 from backsight.engine import StagedModel
-from backsight.experiments import reconstruct, stage_error
+from backsight.experiments import Result, Subject, reconstruct, stage_error
 from backsight.metrics import mse, psnr, ssim
 from known_chains import (
     Pictures,
@@ -31,7 +32,7 @@ Models = Callable[[str], StagedModel]
 
 def test_a_perfect_chain_shows_the_input_from_everywhere(small_model: Models):
     subject = perfect_subject(small_model("detr"))
-    result = reconstruct.measure([subject], num_pictures=5)
+    result = reconstruct.measure(subject, num_pictures=5)
     assert {p.labels["image"] for p in result.pictures} == {f"square {number}" for number in range(5)}
     for stage in subject.stages:
         assert result.one(stage=stage, of="seeds").values.shape == (2, 6)
@@ -46,7 +47,7 @@ def test_rows_are_mean_spread_and_seeds(small_model: Models):
     model = small_model("vit")
     dark, light = (torch.full((3, *model.pixels.size), value) for value in (0.4, 0.6))
     subject = subject_of(model, [constant_chain(model, dark, 3), constant_chain(model, light, 7)])
-    result = reconstruct.measure([subject], num_pictures=1, rows=("mean", "spread", "seeds"))
+    result = reconstruct.measure(subject, num_pictures=1, rows=("mean", "spread", "seeds"))
     pictures = {p.labels["row"]: p.image for p in result.shown(stage="encoder")}
     assert list(pictures) == ["mean", "spread", "seed 3", "seed 7"]
     deviation = 0.2 / 2**0.5  # of 0.4 and 0.6
@@ -77,7 +78,12 @@ def named(model: StagedModel, name: str) -> StagedModel:
 def test_models_that_saw_the_same_images_share_columns(small_model: Models):
     model = small_model("vit")
     subjects = [untrained_subject(named(model, name), 1) for name in ("one", "other")]
-    figure = reconstruct.draw(reconstruct.measure(subjects, num_pictures=2, rows=["mean"]))
+
+    def draw(*subjects: Subject) -> Figure:
+        results = [reconstruct.measure(each, num_pictures=2, rows=["mean"]) for each in subjects]
+        return reconstruct.draw(Result.join(results))
+
+    figure = draw(*subjects)
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert [title.replace("\n", " ") for title in titles] == [
         "input", "one backbone", "one encoder", "other backbone", "other encoder"
@@ -85,7 +91,7 @@ def test_models_that_saw_the_same_images_share_columns(small_model: Models):
     other = subject_of(subjects[1].model, subjects[1].ensemble.chains, Pictures(model.pixels.size, seed=1))
     for batch in other.batches:  # other pixels under the same ids: an input of their own
         assert batch.ids[0].startswith("square")
-    figure = reconstruct.draw(reconstruct.measure([subjects[0], other], num_pictures=2, rows=["mean"]))
+    figure = draw(subjects[0], other)
     assert [axes.get_title() for axes in figure.axes].count("input") == 2
 
 
@@ -93,8 +99,8 @@ def test_wrong_rows_and_no_pictures_are_refused(small_model: Models):
     subject = untrained_subject(small_model("vit"), 1)
     for rows in (["median"], []):
         with pytest.raises(UserError, match="the rows of an image are mean, spread, seeds"):
-            reconstruct.measure([subject], rows=rows)
-    nothing = reconstruct.measure([subject], num_pictures=0)
+            reconstruct.measure(subject, rows=rows)
+    nothing = reconstruct.measure(subject, num_pictures=0)
     assert not nothing.pictures
     with pytest.raises(UserError, match="no pictures to draw"):
         reconstruct.draw(nothing)
@@ -118,7 +124,7 @@ def mean_answers(model: StagedModel, images: Tensor) -> dict[str, Callable[[Tens
 
 def test_a_perfect_chain_has_no_error_at_any_stage(small_model: Models):
     subject = perfect_subject(small_model("detr"))
-    result = stage_error.measure([subject])
+    result = stage_error.measure(subject)
     for stage in subject.stages:
         for metric, value in [("mse", 0), ("relative mse", 0), ("layer error", 0), ("ssim", 1)]:
             assert result.one(stage=stage, metric=metric).mean() == pytest.approx(value, abs=1e-5)
@@ -128,7 +134,7 @@ def test_the_mean_of_every_channel_has_the_layer_error_one(small_model: Models):
     model = small_model("detr")
     images = Pictures(model.pixels.size).floats
     subject = subject_of(model, [chain_of(model, mean_answers(model, images))])
-    result = stage_error.measure([subject])
+    result = stage_error.measure(subject)
     for stage in model.stages:
         assert result.one(stage=stage, metric="layer error").mean() == pytest.approx(1, abs=1e-4)
 
@@ -137,12 +143,12 @@ def test_the_mean_image_is_the_unit_of_the_relative_error(small_model: Models):
     model = small_model("vit")
     images = Pictures(model.pixels.size).floats
     subject = subject_of(model, [constant_chain(model, images.mean(0))], mean_image=images.mean(0))
-    result = stage_error.measure([subject])
+    result = stage_error.measure(subject)
     assert result.one(stage="mean image", metric="relative mse").mean() == pytest.approx(1)
     assert result.one(stage="encoder", metric="relative mse").mean() == pytest.approx(1, abs=1e-4)
     given = torch.zeros(3, *model.pixels.size)
     black = subject_of(model, [constant_chain(model, images.mean(0))], mean_image=given)
-    found = stage_error.measure([black])
+    found = stage_error.measure(black)
     for name, metric in [("mse", mse), ("psnr", psnr), ("ssim", ssim)]:
         expected = metric(given.expand_as(images), images)
         assert torch.allclose(found.one(stage="mean image", metric=name).values[0], expected)
@@ -152,13 +158,13 @@ def test_where_the_training_images_are_not_known_their_mean_is_estimated_and_a_n
     model = small_model("vit")
     images = Pictures(model.pixels.size).floats
     plain = mse(images.mean(0).expand_as(images), images)
-    found = stage_error.measure([untrained_subject(model, 1)])
+    found = stage_error.measure(untrained_subject(model, 1))
     assert torch.allclose(found.one(stage="mean image", metric="mse").values[0], plain * 6 / 5, rtol=1e-4)
     assert any("the mean image of the training data is not known" in note for note in found.notes)
-    given = stage_error.measure([untrained_subject(model, 1, mean_image=images.mean(0))])
+    given = stage_error.measure(untrained_subject(model, 1, mean_image=images.mean(0)))
     assert torch.allclose(given.one(stage="mean image", metric="mse").values[0], plain, rtol=1e-4)
     assert not any("mean image" in note for note in given.notes)
-    one = stage_error.measure([untrained_subject(model, 1, num_images=1)])
+    one = stage_error.measure(untrained_subject(model, 1, num_images=1))
     assert one.one(stage="encoder", metric="mse").values.isfinite().all()
     assert one.one(stage="encoder", metric="relative mse").values.isnan().all()
     assert any("no answer" in note for note in one.notes)
@@ -171,12 +177,12 @@ def test_what_cannot_be_measured_is_left_out_with_a_note(small_model: Models, mo
 
     monkeypatch.setattr(stage_error, "METRICS", {**stage_error.METRICS, "lpips": no_weights})
     detr, vit = small_model("detr"), small_model("vit")
-    result = stage_error.measure([untrained_subject(detr, 1), untrained_subject(vit, 1)])
+    result = Result.join([stage_error.measure(untrained_subject(model, 1)) for model in (detr, vit)])
     assert not result.select(metric="lpips")
     assert "small detr: no lpips: LPIPS needs weights" in result.notes
     assert any("small vit: no lpips: it needs images of at least 64 pixels" in note for note in result.notes)
     monkeypatch.setattr(stage_error, "METRICS", {"mse": mse, "lpips": mse})
-    found = stage_error.measure([untrained_subject(detr, 1)])
+    found = stage_error.measure(untrained_subject(detr, 1))
     assert torch.equal(
         found.one(stage="encoder", metric="lpips").values, found.one(stage="encoder", metric="mse").values
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
-from inspect import Parameter, signature
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def small_subject(family: str) -> Subject:
 def settings_of(measure: Callable[..., Any]) -> dict[str, Any]:
     """Their defaults, by name."""
     found = signature(measure).parameters.values()
-    return {each.name: each.default for each in found if each.kind == Parameter.KEYWORD_ONLY}
+    return {each.name: each.default for each in found if each.name != "subject"}
 
 
 SETTINGS = [(name, setting) for name, each in EXPERIMENTS.items() for setting in settings_of(each.measure)]
@@ -109,7 +109,7 @@ def test_the_least_is_measured_and_drawn(name: str, tmp_path: Path):
 def test_too_few_scenes_for_a_probe_are_told_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(truth, "_survivals", None)
     with pytest.raises(UserError, match=r"num_training=3: \d pictures of these scenes have .* a probe needs 10"):
-        truth.measure([small_subject("vit")], num_scenes=2, num_training=3)
+        truth.measure(small_subject("vit"), num_scenes=2, num_training=3)
 
 
 def test_blocks_without_pictures_are_left_out():

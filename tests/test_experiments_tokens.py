@@ -43,7 +43,7 @@ def classifier() -> Subject:
 def test_a_local_inverse_keeps_noise_in_its_patches() -> None:
     model = pixel_model()
     data = open_data("world:prior", model.pixels).test
-    result = measure([Subject(model, Painter(model, paint_patches(model)), data, num_images=4)])
+    result = measure(Subject(model, Painter(model, paint_patches(model)), data, num_images=4))
     assert len(result.select(metric="containment")) == 3 * 3
     for each in result.select(metric="containment"):
         assert torch.equal(each.values, torch.ones(2, 4, dtype=torch.float64))
@@ -56,7 +56,7 @@ def test_a_local_inverse_keeps_noise_in_its_patches() -> None:
 def test_what_is_spread_evenly_is_not_contained() -> None:
     model = pixel_model()
     data = open_data("world:prior", model.pixels).test
-    result = measure([Subject(model, Painter(model, paint_mean(model)), data, num_images=4)])
+    result = measure(Subject(model, Painter(model, paint_mean(model)), data, num_images=4))
     for each in result.select(metric="containment"):
         assert each.values.flatten().tolist() == pytest.approx([0] * 8, abs=1e-4)
 
@@ -64,14 +64,14 @@ def test_what_is_spread_evenly_is_not_contained() -> None:
 def test_an_inverse_that_does_not_look_has_no_answer() -> None:
     model = pixel_model()
     data = open_data("world:prior", model.pixels).test
-    result = measure([Subject(model, Painter(model, paint_grey(model)), data, num_images=4)])
+    result = measure(Subject(model, Painter(model, paint_grey(model)), data, num_images=4))
     assert all(each.values.isnan().all() for each in result.select(metric="containment"))
     assert {each.mean() for each in result.select(metric="error")} == {0.0}
     assert len(to_png(EXPERIMENTS["token_noise"].draw(result))) > 10_000  # empty axes, and pictures
 
 
 def test_the_true_local_inverses_are_local(detector: Subject, classifier: Subject) -> None:
-    result = measure([detector, classifier], shares=(0.5,))
+    result = Result.join([measure(subject, shares=(0.5,)) for subject in (detector, classifier)])
     for labels in ({"model": "small detr", "inverse": "local"}, {"model": "small vit", "inverse": "chain"}):
         local = result.one(**labels, noised="backbone", stage="backbone", metric="error", region="untouched")
         assert local.values.abs().max() == 0
@@ -110,15 +110,15 @@ def test_patches_of_tokens() -> None:
 
 def test_the_noise_is_the_same_whatever_the_batches(classifier: Subject) -> None:
     other = Subject(classifier.model, classifier.ensemble, classifier.data, num_images=3, batch_size=2)
-    one, two = (measure([each], shares=(0.3,), num_pictures=0) for each in (classifier, other))
+    one, two = (measure(each, shares=(0.3,), num_pictures=0) for each in (classifier, other))
     for ours, theirs in zip(one.measurements, two.measurements, strict=True):
         assert ours.labels == theirs.labels
         torch.testing.assert_close(ours.values, theirs.values, rtol=1e-4, atol=1e-9)
-    assert not torch.equal(measure([other], shares=(0.3,), seed=1).measurements[0].values, two.measurements[0].values)
+    assert not torch.equal(measure(other, shares=(0.3,), seed=1).measurements[0].values, two.measurements[0].values)
 
 
 def test_a_pyramid_is_noised_at_all_levels() -> None:
-    result = measure([subject_of("deformable_detr", "world:prior", num_images=2)], shares=(0.5,), noise="zero")
+    result = measure(subject_of("deformable_detr", "world:prior", num_images=2), shares=(0.5,), noise="zero")
     noised = result.one(noised="backbone", stage="backbone", metric="error", region="noised")
     assert noised.values.shape == (2, 2)
     assert noised.values.min() > 0
@@ -135,14 +135,14 @@ def test_a_pyramid_is_noised_at_all_levels() -> None:
 )
 def test_mistakes(classifier: Subject, settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        measure([classifier], **settings)
+        measure(classifier, **settings)
 
 
 def test_tokens_cannot_be_swapped_with_nobody(classifier: Subject) -> None:
     alone = Subject(classifier.model, classifier.ensemble, classifier.data, num_images=3, batch_size=2)
     with pytest.raises(UserError, match="single image"):
-        measure([alone], noise="swap")
-    result = measure([classifier], noise="swap", shares=(0.5,))
+        measure(alone, noise="swap")
+    result = measure(classifier, noise="swap", shares=(0.5,))
     assert result.one(noised="backbone", stage="backbone", metric="containment").mean() == 1
 
 

@@ -12,7 +12,7 @@ from matplotlib.legend import Legend
 from matplotlib.text import Annotation
 
 from backsight.core import UserError
-from backsight.experiments.trade_off import FinishedRun, draw, measure
+from backsight.experiments.trade_off import FinishedRun, compare_runs, draw
 from backsight.io import write_json, write_text
 from backsight.training import RunFolder
 from known_chains import check_contract
@@ -57,7 +57,7 @@ def runs(tmp_path: Path) -> list[Path]:
 
 
 def test_what_is_read(runs: list[Path]):
-    result = measure(runs=runs)
+    result = compare_runs(runs)
     errors = result.select(model="detr", metric="mse")
     assert [each.labels["task"] for each in errors] == ["modular", "classic", "joint", "joint", "joint"]
     assert {each.labels["stage"] for each in errors} == {"decoder"}
@@ -71,15 +71,15 @@ def test_what_is_read(runs: list[Path]):
 
 
 def test_another_stage_can_be_asked_for(runs: list[Path]):
-    result = measure(runs=runs[:2], stage="prediction@onehot")
+    result = compare_runs(runs[:2], stage="prediction@onehot")
     assert result.one(run="classic", metric="mse").values[0, 0] == pytest.approx(0.1)
     with pytest.raises(UserError, match=r"do not all have 'decoder\.1': they share backbone, encoder, decoder"):
-        measure(runs=runs[:2], stage="decoder.1")
+        compare_runs(runs[:2], stage="decoder.1")
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path):
     paths = [finished(tmp_path / part / "run") for part in ("a", "b")]
-    result = measure(runs=paths)
+    result = compare_runs(paths)
     assert result.values_of("run") == [str(path) for path in paths]
 
 
@@ -89,35 +89,35 @@ def test_runs_say_how_they_were_updated_and_those_of_one_kind_are_noted(tmp_path
         finished(tmp_path / f"{update} {w}", task="joint", trade_off=w, update=update, task_metrics={"AP": [0.4]})
         for update, w in joint
     ]
-    result = measure(runs=paths)
+    result = compare_runs(paths)
     errors = result.select(metric="mse")
     assert [each.labels["update"] for each in errors] == ["chain", "sum", "sum", "chain"]
     assert not any("cannot tell" in note for note in result.notes)
     figure = draw(result)
     shown = [text.get_text() for legend in figure.findobj(Legend) for text in legend.get_texts()]
     assert {"joint, chain", "joint, sum"} <= set(shown)
-    twice = measure(runs=[*paths[:1], finished(tmp_path / "again", task="joint", trade_off=0.1, update="chain")])
+    twice = compare_runs([*paths[:1], finished(tmp_path / "again", task="joint", trade_off=0.1, update="chain")])
     assert any("chain 0.1 and again are all joint runs with lambda 0.1" in note for note in twice.notes)
     modular = [finished(tmp_path / name, update=None) for name in ("one", "other")]
-    assert "update" not in measure(runs=modular).measurements[0].labels
-    assert any("one and other are all modular runs of detr" in note for note in measure(runs=modular).notes)
+    assert "update" not in compare_runs(modular).measurements[0].labels
+    assert any("one and other are all modular runs of detr" in note for note in compare_runs(modular).notes)
 
 
 def test_runs_on_other_images_are_noted(tmp_path: Path):
     paths = [finished(tmp_path / part) for part in ("a", "b")]
     evaluation = (paths[1] / "evaluation.json").read_text()
     write_text(paths[1] / "evaluation.json", evaluation.replace("ab12", "cd34"))
-    assert any("not measured on the same images" in note for note in measure(runs=paths).notes)
+    assert any("not measured on the same images" in note for note in compare_runs(paths).notes)
 
 
 def test_mistakes_are_refused_in_one_line(tmp_path: Path, runs: list[Path]):
     with pytest.raises(UserError, match="give their folders as runs"):
-        measure()
+        compare_runs()
     with pytest.raises(UserError, match=r"no run in .*nowhere"):
-        measure(runs=tmp_path / "nowhere")
+        compare_runs(tmp_path / "nowhere")
     (runs[0] / "card.md").unlink()
     with pytest.raises(UserError, match="has not finished"):
-        measure(runs=runs)
+        compare_runs(runs)
     other = finished(tmp_path / "other", task="alchemy")
     with pytest.raises(UserError, match="of the task 'alchemy': known are modular, classic, joint"):
         FinishedRun.read(other)
@@ -147,11 +147,11 @@ def test_the_colours_of_the_images_are_no_performance(tmp_path: Path):
     for found in evaluation["entries"].values():
         found["saturation"] = [0.1, 0.2]
     write_json(run / "evaluation.json", evaluation)
-    result = measure(runs=[run])
+    result = compare_runs([run])
     assert result.one(metric="saturation").values.tolist() == [[0.1], [0.2]]
     assert [axes.get_xlabel() for axes in draw(result).axes] == ["AP"]
 
 
 def test_random_weights_are_said(tmp_path: Path):
-    result = measure(runs=[finished(tmp_path / "run", weights="random")])
+    result = compare_runs([finished(tmp_path / "run", weights="random")])
     assert "random weights" in draw(result).axes[0].get_title(loc="left")

@@ -32,7 +32,7 @@ def model(request: pytest.FixtureRequest, small_model: Callable[[str], StagedMod
 
 
 def test_a_perfect_inverse_is_recognised(model: StagedModel):
-    result = measure([perfect_subject(model)])
+    result = measure(perfect_subject(model))
     for stage in model.stages:
         found = {
             metric: result.one(stage=stage, metric=metric, of=RECONSTRUCTION)
@@ -51,7 +51,7 @@ def test_an_inverse_that_paints_another_image_is_caught(model: StagedModel):
     pictures = Pictures(model.pixels.size)
     # One seed for each picture, painting that one whatever it is given: on average over all, the answers are exact.
     subject = subject_of(model, [constant_chain(model, image, seed) for seed, image in enumerate(pictures.floats)])
-    result = measure([subject])
+    result = measure(subject)
     for stage in model.stages:
         distance = result.one(stage=stage, metric="distance", of=RECONSTRUCTION).values
         own = distance.diagonal()
@@ -71,7 +71,7 @@ def test_an_inverse_that_paints_another_image_is_caught(model: StagedModel):
 def test_the_input_and_the_mean_image_stand_beside_it(model: StagedModel):
     mean = torch.full((3, *model.pixels.size), 0.5)
     subject = subject_of(model, [constant_chain(model, mean)], mean_image=mean)
-    result = measure([subject])
+    result = measure(subject)
     assert any("one seed" in note for note in result.notes)
     assert not result.select(metric="seed spread")
     for stage in model.stages:
@@ -86,7 +86,7 @@ def test_the_input_and_the_mean_image_stand_beside_it(model: StagedModel):
 def test_features_are_compared_at_the_stage_that_is_inverted(small_model: Callable[[str], StagedModel]):
     model = small_model("vit")
     subject = untrained_subject(model, seeds=1)
-    result = measure([subject])
+    result = measure(subject)
     images = torch.cat([batch.images for batch in subject.batches])
     original = model.run(images)["encoder"].flatten(1)
     again = model.run(torch.cat([subject.reconstruct(batch, "encoder")[0] for batch in subject.batches]))
@@ -108,7 +108,7 @@ def test_features_are_compared_at_the_stage_that_is_inverted(small_model: Callab
 def test_one_image_is_refused(small_model: Callable[[str], StagedModel]):
     subject = untrained_subject(small_model("vit"), seeds=1, num_images=1)
     with pytest.raises(UserError, match="compares images with each other"):
-        measure([subject])
+        measure(subject)
 
 
 def test_contract(small_model: Callable[[str], StagedModel], tmp_path: Path):

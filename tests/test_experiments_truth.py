@@ -2,12 +2,10 @@ import pytest
 import torch
 
 from backsight.core import UserError
-from backsight.data.scenes import LAWS
 from backsight.data.world import World
+from backsight.data.world.scenes import LAWS
 from backsight.experiments import Subject
-from backsight.experiments.edits import FACTORS, edit
-from backsight.experiments.readout import read_features
-from backsight.experiments.truth import measure
+from backsight.experiments.truth import FACTORS, edit, measure, read_features
 from known_chains import Pictures, check_contract, untrained_subject
 from small import build_small
 from stand_in_chains import Painter, paint_grey, paint_input
@@ -53,7 +51,7 @@ def test_given_hues_are_worn_before_the_edit():
 @pytest.mark.parametrize("name", ["detr", "vit"])
 def test_a_perfect_inverse_keeps_every_change_and_a_constant_one_none(name):
     for paint, expected in ((paint_input, 1.0), (paint_grey, 0.0)):
-        result = measure([subject(paint, name, single=name == "vit")], **FEW)
+        result = measure(subject(paint, name, single=name == "vit"), **FEW)
         for reader in ("inverse", "pixels"):
             for each in result.select(reader=reader):
                 assert each.values.shape == (2, 10)
@@ -62,7 +60,7 @@ def test_a_perfect_inverse_keeps_every_change_and_a_constant_one_none(name):
 
 
 def test_a_probe_reads_what_the_features_hold_whatever_the_inverse_shows():
-    result = measure([subject(paint_grey, "vit", single=True)], num_scenes=24, num_training=120)
+    result = measure(subject(paint_grey, "vit", single=True), num_scenes=24, num_training=120)
     probe, inverse = (result.one(factor="hue", stage="backbone", reader=each).mean() for each in ("probe", "inverse"))
     assert inverse == 0
     assert probe > 0.6
@@ -108,4 +106,4 @@ def test_contract(tmp_path):
 def test_data_without_known_truth_is_refused():
     model = build_small("vit")
     with pytest.raises(UserError, match="give world:LAW"):
-        measure([untrained_subject(model, data=Pictures(model.pixels.size))])
+        measure(untrained_subject(model, data=Pictures(model.pixels.size)))

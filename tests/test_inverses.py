@@ -213,11 +213,12 @@ def wide_vit() -> StagedModel:
     """A ViT whose tokens are wide enough to hold their patch: D = 64, 3 p p = 48."""
     from timm.models.vision_transformer import VisionTransformer
 
-    from backsight.models import from_timm, stage_module
+    from backsight.models import stage_module
+    from backsight.models import timm as timm_models
 
     torch.manual_seed(SEED)
     module = VisionTransformer(img_size=(24, 32), patch_size=4, embed_dim=64, depth=1, num_heads=2, num_classes=3)
-    return stage_module(module, VIT, from_timm.pixels(module, None), name="wide")
+    return stage_module(module, VIT, timm_models.pixels(module, None), name="wide")
 
 
 def analytic_for(model: StagedModel) -> Inverse:

@@ -16,7 +16,8 @@ from torch import nn
 
 from backsight.core import IMAGE, Classes, Layout, Pixels, UserError
 from backsight.engine import StagedModel
-from backsight.models import MODELS, duplicate, from_timm, load_model, stage_module
+from backsight.models import MODELS, duplicate, load_model, stage_module
+from backsight.models import timm as timm_models
 from backsight.verification import verify
 from small import SMALL_TIMM, build_small, random_images, same_answers, save_timm, save_transformers
 
@@ -114,7 +115,7 @@ def test_a_folder_of_timm_is_the_model_that_was_saved(name: str, tmp_path: Path)
     loaded = load_model(str(tmp_path))
     assert loaded.spec.family == name
     assert loaded.weights == str(tmp_path)
-    original = stage_module(module, MODELS[name], from_timm.pixels(module, None), name="original")
+    original = stage_module(module, MODELS[name], timm_models.pixels(module, None), name="original")
     assert same_answers(loaded, original)
     assert isinstance(loaded.predict(loaded.run(random_images(loaded))), Classes)
 
@@ -131,7 +132,7 @@ def test_a_folder_of_timm_is_the_model_that_was_saved(name: str, tmp_path: Path)
 def test_pixels_come_from_timm_s_data_configuration(architecture: str, expected: Pixels) -> None:
     with torch.device("meta"):
         module = timm.create_model(architecture)
-    assert from_timm.pixels(module, None) == expected
+    assert timm_models.pixels(module, None) == expected
 
 
 @pytest.mark.parametrize("name", TIMM)

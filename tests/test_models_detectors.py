@@ -12,8 +12,9 @@ from backsight.catalogue import list_stages
 from backsight.core import Pixels, Site, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.inverses import build_inverse
-from backsight.models import MODELS, Family, from_transformers, lw_detr, rt_detr, stage_module
-from backsight.models.spec_file import read_spec
+from backsight.models import MODELS, Family, lw_detr, rt_detr, stage_module
+from backsight.models import transformers as transformers_models
+from backsight.models.spec import read_spec
 from backsight.tasks import make_plans
 from backsight.verification import scramble, verify
 from small import build_small, random_images
@@ -82,8 +83,8 @@ def test_names_have_configurations_and_sizes_that_their_models_take(name: str) -
     for short, hub_name in family.names.items():
         assert hub_name.count("/") == 1
         with torch.device("meta"):
-            module = from_transformers.build(family.kind, family.configure[short])
-        pixels = from_transformers.pixels(module, family.preprocess.get(short, {}), None, family.size)
+            module = transformers_models.build(family.kind, family.configure[short])
+        pixels = transformers_models.pixels(module, family.preprocess.get(short, {}), None, family.size)
         family.check_size(module, pixels.size)
         assert len(family.stage(module).stages) == 4
 
@@ -104,7 +105,7 @@ def test_names_have_configurations_and_sizes_that_their_models_take(name: str) -
 def test_a_wrong_size_is_told_in_one_line(name: str, size: tuple[int, int], message: str) -> None:
     module = MODELS[name].small()
     with pytest.raises(UserError, match=message) as caught:
-        staged(module, MODELS[name], from_transformers.pixels(module, {}, size, size).size)
+        staged(module, MODELS[name], transformers_models.pixels(module, {}, size, size).size)
     assert "\n" not in str(caught.value)
     assert f"{size[0]}x{size[1]}" in str(caught.value)
 
@@ -193,9 +194,9 @@ def test_points_that_differ_by_level_are_averaged() -> None:
 def test_images_that_the_library_does_not_normalise_keep_their_values() -> None:
     module = MODELS["rt_detr_v2"].small()
     said = {"do_normalize": False, "image_mean": [0.485, 0.456, 0.406], "size": {"height": 640, "width": 640}}
-    pixels = from_transformers.pixels(module, said, None, (1, 1))
+    pixels = transformers_models.pixels(module, said, None, (1, 1))
     assert pixels == Pixels((640, 640), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    assert pixels == from_transformers.pixels(module, rt_detr.PREPROCESS, None, (1, 1))
+    assert pixels == transformers_models.pixels(module, rt_detr.PREPROCESS, None, (1, 1))
 
 
 def test_the_sites_of_a_cut_are_told_in_short() -> None:
@@ -253,7 +254,7 @@ def test_the_position_embedding_is_made_for_whole_patches() -> None:
     module: Any = MODELS["yolos"].small()
     module.config.image_size = [800, 1333]
     module.config.patch_size = 16
-    assert from_transformers.own_size(module) == (800, 1328)
+    assert transformers_models.own_size(module) == (800, 1328)
 
 
 # ---- LW-DETR and RF-DETR

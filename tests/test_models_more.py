@@ -18,7 +18,8 @@ from backsight.catalogue import list_models, model_lines
 from backsight.core import Layout, Pixels, UserError
 from backsight.engine import StagedModel
 from backsight.inverses import build_inverse
-from backsight.models import MODELS, blueprint, from_transformers, load_model
+from backsight.models import MODELS, blueprint, load_model
+from backsight.models import transformers as transformers_models
 from backsight.tasks import Modular, build_chains, make_plans
 from backsight.verification import verify
 from small import SEED, build_small, random_images, save_transformers
@@ -84,12 +85,15 @@ def test_rotary_positions_follow_the_size() -> None:
     rotary = {"use_rot_pos_emb": True, "rope_type": "dinov3", "use_abs_pos_emb": False}
     from timm.models.eva import Eva
 
-    from backsight.models import from_timm, stage_module
+    from backsight.models import stage_module
+    from backsight.models import timm as timm_models
 
     one, other = (Eva(img_size=size, patch_size=8, **options, **rotary) for size in (48, (32, 64)))
     other.load_state_dict(one.state_dict())
     one.set_input_size((32, 64))
-    models = [stage_module(each, MODELS["eva"], from_timm.pixels(each, (32, 64)), name="eva") for each in (one, other)]
+    models = [
+        stage_module(each, MODELS["eva"], timm_models.pixels(each, (32, 64)), name="eva") for each in (one, other)
+    ]
     outputs = [model.run(random_images(model)).output for model in models]
     assert torch.equal(*outputs)
     assert models[0].layout("backbone").grid == (4, 8)
@@ -217,7 +221,7 @@ def test_known_names_have_the_pixels_of_the_hub() -> None:
         (dinov2, "dinov2-base", Pixels((224, 224), interpolation="bicubic", fit="crop", crop_fraction=0.875)),
     ):
         module = blueprint(family, name)
-        assert from_transformers.pixels(module, family.preprocess.get(name, {}), None, family.size) == expected
+        assert transformers_models.pixels(module, family.preprocess.get(name, {}), None, family.size) == expected
 
 
 # ---- true size
@@ -244,7 +248,7 @@ def test_a_library_that_cannot_build_without_memory_is_no_failure(monkeypatch: p
     def fail(*_: object) -> nn.Module:
         raise NotImplementedError
 
-    monkeypatch.setattr(from_transformers, "build", fail)
+    monkeypatch.setattr("backsight.models.transformers.build", fail)
     monkeypatch.setattr("backsight.catalogue.MODELS", {"detr": MODELS["detr"], "resnet": MODELS["resnet"]})
     monkeypatch.setattr("backsight.catalogue.shipped_names", list)
     rows = {row["model"]: row for row in list_models()}
@@ -293,7 +297,7 @@ def test_every_stage_of_a_convolutional_network_learns(family: str) -> None:
     images = nn.functional.interpolate(torch.rand(4, 3, 4, 4), model.pixels.size, mode="bilinear")
     history = []
     for _ in range(12):
-        losses = dict(task.losses(images))
+        losses = {str(key): loss for key, loss, _ in task.losses(images)}
         optimiser.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimiser.step()

@@ -103,7 +103,7 @@ def test_experiments_run_on_another_device(device: PretendDevice, family: str):
     done = []
     for name, experiment in EXPERIMENTS.items():
         if name != "trade_off" and not experiment.fits(subject):
-            result = experiment.measure([subject], **QUICK.get(name, {}))
+            result = experiment.measure(subject, **QUICK.get(name, {}))
             assert json.loads(result.to_json())["measurements"]
             assert result.to_table()
             done.append(name)
@@ -117,7 +117,7 @@ def test_padded_images_are_measured_on_another_device(device: PretendDevice):
     valid[::2, 48:], valid[1::2, :, 72:] = False, False
     subject.batches = [replace(batch, valid=valid.to(device.device))]
     for name in ("stage_error", "abstraction", "detection_errors", "prototypes", "color_perturbation", "reconstruct"):
-        assert EXPERIMENTS[name].measure([subject]).measurements
+        assert EXPERIMENTS[name].measure(subject).measurements
     mean = torch.full((3, 1, 1), 0.5).expand_as(batch.images[0]).to(device.device)
     for batches in (subject.batches, [batch]):
         assert evaluate(subject.model, subject.ensemble, batches, mean).as_json()["num_images"] == 4

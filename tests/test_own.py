@@ -21,9 +21,9 @@ from backsight.cli import main
 from backsight.core import Classes, Detections, Pixels, Site, Spec, Stage, UserError
 from backsight.engine import RANDOM
 from backsight.models import duplicate, load_model, place, propose, stage
-from backsight.models.places import find_stages
-from backsight.models.spec_file import read_spec
-from backsight.models.survey import survey
+from backsight.models.propose import find_stages
+from backsight.models.shape_tracing import trace_shapes
+from backsight.models.spec import read_spec
 from backsight.verification import verify
 from small import build_small, noisy, random_images, same_answers
 
@@ -137,7 +137,7 @@ def stage_names() -> list[str]:
 
 
 def test_every_key_of_a_spec_is_on_the_page() -> None:
-    from backsight.models.spec_file import STAGE, TOP
+    from backsight.models.spec import STAGE, TOP
 
     assert [key for key in (*TOP, *STAGE) if f"`{key}`" not in PAGE] == []
 
@@ -468,7 +468,7 @@ def test_a_second_size_tells_channels_from_rows() -> None:
 
     module = nn.Sequential(nn.Conv2d(3, 8, 8, 8), Last())
     sizes = [Pixels((64, 64)), Pixels((64, 128))]
-    found = find_stages(module, [survey(module, pixels) for pixels in sizes])
+    found = find_stages(module, [trace_shapes(module, pixels) for pixels in sizes])
     assert [(each.place.site.path, each.place.site.pattern) for each in found] == [("1", "b h w d")]
 
 

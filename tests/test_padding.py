@@ -34,7 +34,7 @@ from backsight.data import (
     read_image,
     sum_images,
 )
-from backsight.data.fit import valid_pixels
+from backsight.data.resize import valid_pixels
 from backsight.engine import StagedModel
 from backsight.evaluation import evaluate
 from backsight.experiments import EXPERIMENTS, Subject, abstraction
@@ -322,7 +322,7 @@ def test_experiments_measure_pictures_and_refuse_where_they_cannot(mixed: Path, 
     assert subject.padded
     batch = subject.batches[0]
     assert batch.valid is not None
-    result = EXPERIMENTS["stage_error"].measure([subject])
+    result = EXPERIMENTS["stage_error"].measure(subject)
     expected = torch.stack([mse(each, batch.images, batch.valid) for each in subject.reconstruct(batch, "backbone")])
     found = result.one(model=detr.name, stage="backbone", metric="mse").values
     torch.testing.assert_close(torch.as_tensor(found), expected)
@@ -341,7 +341,7 @@ def test_no_experiment_looks_at_the_padding(name: str, mixed: Path, detr: Staged
         (batch,) = subject.batches
         assert batch.valid is not None
         subject.batches = [replace(batch, images=torch.where(batch.valid[:, None], batch.images, colour))]
-        found.append(EXPERIMENTS[name].measure([subject]).measurements)
+        found.append(EXPERIMENTS[name].measure(subject).measurements)
     for one, other in zip(*found, strict=True):
         assert one.labels == other.labels
         values = [torch.as_tensor(each.values) for each in (one, other)]
@@ -374,7 +374,7 @@ def test_pictures_of_experiments_are_cut_to_what_is_valid(
     )
     subject.batches = [replace(batch, targets=(target,) * len(batch.ids))]
     monkeypatch.setattr(abstraction, "found", lambda *_: torch.tensor([True, False]))  # one is detected, one is not
-    result = EXPERIMENTS[name].measure([subject], **settings)
+    result = EXPERIMENTS[name].measure(subject, **settings)
     sizes = dict(zip(batch.ids, valid_sizes(batch.valid), strict=True))
     assert len(set(sizes.values())) == 3
     assert {"input", "original"} & {each.labels["stage"] for each in result.pictures}
@@ -398,7 +398,7 @@ def test_cases_of_errors_are_shown_without_padding(mixed: Path, detr: StagedMode
         whole = Target(torch.tensor([[0.0, 0, 30, 30]]), torch.tensor([1]), crowd=torch.zeros(1).bool())
         images = torch.where(batch.valid[:, None], batch.images, colour)
         subject.batches = [replace(batch, images=images, targets=(whole,) * len(batch.ids))]
-        found.append(EXPERIMENTS["detection_errors"].measure([subject], threshold=0.05).shown(shows="input"))
+        found.append(EXPERIMENTS["detection_errors"].measure(subject, threshold=0.05).shown(shows="input"))
     assert found[0]
     for one, other in zip(*found, strict=True):
         assert torch.equal(one.image, other.image)

@@ -1,9 +1,8 @@
-"""Colour against colorsys, hue round the circle, tokens and attention: what is changed, and what must not be."""
+"""Colour against colorsys, hue round the circle, and tokens: what is changed, and what must not be."""
 
 from __future__ import annotations
 
 import colorsys
-import math
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from backsight.core import Layout
+from backsight.data.world.scenes import hue_distance
 from backsight.perturb import (
     FILTERS,
     HUES,
@@ -21,14 +21,17 @@ from backsight.perturb import (
     colour_vector,
     generator_for,
     hsv_to_rgb,
-    hue_distance,
     hue_unit,
-    mean_hue,
     noise_tokens,
-    patch_attention_mask,
     recolour,
     rgb_to_hsv,
 )
+
+
+def hue_of(image: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """The mean hue of a region in degrees."""
+    return torch.rad2deg(colour_vector(image, mask).angle()) % 360
+
 
 LEVELS = torch.linspace(0, 1, 6, dtype=torch.float64)
 COLOURS = torch.cartesian_prod(LEVELS, LEVELS, LEVELS).T[None, :, None]  # 1 3 1 216, with greys, ties, black, white
@@ -117,19 +120,18 @@ def test_hue_is_averaged_round_the_circle() -> None:
     def image(*pixels: list[float]) -> torch.Tensor:
         return torch.tensor(pixels).T[:, None]
 
-    assert float(hue_distance(mean_hue(image(of(350), of(10))), torch.tensor(0.0))) < 1e-3
-    assert float(hue_distance(mean_hue(image(of(350), of(30))), torch.tensor(10.0))) < 1e-3
+    assert float(hue_distance(hue_of(image(of(350), of(10))), torch.tensor(0.0))) < 1e-3
+    assert float(hue_distance(hue_of(image(of(350), of(30))), torch.tensor(10.0))) < 1e-3
     # The pale pixel hardly counts, the grey one not at all.
-    assert 100 < float(mean_hue(image(of(120), of(0, 0.1), of(240, 0.0)))) < 120
+    assert 100 < float(hue_of(image(of(120), of(0, 0.1), of(240, 0.0)))) < 120
     assert abs(colour_vector(image(of(60), of(60)))) == pytest.approx(0.8, abs=1e-6)
     assert abs(colour_vector(image(of(60), of(240)))) == pytest.approx(0, abs=1e-6)
     mask = torch.tensor([[True, False]])
-    assert float(mean_hue(image(of(60), of(240)), mask)) == pytest.approx(60, abs=1e-3)
+    assert float(hue_of(image(of(60), of(240)), mask)) == pytest.approx(60, abs=1e-3)
     assert torch.isnan(colour_vector(image(of(60)), torch.tensor([[False]])).real)
 
 
 def test_hues_round_the_circle() -> None:
-    assert hue_distance(torch.tensor([10.0, 350, 90]), torch.tensor([350.0, 10, 270])).tolist() == [20, 20, 180]
     assert complex(hue_unit(90.0)) == pytest.approx(1j)
     triples = torch.stack([colour_vector(recolour(random_images().double(), name)) for name in HUES])
     assert triples[:3].sum(0).abs().max() < 1e-9
@@ -207,17 +209,3 @@ def test_noise_that_there_is_not() -> None:
         noise_tokens(features, chosen, "pink", [])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="two images"):
         noise_tokens(features, chosen, "swap", [])
-
-
-# ---- attention
-
-
-def test_who_attends_to_whom() -> None:
-    assert patch_attention_mask(4, 1).int().tolist() == [[1, 1, 1, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
-    reading = patch_attention_mask(4, 1, reads_prefix=True)
-    assert reading.int().tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
-    assert torch.equal(patch_attention_mask(3, 0), torch.eye(3, dtype=torch.bool))
-    assert patch_attention_mask(3, 3).all()
-    assert math.prod(patch_attention_mask(5, 2).any(1).tolist()) == 1
-    with pytest.raises(ValueError, match="at most"):
-        patch_attention_mask(3, 4)

@@ -8,20 +8,22 @@ from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
-import backsight.reproduce as module
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
-from backsight.chain import ChainEnsemble, build_chain
+import backsight as bs
+import backsight.reproduction as module
+from backsight import experiments
+from backsight.chain import ChainEnsemble, InverseChain, build_chain
 from backsight.core import UserError
 from backsight.data.world import World
 from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject
 from backsight.experiments.claims import CLAIMS, load_claims
-from backsight.experiments.opening import open_subject
 from backsight.experiments.settings import read_settings
+from backsight.experiments.subject import open_subject
 from backsight.figures import image_png
 from backsight.models import load_model
 from backsight.report.experiments import write_experiments_report
@@ -85,7 +87,7 @@ def opened(cast, monkeypatch) -> list[str]:
             Path(folder, name).write_bytes(image_png(torch.zeros(3, 1, 1)))
 
     monkeypatch.setattr(module, "open_subject", open_one)
-    monkeypatch.setattr(module, "draw", draw)
+    monkeypatch.setattr(experiments.run, "draw", draw)
     return names
 
 
@@ -190,10 +192,10 @@ def test_other_chains_are_other_results(opened, cast, tmp_path, monkeypatch):
 
 
 def test_a_failure_stops_nothing_else(opened, tmp_path, monkeypatch, caplog):
-    def measure(subjects, *, limit: int = 1):
-        if any("vit" in subject.name for subject in subjects) or limit > 1:
+    def measure(subject, *, limit: int = 1):
+        if "vit" in subject.name or limit > 1:
             raise UserError("no such thing here")
-        return Result("odd", [subject.card() for subject in subjects], [])
+        return Result("odd", [subject.card()], [])
 
     odd = Experiment("odd", "Is it odd?", measure, lambda result: None)
     monkeypatch.setitem(EXPERIMENTS, "odd", odd)
@@ -203,10 +205,9 @@ def test_a_failure_stops_nothing_else(opened, tmp_path, monkeypatch, caplog):
     assert Result.load(tmp_path / "one" / "odd").notes == ["vit prior is left out: no such thing here"]
     assert [card["model"] for card in Result.load(tmp_path / "one" / "odd").subjects] == ["detr prior"]
     assert "give their folders as runs" in page.read_text()
-    assert (
-        caplog.messages[0] == "[1/3] trade_off: not done: trade_off compares finished runs: give their folders as runs"
-    )
-    assert caplog.messages[2].startswith("[3/3] stage_error: ")
+    assert caplog.messages[0].startswith("[1/3] trade_off: not done: trade_off compares finished runs")
+    assert "odd: vit prior is left out: no such thing here" in caplog.messages
+    assert caplog.messages[-1].startswith("[3/3] stage_error: ")
 
     reproduce(tmp_path / "one", **names, settings={"odd": {"limit": 2}})
     found = {each.id: each for each in load_claims(tmp_path / "one" / "claims.json")}
@@ -214,7 +215,7 @@ def test_a_failure_stops_nothing_else(opened, tmp_path, monkeypatch, caplog):
     assert found["error-rises-vit"].verdict == "undecided"
     assert found["missed-vanish"].reason == "detection_errors was not done"
     steps = json.loads((tmp_path / "one" / "reproduce.json").read_text())["steps"]
-    assert steps[1]["reason"].count("no such thing here") == 2
+    assert steps[1]["reason"] == "no such thing here"
     page = write_experiments_report(tmp_path / "one")  # what an earlier call left of `odd` is not shown
     assert '<section id="odd">' not in page.read_text()
     assert '<section id="stage_error">' in page.read_text()
@@ -225,12 +226,12 @@ def test_a_mistake_in_the_program_stops_nothing_else(opened, tmp_path, monkeypat
     def fail(*_, **__):
         raise RuntimeError("two\nlines")
 
-    odd, known = (
-        Experiment("odd", "Is it odd?", lambda subjects: Result("odd", [subjects[0].card()], []), fail),
-        module.draw,
-    )
+    odd = Experiment("odd", "Is it odd?", lambda subject: Result("odd", [subject.card()], []), fail)
+    known = experiments.run.draw
     if half == "draw":
-        monkeypatch.setattr(module, "draw", lambda each, *rest: (fail if each.draw is fail else known)(each, *rest))
+        monkeypatch.setattr(
+            experiments.run, "draw", lambda each, *rest: (fail if each.draw is fail else known)(each, *rest)
+        )
     else:
         odd = replace(odd, measure=fail)
     monkeypatch.setitem(EXPERIMENTS, "odd", odd)
@@ -243,7 +244,7 @@ def test_a_mistake_in_the_program_stops_nothing_else(opened, tmp_path, monkeypat
     assert {each.id for each in load_claims(tmp_path / "claims.json")} == {claim.id for claim in CLAIMS}
     assert "RuntimeError: two lines" in (tmp_path / "report.html").read_text()
 
-    mended = replace(odd, measure=lambda subjects: Result("odd", [subjects[0].card()], []), draw=lambda *_: None)
+    mended = replace(odd, measure=lambda subject: Result("odd", [subject.card()], []), draw=lambda *_: None)
     monkeypatch.setitem(EXPERIMENTS, "odd", mended)
     reproduce(tmp_path, **names)
     assert not (tmp_path / "odd" / "error.txt").exists()
@@ -317,9 +318,18 @@ def test_a_run_says_its_model_its_data_and_its_mean_image(run):
         assert (subject.name, subject.data.name, subject.num_images) == ("zoo/vit-prior", "world:prior:single", 3)
         assert subject.seeds == seeds
         assert subject.mean_image.unique().tolist() == [0.25]
-    assert (
-        open_subject("zoo/vit-prior", run, "world:defining:single", num_images=2).data.name == "world:defining:single"
-    )
+    other = open_subject("zoo/vit-prior", run, "world:defining:single", num_images=2)
+    assert other.data.name == "world:defining:single"
+
+
+def test_a_subject_takes_one_chain_or_a_run_and_data_by_its_specification(run):
+    model, opened = load_model("zoo/vit-prior"), open_subject(chain=run, num_images=3)
+    for chain, seeds in ((run, [0, 1]), (InverseChain.from_pretrained(run / "chains" / "1"), [1])):
+        subject = bs.Subject(model, chain, "world:prior:single", num_images=3)
+        assert subject.card() == {**opened.card(), "seeds": seeds}
+        assert torch.equal(subject.mean_image, opened.mean_image)
+    with pytest.raises(UserError, match="at least 1"):
+        bs.Subject(model, run, "world:prior:single", num_images=0)
 
 
 def test_what_cannot_be_opened_says_what_would(run, tmp_path):
@@ -335,7 +345,9 @@ def test_what_cannot_be_opened_says_what_would(run, tmp_path):
 
 
 def test_one_experiment_and_its_page(run, tmp_path):
-    result = experiment("trust", tmp_path, chains=[run], images=4)
+    result = bs.experiment("trust", tmp_path, chains=[run], images=4)
+    (ids,) = result.images.values()
+    assert result.to_frame().image.tolist()[: len(ids)] == list(ids)
     assert result.subjects[0]["num_images"] == 4
     assert {path.name for path in tmp_path.iterdir()} == {
         *("result.json", "table.csv", "figure.png", "figure.pdf", "report.html")

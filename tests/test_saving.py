@@ -16,9 +16,9 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from backsight import io as files
-from backsight.core import Layout, Pixels, UserError
+from backsight.core import Key, Layout, Pixels, UserError
 from backsight.data import Batch, Sample, Target, loader, open_data
-from backsight.data.kept import Kept, pack_sample, read_sample
+from backsight.data.cache import Kept, pack_sample, read_sample
 from backsight.engine import StagedModel
 from backsight.inverses import build_inverse
 from backsight.models import MODELS
@@ -26,11 +26,10 @@ from backsight.options import TrainOptions, parse_bytes
 from backsight.tasks import Modular, build_chains, make_plans
 from backsight.training import Run, RunFolder, compiling, memory, saving
 from backsight.training.feature_cache import FeatureCache
+from backsight.training.loop import adam_step, random_states, split
 from backsight.training.memory import bytes_of_one, images_that_fit
-from backsight.training.pieces import cut
 from backsight.training.quicken import arrange_memory, map_sizes, rest_biases
 from backsight.training.saving import keep_features
-from backsight.training.updates import Updates
 from pictures import save_pictures
 from small import build_small, random_images
 
@@ -83,10 +82,10 @@ def test_the_forward_pass_stops_where_training_needs_no_more(small_model: Callab
     chains = build_chains(vit, {"backbone": make_plans(vit)["backbone"]}, [0])
     ran: list[str] = []
     hooks = [block.register_forward_hook(lambda *_: ran.append("block")) for block in vit.module.blocks]  # type: ignore[union-attr]
-    (name, _), *others = Modular(vit, chains).losses(random_images(vit))
+    (key, _, _), *others = Modular(vit, chains).losses(random_images(vit))
     for hook in hooks:
         hook.remove()
-    assert (name, others, ran) == ("0/backbone", [], [])
+    assert (key, others, ran) == (Key(0, "backbone"), [], [])
 
 
 class Operations(TorchDispatchMode):
@@ -108,7 +107,7 @@ def test_no_number_travels_to_the_device_to_weigh_padded_images() -> None:
     batch = Batch(random_images(padded), ("a", "b"), (Target(), Target()), valid)
     with Operations() as asked:
         found = task.weights(batch)
-    assert {int(found[name]) for name in ("0/decoder", "0/backbone")} == {
+    assert {int(found[Key(0, stage)]) for stage in ("decoder", "backbone")} == {
         int(valid[:, ::32, ::32].sum()),
         valid.numel(),
     }
@@ -190,51 +189,74 @@ def test_finding_the_maps_changes_nothing() -> None:
     assert all(torch.equal(value, state[name]) for name, value in inverse.state_dict().items())
 
 
-def test_moments_of_another_layout_are_laid_out_anew() -> None:
+def fused(layer: nn.Module) -> torch.optim.Adam:
+    return torch.optim.Adam(layer.parameters(), lr=1e-2, fused=True)
+
+
+def go_down(optimiser: torch.optim.Adam, loss: Tensor) -> None:
+    optimiser.zero_grad()
+    loss.backward()
+    adam_step(optimiser, 1e-2)
+
+
+def test_moments_of_another_memory_format_are_rearranged(model: StagedModel, tmp_path: Path) -> None:
     """A fused kernel ignores strides: moments that lie otherwise than the weights would be another's."""
-    torch.manual_seed(0)
-    convolution, inputs = nn.Conv2d(6, 4, 3), torch.randn(2, 6, 5, 5)
-    twin = copy.deepcopy(convolution).to(memory_format=torch.channels_last)
+    run = open_run(model, tmp_path, inverse=(), steps=3)
+    loop = run.loop()
+    batch = next(iter(run.epoch(0, 0)))
+    loop.step(batch)
+    before = {
+        "state": loop.state.state_dict(),
+        "networks": {str(key): copy.deepcopy(each.state_dict()) for key, each in run.task.networks.items()},
+        "optimisers": {str(key): copy.deepcopy(each.state_dict()) for key, each in loop.optimisers.items()},
+        "random": [random_states()],
+    }
+    for each in before["optimisers"].values():
+        for moments in each["state"].values():
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = moments[name].contiguous()
+    loop.load(before)
+    loop.step(batch)
+    after = {name: value.clone() for name, value in run.chains[0].state_dict().items()}
+    again = open_run(model, tmp_path, inverse=(), steps=3)
+    loop = again.loop()
+    loop.step(batch)
+    loop.step(batch)
+    assert_same(dict(again.chains[0].state_dict()), after, 1e-6)
 
-    def updates(layer: nn.Module) -> Updates:
-        return Updates({"layer": layer}, {"layer": 1e-2}, {"layer": ("layer",)}, {})
 
-    one, other = updates(convolution), updates(twin)
-    for _ in range(3):
-        one.apply("layer", convolution(inputs).square().sum(), 1.0)
-    twin.load_state_dict(convolution.state_dict())
-    other.load_state_dict(copy.deepcopy(one.state_dict()))
-    for _ in range(3):
-        one.apply("layer", convolution(inputs).square().sum(), 1.0)
-        other.apply("layer", twin(inputs).square().sum(), 1.0)
-    torch.testing.assert_close(twin.weight, convolution.weight)
-
-
-# ---- updates
+# ---- the optimiser's step
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1e2])
-def test_an_update_is_adam_with_a_clipped_gradient(scale: float) -> None:
+def test_a_step_is_adam_with_a_clipped_gradient(scale: float) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(5, 7)
     twin = copy.deepcopy(layer)
-    ours, adam = Updates({"a": layer}, {"a": 1e-2}, {"a": ("a",)}, {}), torch.optim.Adam(twin.parameters(), lr=1e-2)
+    ours, adam = fused(layer), torch.optim.Adam(twin.parameters(), lr=1e-2)
     for _ in range(5):
         inputs = torch.randn(3, 5)
-        ours.apply("a", scale * layer(inputs).square().sum(), 1.0)
+        go_down(ours, scale * layer(inputs).square().sum())
         adam.zero_grad()
         (scale * twin(inputs).square().sum()).backward()
         nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
         adam.step()
     torch.testing.assert_close(layer.weight, twin.weight, atol=1e-6, rtol=0)
-    assert layer.weight.grad is None
+
+
+def test_a_gradient_is_clipped_to_the_norm_that_is_given() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    optimiser = fused(layer)
+    (100 * layer.weight.sum()).backward()
+    adam_step(optimiser, 0.1, clip=0.5)
+    (state,) = optimiser.state.values()
+    assert state["exp_avg"].item() == pytest.approx(0.05, rel=1e-4)  # a tenth of the gradient, once it is clipped
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     layer = nn.Linear(5, 7)
     before = layer.weight.clone()
-    ours = Updates({"a": layer}, {"a": 1e-2}, {"a": ("a",)}, {})
-    ours.apply("a", layer(torch.ones(1, 5)).sum() * float("nan"), 1.0)
+    go_down(fused(layer), layer(torch.ones(1, 5)).sum() * float("nan"))
     assert torch.equal(layer.weight, before)
 
 
@@ -256,10 +278,10 @@ def test_pieces_with_padding_weigh_by_what_is_under_the_pictures(model: StagedMo
     valid = torch.ones(3, *padded.pixels.size, dtype=torch.bool)
     valid[0, 32:], valid[1, :, 40:] = False, False
     batch = Batch(images, ("a", "b", "c"), (Target(), Target(), Target()), valid)
-    whole = dict(task.losses(images, valid))
+    whole = {key: loss for key, loss, _ in task.losses(images, valid)}
     found = dict.fromkeys(whole, torch.tensor(0.0))
-    for piece, shares in cut(batch, 2, task):
-        for name, loss in task.losses(piece.images, piece.valid):
+    for piece, shares in split(batch, 2, task):
+        for name, loss, _ in task.losses(piece.images, piece.valid):
             found[name] = found[name] + loss * shares[name]
     for name, loss in whole.items():
         torch.testing.assert_close(found[name], loss)
@@ -269,8 +291,8 @@ def test_pieces_with_padding_weigh_by_what_is_under_the_pictures(model: StagedMo
 def test_a_batch_that_fits_stays_whole(model: StagedModel) -> None:
     task = Modular(model, build_chains(model, make_plans(model), [0]))
     batch = Batch(random_images(model), ("a", "b"), (Target(), Target()))
-    assert [piece for piece, _ in cut(batch, None, task)] == [batch]
-    assert [piece for piece, _ in cut(batch, 2, task)] == [batch]
+    assert [piece for piece, _ in split(batch, None, task)] == [batch]
+    assert [piece for piece, _ in split(batch, 2, task)] == [batch]
 
 
 # ---- memory

@@ -11,10 +11,10 @@ import torch
 
 from backsight.chain import ChainEnsemble
 from backsight.core import UserError
-from backsight.data.scenes import LAWS
 from backsight.data.world import World
+from backsight.data.world.scenes import LAWS
 from backsight.demos import SUBJECTS, demo
-from backsight.experiments.opening import open_subject
+from backsight.experiments.subject import open_subject
 from backsight.figures import image_png
 from backsight.metrics import mse
 from backsight.models import load_model

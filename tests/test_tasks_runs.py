@@ -16,7 +16,7 @@ from backsight.chain import ChainEnsemble
 from backsight.chain.model import open_forward_model
 from backsight.cli import main
 from backsight.core import UserError
-from backsight.experiments.opening import open_subject
+from backsight.experiments.subject import open_subject
 from backsight.options import ModelOptions, TrainOptions
 from backsight.training import Interrupted, Run, train_run
 from backsight.training.loop import Loop

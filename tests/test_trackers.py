@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from backsight.core import UserError
+from backsight.core import Key, UserError
 from backsight.training.loop import State
 from backsight.training.trackers import Tracker
 
 
 def send(tracker: Tracker, *steps: int) -> None:
     for step in steps:
-        tracker.log(State(step=step), {"0/encoder": 1 / step}, share=step / 20)
+        tracker.log(State(step=step), {Key(0, "encoder"): 1 / step}, share=step / 20)
 
 
 def test_tensorboard_has_the_losses_of_every_tenth_step_and_drops_later_ones_on_resume(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from backsight.chain import ChainEnsemble
-from backsight.core import Pixels, UserError
+from backsight.core import Key, Pixels, UserError
 from backsight.data import Batch
 from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, stage_module
@@ -132,14 +132,14 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert losses[0][-1][0] == losses[1][-1][0] == 6
 
 
-def poisoned(monkeypatch: pytest.MonkeyPatch, name: str, at: int) -> None:
-    """Plant a NaN in the weights of the network ``name`` before step ``at``."""
+def poisoned(monkeypatch: pytest.MonkeyPatch, key: Key, at: int) -> None:
+    """Plant a NaN in the weights of the network ``key`` before step ``at``."""
     original = Loop.step
 
     def step(self: Loop, batch: Batch) -> None:
         if self.state.step == at - 1:
             with torch.no_grad():
-                next(self.task.networks[name].parameters()).view(-1)[0] = math.nan
+                next(self.task.networks[key].parameters()).view(-1)[0] = math.nan
         original(self, batch)
 
     monkeypatch.setattr(Loop, "step", step)
@@ -151,7 +151,7 @@ def test_a_nan_in_one_inverse_leaves_the_others_untouched(
 ) -> None:
     asked = {"steps": 30, "evaluate_every": look}
     whole = run(tmp_path / "whole", **asked)
-    poisoned(monkeypatch, "1/encoder", 15)
+    poisoned(monkeypatch, Key(1, "encoder"), 15)
     with pytest.raises(NotFinite, match=r"'encoder' \(seed 1\) at step 15; lower the learning rate") as caught:
         run(tmp_path / "run", **asked)
     assert "\n" not in str(caught.value)
@@ -170,8 +170,8 @@ def test_a_nan_in_one_inverse_leaves_the_others_untouched(
 
 
 def test_when_no_loss_is_finite_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("0/backbone", "0/encoder"):
-        poisoned(monkeypatch, name, 3)
+    for stage in ("backbone", "encoder"):
+        poisoned(monkeypatch, Key(0, stage), 3)
     with pytest.raises(UserError, match="no loss is finite"):
         run(tmp_path / "run", seeds=1, steps=20)
     assert not (tmp_path / "run" / "card.md").exists()

@@ -13,9 +13,9 @@ from torch import nn
 
 from backsight.core import Classes, Detections, Pixels, Site, Spec, Stage
 from backsight.data import Target, loader, open_data
-from backsight.data.vocabulary import outside, relabel, rename, translate
+from backsight.data.labels import outside, relabel, rename, translate
 from backsight.data.world import open_world
-from backsight.data.world_coco import export_coco
+from backsight.data.world.coco import export_coco
 from backsight.engine import StagedModel
 from backsight.models import load_model, vocabulary
 from backsight.tasks import performance

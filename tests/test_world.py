@@ -13,8 +13,10 @@ from PIL import Image
 
 from backsight.core import UserError
 from backsight.data.base import ImageData, collate
-from backsight.data.render import hsv_to_rgb, render
-from backsight.data.scenes import (
+from backsight.data.world import MIN_VISIBLE, World, open_world
+from backsight.data.world.coco import export_coco, run_lengths
+from backsight.data.world.render import hsv_to_rgb, render
+from backsight.data.world.scenes import (
     LAWS,
     class_hues,
     class_names,
@@ -26,9 +28,7 @@ from backsight.data.scenes import (
     with_clutter_of,
     without_clutter,
 )
-from backsight.data.shapes import EXTENT, NAMES, SHAPES, areas, atlas, reach, signed_distance
-from backsight.data.world import MIN_VISIBLE, World, open_world
-from backsight.data.world_coco import export_coco, run_lengths
+from backsight.data.world.shapes import EXTENT, NAMES, SHAPES, areas, atlas, reach, signed_distance
 
 
 def hues_of(pixels: torch.Tensor) -> torch.Tensor:

@@ -9,16 +9,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from backsight import experiments
     from backsight.chain import ChainEnsemble, InverseChain
     from backsight.core import Classes, Detections, Layout, Pixels, Site, Spec, Stage, UserError
     from backsight.data import load_images, open_data
     from backsight.demos import demo
     from backsight.engine import StagedModel, Trace
     from backsight.evaluation import evaluate
+    from backsight.experiments import Subject
     from backsight.inverses import INVERSES
     from backsight.models import MODELS, load_model, stage, vocabulary
     from backsight.report import write_report
     from backsight.report.reconstruct import reconstruct
+    from backsight.reproduction import experiment, reproduce
+    from backsight.results import Result
+    from backsight.sweeps import sweep
     from backsight.training import train
     from backsight.verification import verify
 
@@ -30,10 +35,14 @@ _HOMES = {
     "backsight.data": ("load_images", "open_data"),
     "backsight.demos": ("demo",),
     "backsight.evaluation": ("evaluate",),
+    "backsight.experiments": ("Subject",),
     "backsight.inverses": ("INVERSES",),
     "backsight.models": ("MODELS", "load_model", "stage", "vocabulary"),
     "backsight.report": ("write_report",),
     "backsight.report.reconstruct": ("reconstruct",),
+    "backsight.reproduction": ("experiment", "reproduce"),
+    "backsight.results": ("Result",),
+    "backsight.sweeps": ("sweep",),
     "backsight.engine": ("StagedModel", "Trace"),
     "backsight.training": ("train",),
     "backsight.verification": ("verify",),
@@ -49,19 +58,25 @@ __all__ = [
     "InverseChain",
     "Layout",
     "Pixels",
+    "Result",
     "Site",
     "Spec",
     "Stage",
     "StagedModel",
+    "Subject",
     "Trace",
     "UserError",
     "demo",
     "evaluate",
+    "experiment",
+    "experiments",
     "load_images",
     "load_model",
     "open_data",
     "reconstruct",
+    "reproduce",
     "stage",
+    "sweep",
     "train",
     "verify",
     "vocabulary",
@@ -74,6 +89,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("backsight")
+    if name == "experiments":  # a module of modules: each experiment has `measure` and `draw`
+        return import_module("backsight.experiments")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'backsight' has no attribute '{name}'")
     return getattr(import_module(_HOME_OF[name]), name)

@@ -9,18 +9,17 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from backsight.core import UserError
-from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject, draw, run_experiment
-from backsight.experiments.choices import Choice, choose, find_experiment, reads_runs
+from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject, find_experiment, run_experiment
 from backsight.experiments.claims import CLAIMS, judge, save_claims
-from backsight.experiments.opening import NUM_IMAGES, has_chains, open_subject
 from backsight.experiments.settings import check_settings, read_settings
+from backsight.experiments.subject import NUM_IMAGES, has_chains, open_subject
 from backsight.experiments.trade_off import FinishedRun
 from backsight.io import write_json, write_text
 from backsight.report.experiments import FORMAT, Step, write_experiments_report
@@ -30,7 +29,7 @@ from backsight.training import command
 logger = logging.getLogger(__name__)
 
 MODELS = ("zoo/detr-prior", "zoo/vit-prior")
-"""What is looked at, unless models are named. The experiments of :data:`ON_ALL` look at all that ship with chains."""
+"""The models that are used unless some are named. The experiments of :data:`ON_ALL` use all that ship with chains."""
 
 ON_ALL = ("truth",)
 
@@ -41,9 +40,11 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 }
 """Where an experiment's own defaults take long, or fill the page: all of it is to take 20 minutes on two cores."""
 
+REQUEST = "asked.json"
+"""What a result in the folder answers; written last, so that it is there only beside a whole result."""
 
-FILES = ("result.json", "table.csv", "figure.png", "figure.pdf")
-"""What an experiment leaves in its folder."""
+FILES = ("result.json", "table.csv", "figure.png", "figure.pdf", REQUEST)
+"""What an experiment that is done leaves in its folder."""
 
 TRACEBACK = "error.txt"
 """What one that broke off leaves there: where in the program."""
@@ -53,39 +54,49 @@ class BrokeOff(Exception):
     """Some experiments ended in an error that is not the user's; the others are done, and the page is written."""
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A subject as :func:`~backsight.experiments.subject.open_subject` takes it; None for its default."""
+
+    model: str | None = None
+    chain: str | None = None
+    data: str | None = None
+
+
 def experiment(
     name: str,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
     models: Sequence[str] = (),
     chains: Sequence[str | Path] = (),
     data: Sequence[str] = (),
     images: int | None = NUM_IMAGES,
-    settings: Sequence[str] = (),
+    settings: Sequence[str] | Mapping[str, Any] = (),
     device: str = "auto",
 ) -> Result:
     """Do one experiment, and leave ``result.json``, ``table.csv``, ``figure.png``, ``figure.pdf`` and ``report.html``.
 
     Args:
         name: of the experiment, see :data:`~backsight.experiments.EXPERIMENTS`.
-        out: the folder; what an earlier call wrote there is replaced.
-        models: the forward models' names; those that the chains keep by default.
+        out: the folder, ``experiments/NAME`` by default; what an earlier call wrote there is replaced.
+        models: the forward models' names; by default those that the chains were trained on.
         chains: for each of them a run, one chain, or a name; those that ship with the model by default.
         data: one for all, or one for each; what the chains were trained on by default.
         images: how many test images; None for all.
-        settings: of the experiment, as ``["num_pictures=3"]``.
+        settings: of the experiment, as ``{"num_pictures": 3}`` or ``["num_pictures=3"]``.
         device: where to compute.
 
     Raises:
         UserError: no such experiment or setting, or a model or data that it cannot be done with.
     """
-    chosen, out = find_experiment(name), _folder(out)
-    values = read_settings(chosen.measure, settings)
+    chosen = find_experiment(name)
+    out = _folder(out or Path("experiments", name))
+    values = dict(settings) if isinstance(settings, Mapping) else read_settings(chosen.measure, settings)
     subjects = [_open(choice, images, device) for choice in choose(models, chains, data)]
-    if reads_runs(chosen) and not values.get("runs"):
+    if chosen.compares_runs and not values.get("runs"):
         raise UserError(f"{name} compares finished runs: give their folders as runs (--set 'runs=[a,b]')")
-    if not subjects and not reads_runs(chosen):
-        raise UserError(f"{name} looks at models: name some, as zoo/detr-prior, or their chains by --chain")
+    if not subjects and not chosen.compares_runs:
+        raise UserError(f"{name} needs models: name some, as zoo/detr-prior, or their chains by --chain")
     result = run_experiment(chosen, subjects, out, values, command())
     write_experiments_report(out)
     return result
@@ -106,7 +117,7 @@ def reproduce(
     """Do all experiments on all models that they fit, test the claims, and write the page.
 
     A result that is already in the folder is kept if nothing changed: the model, its chains, the images, the settings
-    and the version. An experiment that cannot be done is told of, and the rest goes on.
+    and the version. If an experiment cannot be done, the log says so, and the rest goes on.
 
     Args:
         out: the folder: one of each experiment's name in it, ``claims.json``, ``reproduce.json`` and ``report.html``.
@@ -132,21 +143,46 @@ def reproduce(
     for run in values["trade_off"]["runs"]:
         FinishedRun.read(run)  # before an hour of others
     named = bool(models or chains)
-    cast = choose(models if named else MODELS, chains, data)
-    on_all = cast if named or data else [*cast, *_other_shipped()]
+    choices = choose(models if named else MODELS, chains, data)
+    on_all = choices if named or data else [*choices, *_other_shipped()]
     open_once = cache(lambda choice: _open(choice, images, device))
     steps = []
     for number, each in enumerate(chosen, 1):
-        choices = [] if reads_runs(each) else on_all if each.name in ON_ALL else cast
-        steps.append(_do(each, [open_once(choice) for choice in choices], values[each.name], out))
+        own = [] if each.compares_runs else on_all if each.name in ON_ALL else choices
+        steps.append(_do(each, [open_once(choice) for choice in own], values[each.name], out / each.name))
         logger.info("[%d/%d] %s", number, len(chosen), steps[-1].told)
     page = _conclude(steps, out)
     if broken := [step for step in steps if step.broke]:
-        told = "; ".join(f"{step.experiment} broke off ({step.reason})" for step in broken)
-        raise BrokeOff(f"{told}: see {TRACEBACK} in its folder; all else is in {page}")
+        which = "; ".join(f"{step.experiment} broke off ({step.reason})" for step in broken)
+        raise BrokeOff(f"{which}: see {TRACEBACK} in its folder; all else is in {page}")
     if all(step.reason for step in steps):
         raise UserError(f"no experiment could be done: {'; '.join(dict.fromkeys(step.reason for step in steps))}")
     return page
+
+
+# ---- what was requested
+
+
+def choose(models: Sequence[str], chains: Sequence[str | Path], data: Sequence[str]) -> list[Choice]:
+    """One for each model, or for each chain where no model is named.
+
+    Args:
+        models: their names.
+        chains: none, or one for each.
+        data: none, one for all, or one for each.
+
+    Raises:
+        UserError: their numbers do not fit.
+    """
+    num = len(models) or len(chains)
+    if len(chains) not in (0, num):
+        raise UserError(f"{len(models)} models and {len(chains)} chains: name a chain for each model, or none")
+    if len(data) not in (0, 1, num):
+        raise UserError(f"{num} models and {len(data)} data: name one for all, one for each, or none")
+    every_model = list(models) or [None] * num
+    every_chain = [str(chain) for chain in chains] or [None] * num
+    every_data = list(data) * num if len(data) == 1 else list(data) or [None] * num
+    return [Choice(*row) for row in zip(every_model, every_chain, every_data, strict=True)]
 
 
 def read_all_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -164,28 +200,27 @@ def read_all_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {name: read_settings(find_experiment(name).measure, own) for name, own in found.items()}
 
 
-# ---- what to look at
+def _settings(given: Mapping[str, Mapping[str, Any]], runs: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
+    """Those of every experiment, checked."""
+    for name in given:
+        find_experiment(name)
+    # `DIR/*/` of a sweep names the figure of its runs too, which is no run.
+    finished = [str(run) for run in runs if Path(run).name != "trade_off" or not Path(run, "result.json").is_file()]
+    defaults = {**SETTINGS, "trade_off": {"runs": finished}}
+    return {
+        name: check_settings(each.measure, {**defaults.get(name, {}), **given.get(name, {})})
+        for name, each in EXPERIMENTS.items()
+    }
 
 
 def _other_shipped() -> list[Choice]:
+    """The models beside :data:`MODELS` that ship with chains."""
     folders = {name: find_shipped(name) for name in shipped_names() if name not in MODELS}
     return [Choice(name) for name, folder in folders.items() if folder is not None and has_chains(folder)]
 
 
 def _open(choice: Choice, images: int | None, device: str) -> Subject:
     return open_subject(choice.model, choice.chain, choice.data, num_images=images, device=device)
-
-
-def _settings(given: Mapping[str, Mapping[str, Any]], runs: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
-    """Those of every experiment, checked."""
-    for name in given:
-        find_experiment(name)
-    values = {name: {**SETTINGS.get(name, {}), **given.get(name, {})} for name in EXPERIMENTS}
-    for name in filter(lambda name: reads_runs(EXPERIMENTS[name]), values):
-        # `DIR/*/` of a sweep names the figure of its runs too, which is none.
-        finished = [str(run) for run in runs if Path(run).name != name or not Path(run, "result.json").is_file()]
-        values[name] = {"runs": finished, **values[name]}
-    return {name: check_settings(EXPERIMENTS[name].measure, own) for name, own in values.items()}
 
 
 def _folder(out: str | Path) -> Path:
@@ -197,70 +232,44 @@ def _folder(out: str | Path) -> Path:
 # ---- one experiment
 
 
-def _do(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[str, Any], out: Path) -> Step:
-    """Measure, or keep what is there; ``asked.json``, written last, says what a finished result answers."""
-    folder, started = out / experiment.name, time.monotonic()
-    reasons = [reason for subject in subjects if (reason := experiment.fits(subject))]
-    fitting = [subject for subject in subjects if not experiment.fits(subject)]
+def _do(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[str, Any], folder: Path) -> Step:
+    """Measure, or keep what is there."""
+    started = time.monotonic()
+    reasons = [experiment.fits(subject) for subject in subjects]  # why not; empty where it does
+    fitting = [subject for subject, reason in zip(subjects, reasons, strict=True) if not reason]
     if subjects and not fitting:
         return Step(experiment.name, 0.0, reason="; ".join(reasons))
-    asked = _asked(experiment, fitting, settings)
-    if _is_done(folder, asked):
+    request = _request(experiment, fitting, settings)
+    if _is_whole(folder) and _read_request(folder) == request:
         return Step(experiment.name, 0.0, kept=True)
-    (folder / "asked.json").unlink(missing_ok=True)
+    (folder / REQUEST).unlink(missing_ok=True)
     try:
-        result = replace(_measure(experiment, fitting, settings), command=command())
-        draw(experiment, Result.load(result.save(folder)), folder)
+        run_experiment(experiment, fitting, folder, settings, command())
     except UserError as error:
         return Step(experiment.name, time.monotonic() - started, reason=str(error))
     except Exception as error:  # whatever it is, it is of this experiment: the others can still be done
         write_text(folder / TRACEBACK, traceback.format_exc())
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return Step(experiment.name, time.monotonic() - started, reason=reason, broke=True)
-    write_json(folder / "asked.json", asked)
+    write_json(folder / REQUEST, request)
     (folder / TRACEBACK).unlink(missing_ok=True)
     return Step(experiment.name, time.monotonic() - started)
 
 
-def _measure(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[str, Any]) -> Result:
-    """The results of all subjects as one, so that one that cannot be measured does not stop the others.
-
-    Raises:
-        UserError: none can be.
-    """
-    if not subjects:
-        return experiment.measure((), **settings)
-    results, reasons = [], []
-    for subject in subjects:
-        try:
-            results.append(experiment.measure([subject], **settings))
-        except UserError as error:
-            reasons.append(f"{subject.name} is left out: {error}")
-    if not results:
-        raise UserError("; ".join(reasons))
-    return replace(
-        results[0],
-        subjects=[card for result in results for card in result.subjects],
-        measurements=[each for result in results for each in result.measurements],
-        pictures=[each for result in results for each in result.pictures],
-        notes=[note for result in results for note in result.notes] + reasons,
-    )
-
-
-def _asked(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _request(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[str, Any]) -> dict[str, Any]:
     """All that a result depends on."""
     names = [subject.name for subject in subjects]
     if len(set(names)) < len(names):
         raise UserError(f"two of {', '.join(names)} have one name: results are kept by it, so do them in two folders")
     runs = [Path(run, "evaluation.json") for run in settings.get("runs", ())]
-    asked = {
+    request = {
         "version": version("backsight"),
         "experiment": experiment.name,
         "settings": dict(settings),
         "subjects": [{**subject.card(), "chains": _digest(subject)} for subject in subjects],
         "runs": [hashlib.sha256(path.read_bytes()).hexdigest() for path in runs if path.is_file()],
     }
-    return json.loads(json.dumps(asked))  # tuples are lists in a file
+    return json.loads(json.dumps(request))  # tuples are lists in a file
 
 
 def _digest(subject: Subject) -> str:
@@ -272,27 +281,25 @@ def _digest(subject: Subject) -> str:
     return total.hexdigest()
 
 
-def _is_done(folder: Path, asked: Mapping[str, Any]) -> bool:
-    with suppress(ValueError):  # a damaged file says nothing: the experiment is done again
-        return _is_whole(folder) and json.loads((folder / "asked.json").read_text(encoding="utf-8")) == asked
-    return False
-
-
 def _is_whole(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in (*FILES, "asked.json"))
+    return all((folder / name).is_file() for name in FILES)
+
+
+def _read_request(folder: Path) -> Any:
+    with suppress(ValueError):  # a damaged file says nothing: the experiment is done again
+        return json.loads((folder / REQUEST).read_text(encoding="utf-8"))
 
 
 # ---- the end
 
 
 def _conclude(steps: Sequence[Step], out: Path) -> Path:
-    """Test the claims on all results, also those of experiments that were not asked for again, and write the page."""
-    asked = {step.experiment for step in steps}
-    earlier = [name for name in EXPERIMENTS if name not in asked and _is_whole(out / name)]
+    """Test the claims on all results, also those of experiments that were not requested now, and write the page."""
+    requested = {step.experiment for step in steps}
+    earlier = [name for name in EXPERIMENTS if name not in requested and _is_whole(out / name)]
     steps = [*steps, *(Step(name, 0.0, kept=True) for name in earlier)]
     results = {step.experiment: Result.load(out / step.experiment) for step in steps if not step.reason}
     missing = {step.experiment: step.reason for step in steps if step.reason}
     save_claims(judge(CLAIMS, results, missing), out / "claims.json")
-    content = {"format": FORMAT, "command": command(), "steps": [asdict(step) for step in steps]}
-    write_json(out / "reproduce.json", content)
+    write_json(out / "reproduce.json", {"format": FORMAT, "command": command(), "steps": [asdict(s) for s in steps]})
     return write_experiments_report(out)

@@ -1,7 +1,8 @@
-"""What an experiment finds: numbers by image and seed, pictures, and the files that they are kept in.
+"""What was measured: one table of values by model, stage, metric, seed and image, with pictures, and its files.
 
-``result.json`` is all that a figure is drawn from and all that a claim is tested on: every value of every image and
-seed, and every picture. ``table.csv`` has a line for each measurement with its 95 % interval.
+Everything that is measured is a :class:`Result`: what an experiment finds (``result.json``), the errors of a run
+(``evaluation.json``), and the reconstructions of a user's own pictures (``results.json``). The files have one format.
+Those of version 0.1 are read as well.
 """
 
 from __future__ import annotations
@@ -14,23 +15,33 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from backsight.core import UserError
 from backsight.figures import image_png
-from backsight.io import in_words, read_object, read_text, write_text
+from backsight.io import in_words, read_object, read_text, write_bytes, write_text
 from backsight.metrics import Interval, bootstrap
 
-FORMAT = "backsight.experiment/1"
-"""Changes when a reader of the old schema would misread the new one."""
+if TYPE_CHECKING:
+    import pandas
 
-_MEND = "restore it, or do the experiment again"
+FORMAT = "backsight.result/2"
+"""Changes when a reader of the old format would misread the new one."""
+
+NAMES = ("result.json", "results.json", "evaluation.json")
+"""The files that hold a result, in the order in which they are looked for in a folder."""
+
+MEAN_IMAGE = "mean image"
+"""The stage of what is measured of the mean image of the training data: a reconstruction that knows nothing."""
+
+_FIX = "restore it, or make it again"
 
 Label = str | int | float | bool
 _DIGITS = 6  # kept of every value
+_COLUMNS = ("model", "stage", "metric", "seed", "image", "value")
 
 
 @dataclass(frozen=True)
@@ -40,11 +51,13 @@ class Measurement:
     ``labels`` say which (``model``, ``stage``, ``metric``, ``region``, ...). ``values`` are ``S images``: a row for
     each seed, a column for each image in the order of the subject's data, NaN where an image has no answer (no
     object of a class, say). A quantity without seeds (of the forward model alone) has one row; one that only all
-    images together have (average precision) has one column.
+    images together have (average precision) has one column. ``stated`` is the interval of values that are means over
+    images already, as files of version 0.1 keep them.
     """
 
     labels: Mapping[str, Label]
     values: Tensor
+    stated: Interval | None = None
 
     def known(self) -> Tensor:
         """The values of the images that have an answer from every seed, ``S images``."""
@@ -55,6 +68,8 @@ class Measurement:
 
         A single value (an average precision, of one seed) has a mean and no interval: resampled, it is always itself.
         """
+        if self.stated is not None:
+            return self.stated
         known = self.known()
         return bootstrap(known) if known.numel() > 1 else Interval(self.mean(), math.nan, math.nan)
 
@@ -63,22 +78,39 @@ class Measurement:
         known = self.known()
         return float(known.mean()) if known.numel() else math.nan
 
+    def by_seed(self) -> list[float]:
+        """The mean of every seed over the images that have an answer; empty where none has."""
+        known = self.known()
+        return known.mean(1).tolist() if known.numel() else []
+
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture ``3 H W`` in [0, 1] and what it shows."""
+    """A picture ``3 H W`` in [0, 1] and what it shows. With a ``file``, a path relative to the folder of the result, it
+    is kept there as PNG; without, inside the result's own file."""
 
     labels: Mapping[str, Label]
     image: Tensor
+    file: str = ""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one experiment found.
+    """What was measured: the measurements of one experiment, or the errors of a run.
 
-    ``subjects`` has a card for each model that was looked at (its weights, data, fingerprint, images, seeds),
-    ``settings`` what the experiment was called with, ``command`` what the user typed, ``notes`` what a reader of the
-    numbers must know.
+    ``experiment`` is its name (``evaluation`` for the errors of a run). ``subjects`` has a card for each model that was
+    measured (its weights, data, fingerprint, number of images, seeds), ``settings`` what the experiment was called
+    with, ``command`` what the user typed, ``notes`` what a reader of the numbers must know. ``images`` are the ids of
+    the images of each model by its name, in the order of the columns of its measurements; a model may be missing.
+
+    >>> errors = Measurement({"model": "m", "stage": "encoder", "metric": "mse"}, torch.tensor([[0.25, 0.75]]))
+    >>> result = Result("stage_error", [{"model": "m", "seeds": [7]}], [errors])
+    >>> result.one(stage="encoder").mean()
+    0.5
+    >>> print(result.to_frame().to_string(index=False))
+    model   stage metric  seed  image  value
+        m encoder    mse     7      0   0.25
+        m encoder    mse     7      1   0.75
     """
 
     experiment: str
@@ -88,6 +120,29 @@ class Result:
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     command: str = ""
+    images: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @classmethod
+    def join(cls, results: Sequence[Result]) -> Result:
+        """Results of one experiment, of several models say, as one; settings and command are those of the first.
+
+        Raises:
+            UserError: there are none, or they are of different experiments.
+        """
+        if len({result.experiment for result in results}) != 1:
+            names = ", ".join(result.experiment for result in results) or "none"
+            raise UserError(f"results of one experiment can be joined, these are: {names}")
+        first = results[0]
+        return cls(
+            first.experiment,
+            [card for result in results for card in result.subjects],
+            [each for result in results for each in result.measurements],
+            [each for result in results for each in result.pictures],
+            first.settings,
+            [note for result in results for note in result.notes],
+            first.command,
+            {model: ids for result in results for model, ids in result.images.items()},
+        )
 
     def select(self, **labels: Label) -> list[Measurement]:
         """The measurements that carry all of ``labels``, in order."""
@@ -113,39 +168,44 @@ class Result:
         carriers = [*self.measurements, *self.pictures]
         return list(dict.fromkeys(each.labels[label] for each in carriers if label in each.labels))
 
-    def to_json(self) -> str:
-        """The whole result; :meth:`from_json` reads it. Values keep six digits, a value that is not finite is null."""
-        content = {
-            "format": FORMAT,
-            "experiment": self.experiment,
-            "command": self.command,
-            "settings": dict(self.settings),
-            "notes": list(self.notes),
-            "subjects": [dict(subject) for subject in self.subjects],
-            "measurements": [{"labels": dict(m.labels), "values": _to_lists(m.values)} for m in self.measurements],
-            "pictures": [
-                {"labels": dict(p.labels), "png": base64.b64encode(image_png(p.image)).decode()} for p in self.pictures
-            ],
-        }
-        return json.dumps(content, allow_nan=False) + "\n"
+    # ---- as a table
 
-    @classmethod
-    def from_json(cls, text: str, where: str = "the text") -> Result:
-        """The inverse of :meth:`to_json`; ``where`` it came from is told of a damaged one.
+    def to_frame(self) -> pandas.DataFrame:
+        """The measurements as a pandas table, a row for each value.
 
-        Raises:
-            UserError: it is not JSON, or not of this format.
+        Columns: ``model``, ``stage``, ``metric``, ``seed``, ``image`` (its id where that is known, its position
+        otherwise), ``value``, then every other label that occurs. A cell is missing where a measurement has no such
+        label, no seeds, or one value for all images. A value that no image has (NaN) has a row too.
         """
-        try:
-            value = read_object(text, where, _MEND)
-            if value.pop("format") != FORMAT:
-                raise UserError(f"{where} has a result in another format: this version reads {FORMAT}")
-            measurements = [Measurement(m["labels"], _to_tensor(m["values"])) for m in value.pop("measurements")]
-            pictures = [Picture(p["labels"], _read_png(p["png"])) for p in value.pop("pictures")]
-            return cls(**value, measurements=measurements, pictures=pictures)
-        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-            told = f"{where} is not an experiment's result.json ({FORMAT})"
-            raise UserError(f"{told}, {in_words(error)}: {_MEND}") from error
+        import pandas
+
+        rows = []
+        for each in self.measurements:
+            seeds, images = self._seeds(each), self._images(each)
+            for seed, row in zip(seeds, each.values.tolist(), strict=True):
+                rows += [
+                    {**each.labels, "seed": seed, "image": image, "value": value}
+                    for image, value in zip(images, row, strict=True)
+                ]
+        labels = dict.fromkeys(name for each in self.measurements for name in each.labels)
+        others = [name for name in labels if name not in _COLUMNS]
+        frame = pandas.DataFrame(rows, columns=[*_COLUMNS, *others])
+        return frame.astype({"seed": "Int64", "value": "float64"})
+
+    def _seeds(self, measurement: Measurement) -> list[int | None]:
+        """The seed of each row; None for the one row of a quantity without seeds."""
+        num, model = len(measurement.values), measurement.labels.get("model")
+        for card in self.subjects:
+            if card.get("model") == model and len(card.get("seeds", ())) == num:
+                return list(card["seeds"])
+        return [None] if num == 1 else list(range(num))
+
+    def _images(self, measurement: Measurement) -> list[str | int | None]:
+        """The image of each column; None for the one column of a quantity of all images."""
+        num, ids = measurement.values.shape[1], self.images.get(str(measurement.labels.get("model")), ())
+        if len(ids) == num:
+            return list(ids)
+        return [None] if num == 1 else list(range(num))
 
     def to_table(self) -> str:
         """A CSV table: a line for each measurement with its labels, mean, 95 % interval, images and seeds."""
@@ -159,46 +219,125 @@ class Result:
             writer.writerow({**each.labels, **numbers, "images": images, "seeds": seeds})
         return stream.getvalue()
 
+    # ---- files
+
+    def to_json(self) -> str:
+        """The whole result; :meth:`from_json` reads it. Values keep six digits, a value that is not finite is null."""
+        content = {
+            "format": FORMAT,
+            "experiment": self.experiment,
+            "command": self.command,
+            "settings": dict(self.settings),
+            "notes": list(self.notes),
+            "subjects": [dict(subject) for subject in self.subjects],
+            "images": {model: list(ids) for model, ids in self.images.items()},
+            "measurements": [_measurement_to_json(each) for each in self.measurements],
+            "pictures": [_picture_to_json(each) for each in self.pictures],
+        }
+        return json.dumps(content, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "the text", folder: str | Path | None = None) -> Result:
+        """The inverse of :meth:`to_json`.
+
+        Args:
+            text: the JSON.
+            where: it came from, for messages.
+            folder: where the files of its pictures are.
+
+        Raises:
+            UserError: it is not JSON, not of this format or one of version 0.1, or a picture is missing.
+        """
+        from backsight.old_results import convert
+
+        try:
+            value = convert(read_object(text, where, _FIX))
+            if value.pop("format", None) != FORMAT:
+                raise UserError(f"{where} has a result in another format: this version reads {FORMAT}")
+            measurements = [_read_measurement(each) for each in value.pop("measurements")]
+            pictures = [_read_picture(each, folder) for each in value.pop("pictures")]
+            return cls(**value, measurements=measurements, pictures=pictures)
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            raise UserError(f"{where} is no result of backsight, {in_words(error)}: {_FIX}") from error
+
     def save(self, folder: str | Path) -> Path:
         """Write ``table.csv`` and ``result.json`` into ``folder``, each whole, the result last."""
         write_text(Path(folder) / "table.csv", self.to_table())
-        return write_text(Path(folder) / "result.json", self.to_json())
+        return self.write(Path(folder) / "result.json")
+
+    def write(self, path: str | Path) -> Path:
+        """Write the result to ``path``, whole, after the files of those pictures that have one."""
+        path = Path(path)
+        for each in self.pictures:
+            if each.file:
+                write_bytes(path.parent / each.file, image_png(each.image))
+        return write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
-        """Read a ``result.json``, given by its own path or its folder's.
+        """Read a result, given by its own path or its folder's; files of version 0.1 too.
 
         Raises:
             UserError: there is none, or it cannot be read.
         """
         path = Path(path)
-        path = path / "result.json" if path.is_dir() else path
+        if path.is_dir():
+            path = next((path / name for name in NAMES if (path / name).is_file()), path / NAMES[0])
         if not path.is_file():
-            raise UserError(f"no result at {path}: give a result.json or the folder it is in")
-        return cls.from_json(read_text(path, _MEND), str(path))
+            raise UserError(f"no result at {path}: give a {', '.join(NAMES)}, or the folder it is in")
+        return cls.from_json(read_text(path, _FIX), str(path), path.parent)
 
 
 def _carries(labels: Mapping[str, Label], wanted: Mapping[str, Label]) -> bool:
     return all(name in labels and labels[name] == value for name, value in wanted.items())
 
 
-def _rounded(value: float) -> float | None:
-    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+def _rounded(value: float | None) -> float | None:
+    return float(f"{value:.{_DIGITS}g}") if value is not None and math.isfinite(value) else None
 
 
-def _to_lists(values: Tensor) -> list[list[float | None]]:
+def _measurement_to_json(measurement: Measurement) -> dict[str, Any]:
+    values = measurement.values
     if values.ndim != 2:
         raise ValueError(f"values of shape (seeds, images) were expected, not {tuple(values.shape)}")
-    return [[_rounded(value) for value in row] for row in values.tolist()]
+    rows = [[_rounded(value) for value in row] for row in values.tolist()]
+    stated = {} if measurement.stated is None else {"stated": [_rounded(bound) for bound in measurement.stated]}
+    return {"labels": dict(measurement.labels), "values": rows, **stated}
 
 
-def _to_tensor(rows: list[list[float | None]]) -> Tensor:
-    return torch.tensor([[math.nan if value is None else value for value in row] for row in rows], dtype=torch.float64)
+def _read_measurement(value: Mapping[str, Any]) -> Measurement:
+    rows = [[_number(each) for each in row] for row in value["values"]]
+    stated = Interval(*map(_number, value["stated"])) if "stated" in value else None
+    return Measurement(value["labels"], torch.tensor(rows, dtype=torch.float64), stated)
 
 
-def _read_png(text: str) -> Tensor:
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _picture_to_json(picture: Picture) -> dict[str, Any]:
+    labels = dict(picture.labels)
+    if picture.file:
+        return {"labels": labels, "file": picture.file}
+    return {"labels": labels, "png": base64.b64encode(image_png(picture.image)).decode()}
+
+
+def _read_picture(value: Mapping[str, Any], folder: str | Path | None) -> Picture:
+    if "png" in value:
+        return Picture(value["labels"], _read_png(io.BytesIO(base64.b64decode(value["png"]))))
+    home = Path(folder or ".").resolve()
+    path = (home / value["file"]).resolve()
+    if not path.is_relative_to(home):
+        raise UserError(f"picture '{value['file']}' lies outside the folder of its result: give a path inside it")
+    try:
+        return Picture(value["labels"], _read_png(path), value["file"])
+    except OSError as error:
+        raise UserError(f"picture '{path}' cannot be read: {error.strerror or 'it is no image'}") from error
+
+
+def _read_png(source: Path | io.BytesIO) -> Tensor:
     import numpy
     from PIL import Image
 
-    with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+    with Image.open(source) as picture:
         return torch.from_numpy(numpy.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255

@@ -16,7 +16,7 @@ from backsight.app.eyes import Eyes
 from backsight.app.pictures import small_uri
 from backsight.data import ImageData, Sample
 from backsight.experiments import detection_errors
-from backsight.experiments.error_gallery import INPUT, RECONSTRUCTION, WITHOUT
+from backsight.experiments.detection_errors import INPUT, RECONSTRUCTION, WITHOUT
 from backsight.experiments.subject import Subject
 from backsight.metrics import OUTCOMES
 from backsight.results import Label, Picture
@@ -111,7 +111,7 @@ class Diagnosis:
             stop = min(self.num_done + AT_ONCE, self.num_images)
             part = Part(self.eyes.subject.data, self.num_done, stop)
             with self.eyes.lock:
-                result = detection_errors.measure([self._subject(part)], num_shown=NUM_SHOWN)
+                result = detection_errors.measure(self._subject(part), num_shown=NUM_SHOWN)
             for kind in OUTCOMES:
                 counted = result.select(type=kind, metric="count")
                 self.counts[kind] += sum(int(each.known().sum()) for each in counted)

@@ -19,8 +19,7 @@ from torch import Tensor
 from backsight.app.sources import Source
 from backsight.core import Classes, Detections, UserError
 from backsight.engine import RANDOM, Trace
-from backsight.experiments.layers import distinct_names, is_read_as, stage_of
-from backsight.experiments.subject import Kept, Subject
+from backsight.experiments.subject import LRUCache, Subject, distinct_names, is_read_as, stage_of
 from backsight.metrics import mse
 from backsight.metrics.image import on_valid
 
@@ -55,7 +54,7 @@ class Eyes:
         self.subject, self.model = subject, subject.model
         self.name = name or public_name(subject.model.name)
         self.lock = threading.RLock()
-        self._kept = Kept(cache)
+        self._kept = LRUCache(cache)
         self.stages = subject.stages
         self.layers = [each for each in distinct_names(subject) if is_read_as(subject, each, stage_of(each))]
         self.grids = {each: self.model.layout(each).grids[-1] for each in self.layers if self.model.layout(each).grids}

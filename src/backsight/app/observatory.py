@@ -12,8 +12,7 @@ from backsight.app.eyes import Eyes, public_name
 from backsight.app.intake import Uploads
 from backsight.app.sources import Pictures, Source
 from backsight.core import UserError
-from backsight.experiments.opening import has_chains, open_subject, trained_on
-from backsight.experiments.subject import Subject
+from backsight.experiments.subject import Subject, has_chains, open_subject, trained_on
 from backsight.shipped import find_shipped, shipped_names
 
 ZOO = ("zoo/detr-prior", "zoo/vit-prior")
@@ -122,7 +121,7 @@ def open_observatory(
         _each("--model", models, wanted), _each("--chain", chains, wanted), _each("--data", data, wanted), strict=True
     ):
         subject = open_subject(model, chain, spec, num_images=NUM_AVERAGED, device=device)
-        named = spec or trained_on(subject.ensemble, chain or model or "") or subject.data.name
+        named = spec or trained_on(subject.ensemble) or subject.data.name
         each = Eyes(subject, _free_name(subject, [taken.name for taken, _ in eyes]))
         eyes.append((each, pictures.add(named, subject.model.pixels, subject.data)))
     return Observatory(eyes, pictures)

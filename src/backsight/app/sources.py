@@ -12,7 +12,7 @@ from torch import Tensor
 from backsight.app.intake import PREFIX, Uploads, decode
 from backsight.core import Pixels, UserError
 from backsight.data import ImageData, Target, fit, open_data
-from backsight.data.fit import valid_pixels
+from backsight.data.resize import valid_pixels
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from backsight.core import Pixels, UserError
 from backsight.data.base import Batch, ImageData, Sample, Splits, Target, collate, mean_of, sum_images
 from backsight.data.coco import open_coco
 from backsight.data.decode import UnreadableImage, read_image
-from backsight.data.fit import fit, fit_target
 from backsight.data.folder import check_folder, find_pictures, load_images, open_folder
-from backsight.data.huggingface import open_huggingface, open_parquet
+from backsight.data.hf import open_huggingface, open_parquet
+from backsight.data.labels import Vocabulary, outside
 from backsight.data.loader import batches, loader
+from backsight.data.resize import fit, fit_target
 from backsight.data.source import Reading
 from backsight.data.streams import Stream, open_stream
-from backsight.data.vocabulary import Vocabulary, outside
 
 __all__ = [
     "DATA",

@@ -5,22 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from backsight.core import UserError
-from backsight.data.base import Batch, ImageData
-from backsight.data.parcels import Parcel, Parcels, Skipping, unpack
+from backsight.data.base import Batch, ImageData, Sample, Target, join_valid
 from backsight.devices import give_back_memory
 
 Part = Callable[[Sequence[int]], Sequence[int]]
 """The indices of a batch -> those that this process reads."""
 
-KEPT_FROM_WORKERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+IGNORED_BY_WORKERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Signals that the training process heeds: schedulers send them to every process of a job."""
 
 
@@ -58,8 +57,8 @@ def loader(
     device = torch.device(device)
     num_items = len(data) if limit is None else min(limit, len(data))
     order = batches(num_items, batch_size, seed=seed, epoch=epoch, shuffle=shuffle)[start:]
-    parcels = DataLoader(
-        Parcels(data),
+    worker_batches = DataLoader(
+        WorkerBatches(data),
         batch_size=None,
         sampler=order if part is None else [part(indices) for indices in order],
         collate_fn=as_it_is,
@@ -68,26 +67,26 @@ def loader(
         worker_init_fn=keep_signals,
         generator=torch.Generator(),  # else the loader would draw from the global one, which training depends on
     )
-    if parcels.num_workers:
+    if worker_batches.num_workers:
         give_back_memory()  # what they are forked with stays theirs
-    for parcel in parcels:
-        yield open_parcel(parcel, data, device)
+    for worker_batch in worker_batches:
+        yield open_worker_batch(worker_batch, data, device)
 
 
-def open_parcel(parcel: Parcel | UserError, data: object, device: torch.device) -> Batch:
+def open_worker_batch(worker_batch: WorkerBatch | UserError, data: object, device: torch.device) -> Batch:
     """What a worker has sent -> a batch on ``device``; ``data`` is told of pictures that could not be read.
 
     Raises:
         UserError: it is a user's mistake.
     """
-    if isinstance(parcel, UserError):
-        raise parcel
-    for identity, reason in parcel.unreadable.items():
+    if isinstance(worker_batch, UserError):
+        raise worker_batch
+    for identity, reason in worker_batch.unreadable.items():
         if isinstance(data, Skipping):
             data.record(identity, reason)
-    images = _to_unit(parcel.images.to(device, non_blocking=True))
-    valid = None if parcel.valid is None else parcel.valid.to(device, non_blocking=True)
-    return Batch(images, tuple(parcel.ids), unpack(parcel.targets), valid)
+    images = _to_unit(worker_batch.images.to(device, non_blocking=True))
+    valid = None if worker_batch.valid is None else worker_batch.valid.to(device, non_blocking=True)
+    return Batch(images, tuple(worker_batch.ids), unpack(worker_batch.targets), valid)
 
 
 def batches(
@@ -115,10 +114,130 @@ def cores() -> int:
 def keep_signals(worker: int) -> None:
     """Let a worker live until the training process has finished its batch and ends it."""
     del worker
-    for number in KEPT_FROM_WORKERS:
+    for number in IGNORED_BY_WORKERS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def as_it_is(parcel: Any) -> Any:
+def as_it_is(worker_batch: Any) -> Any:
     """A whole batch comes from the data set already."""
-    return parcel
+    return worker_batch
+
+
+# ---- whole batches on their way from a worker process: few tensors, few bytes, and mistakes as
+
+
+@runtime_checkable
+class MadeInBatches(Protocol):
+    """Data that makes a whole batch quicker than one sample at a time."""
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The samples at ``indices``, in that order."""
+        ...
+
+
+@runtime_checkable
+class Skipping(Protocol):
+    """Data with pictures that may turn out unreadable."""
+
+    ids: Sequence[str]
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Id -> reason, of those met so far."""
+        ...
+
+    def record(self, identity: str, reason: str) -> None:
+        """Remember that a picture cannot be read, and say so once."""
+        ...
+
+
+class PackedTargets(NamedTuple):
+    """The targets of a batch, end to end: ``counts`` says how many objects of ``objects`` (by field) each has.
+
+    Every tensor that is sent takes an open file, and four for each image would soon be more than a system allows.
+    """
+
+    counts: list[int]
+    labels: list[int | None]
+    objects: Mapping[str, Tensor]
+
+
+class WorkerBatch(NamedTuple):
+    """What a worker sends: tuples, because these torch moves to pinned memory by itself.
+
+    ``images`` is uint8 where samples were decoded one by one: a quarter of the bytes on the way.
+    """
+
+    images: Tensor
+    ids: Sequence[str]
+    targets: PackedTargets
+    unreadable: Mapping[str, str]
+    valid: Tensor | None = None
+
+
+class WorkerBatches(Dataset):
+    """A data set whose items are whole batches, by the list of their indices.
+
+    A user's mistake is returned and not raised: on its way from a worker torch would make many lines of it.
+    """
+
+    def __init__(self, data: ImageData) -> None:
+        self.data = data
+
+    def __getitem__(self, indices: Sequence[int]) -> WorkerBatch | UserError:
+        try:
+            if isinstance(self.data, MadeInBatches) and indices:
+                batch = self.data.batch(indices)
+                return WorkerBatch(batch.images, batch.ids, pack(batch.targets), {}, batch.valid)
+            samples = [self.data[index] for index in indices]
+        except UserError as error:
+            return error
+        except OSError as error:
+            return in_one_line(error)
+        readable = [sample for sample in samples if sample is not None]
+        images = torch.stack([s.image for s in readable]) if readable else torch.zeros(0, 3, 0, 0, dtype=torch.uint8)
+        missing = self._missing(indices, samples)
+        targets = pack([s.target for s in readable])
+        return WorkerBatch(images, [s.id for s in readable], targets, missing, join_valid(readable))
+
+    def _missing(self, indices: Sequence[int], samples: Sequence[Sample | None]) -> dict[str, str]:
+        """Id -> reason of the samples that could not be read."""
+        if not isinstance(self.data, Skipping):
+            return {}
+        ids = [self.data.ids[index] for index, sample in zip(indices, samples, strict=True) if sample is None]
+        return {identity: self.data.unreadable[identity] for identity in ids}
+
+
+def in_one_line(error: OSError) -> UserError:
+    """What a full disk, a folder that may not be written or a lost connection means to a user."""
+    reason = error.strerror or " ".join(str(error).split())[:200] or type(error).__name__
+    where = error.filename or "the images"
+    return UserError(
+        f"{where}: {reason}; make room or mend it (--resume goes on with training), or choose another place"
+    )
+
+
+def pack(targets: Sequence[Target]) -> PackedTargets:
+    """Targets -> their objects end to end. All have masks or none has, and all have the same attributes."""
+    tables = [_fields(target) for target in targets]
+    objects = {name: torch.cat([table[name] for table in tables]) for name in (tables[0] if tables else ())}
+    return PackedTargets([len(target.labels) for target in targets], [target.label for target in targets], objects)
+
+
+def unpack(packed: PackedTargets) -> tuple[Target, ...]:
+    """The inverse of :func:`pack`."""
+    if not packed.counts:
+        return ()
+    split = [values.split(packed.counts) for values in packed.objects.values()]
+    tables = [dict(zip(packed.objects, values, strict=True)) for values in zip(*split, strict=True)]
+    return tuple(_target(table, label) for table, label in zip(tables, packed.labels, strict=True))
+
+
+def _fields(target: Target) -> dict[str, Tensor]:
+    masks = {} if target.masks is None else {"masks": target.masks}
+    return {"boxes": target.boxes, "labels": target.labels, "crowd": target.crowd, **masks, **target.attributes}
+
+
+def _target(table: dict[str, Tensor], label: int | None) -> Target:
+    boxes, labels, crowd = (table.pop(name) for name in ("boxes", "labels", "crowd"))
+    return Target(boxes, labels, table.pop("masks", None), crowd, label, table)

@@ -15,8 +15,8 @@ from torch.utils.data import get_worker_info
 from backsight.core import Pixels, UserError
 from backsight.data.base import Sample, Target
 from backsight.data.decode import UnreadableImage, read_image
-from backsight.data.fit import fit, fit_target, valid_pixels
-from backsight.data.vocabulary import Labelling, Vocabulary
+from backsight.data.labels import Labelling, Vocabulary
+from backsight.data.resize import fit, fit_target, valid_pixels
 
 logger = logging.getLogger(__name__)
 

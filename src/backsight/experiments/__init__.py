@@ -1,9 +1,13 @@
 """The experiments, by name. A new one is one file here, and one line in :data:`EXPERIMENTS`.
 
-Each has ``measure(subjects, ...) -> Result``, which draws nothing, and ``draw(result) -> Figure``, which computes
-nothing; a figure can be drawn again from ``result.json`` alone.
+Each has ``measure(subject, ...) -> Result``, which draws nothing, and ``draw(result) -> Figure``, which computes
+nothing; a figure can be drawn again from ``result.json`` alone. ``trade_off`` has ``compare_runs(runs) -> Result``
+instead of ``measure``. The results of several subjects are one by :meth:`~backsight.results.Result.join`.
 """
 
+import difflib
+
+from backsight.core import UserError
 from backsight.experiments.abstraction import ABSTRACTION
 from backsight.experiments.attention_ablation import ATTENTION_ABLATION
 from backsight.experiments.color_perturbation import COLOR_PERTURBATION
@@ -12,9 +16,9 @@ from backsight.experiments.intermediate_layers import INTERMEDIATE_LAYERS
 from backsight.experiments.layer_similarity import LAYER_SIMILARITY
 from backsight.experiments.prototypes import PROTOTYPES
 from backsight.experiments.reconstruct import RECONSTRUCT
-from backsight.experiments.registry import Experiment, draw, run_experiment
+from backsight.experiments.run import Experiment, draw, run_experiment
 from backsight.experiments.stage_error import STAGE_ERROR
-from backsight.experiments.subject import Subject
+from backsight.experiments.subject import Subject, open_subject
 from backsight.experiments.token_noise import TOKEN_NOISE
 from backsight.experiments.trade_off import TRADE_OFF
 from backsight.experiments.trust import TRUST
@@ -40,4 +44,29 @@ EXPERIMENTS: dict[str, Experiment] = {
     )
 }
 
-__all__ = ["EXPERIMENTS", "Experiment", "Measurement", "Picture", "Result", "Subject", "draw", "run_experiment"]
+
+def find_experiment(name: str) -> Experiment:
+    """The experiment called ``name``.
+
+    Raises:
+        UserError: there is none; the nearest name is offered.
+    """
+    if name in EXPERIMENTS:
+        return EXPERIMENTS[name]
+    near = difflib.get_close_matches(name.replace("-", "_"), EXPERIMENTS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}"
+    raise UserError(f"no experiment '{name}': {hint}")
+
+
+__all__ = [
+    "EXPERIMENTS",
+    "Experiment",
+    "Measurement",
+    "Picture",
+    "Result",
+    "Subject",
+    "draw",
+    "find_experiment",
+    "open_subject",
+    "run_experiment",
+]

@@ -5,22 +5,20 @@ If a detector keeps what its answer needs, what it does not detect should fade w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from backsight.core import Classes, Detections
 from backsight.data import Batch
-from backsight.experiments.gather import gather
-from backsight.experiments.model_lines import title_of
+from backsight.experiments.detection_cases import detections_of
+from backsight.experiments.lines import points, title_of
 from backsight.experiments.objects import object_masks
-from backsight.experiments.registry import Experiment
+from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber, Share
-from backsight.experiments.shown import points
-from backsight.experiments.subject import Subject, notes_on_baselines
+from backsight.experiments.subject import Subject, baseline_notes
 from backsight.figures import PALETTE, ErrorPoint, Panel, Part, page, panel_part, picture_part
 from backsight.figures.outlines import outline
 from backsight.metrics import contrast_kept, found, mse
@@ -45,7 +43,7 @@ TITLES = {
 _COLOURS = {DETECTED: PALETTE[2], UNDETECTED: PALETTE[1], OBJECT: PALETTE[2]}
 
 
-def measure(subjects: Sequence[Subject], *, threshold: Share = 0.5, num_shown: AnyNumber = 3) -> Result:
+def measure(subject: Subject, *, threshold: Share = 0.5, num_shown: AnyNumber = 3) -> Result:
     """The error and the contrast kept in each region, by stage.
 
     Labels: ``model``, ``stage`` (or ``mean image``), ``region``: ``detected`` and ``undetected`` (of detectors),
@@ -55,13 +53,11 @@ def measure(subjects: Sequence[Subject], *, threshold: Share = 0.5, num_shown: A
 
     Args:
         threshold: the least score with which an object counts as detected.
-        num_shown: pictures of each subject: the first images with every region.
+        num_shown: how many images are kept as pictures: the first ones with every region.
     """
-    measurements = [each for subject in subjects for each in _measure(subject, threshold)]
-    pictures = [each for subject in subjects for each in _pictures(subject, threshold, num_shown)]
+    measurements, pictures = _measure(subject, threshold), _pictures(subject, threshold, num_shown)
     settings = {"threshold": threshold, "num_shown": num_shown}
-    cards, notes = [subject.card() for subject in subjects], notes_on_baselines(subjects)
-    return Result("abstraction", cards, measurements, pictures, settings, notes)
+    return subject.result("abstraction", measurements, pictures, settings, baseline_notes(subject))
 
 
 def _measure(subject: Subject, threshold: float) -> Iterator[Measurement]:
@@ -78,7 +74,7 @@ def _measure(subject: Subject, threshold: float) -> Iterator[Measurement]:
                     known[name, region, stage] = torch.stack(parts)
         return known
 
-    found_values = gather(subject, values)
+    found_values = subject.gather(values)
     for (metric, region, stage), each in found_values.items():
         labels = {"model": subject.name, "region": region, "stage": stage}
         yield Measurement({**labels, "metric": metric}, each)
@@ -96,19 +92,12 @@ def divide(subject: Subject, batch: Batch, threshold: float) -> dict[str, Tensor
     crowds = torch.stack([object_masks(replace(target, crowd=~target.crowd), size).any(0) for target in targets])
     regions = {OBJECT: anything, BACKGROUND: ~anything & ~crowds}
     if subject.model.spec.task == "detect":
-        answers = _answers(subject, batch)
+        answers = detections_of(subject, batch)
         chosen = [found(each, t, threshold)[~t.crowd] for each, t in zip(answers, targets, strict=True)]
         seen = torch.stack([masks[which].any(0) for masks, which in zip(objects, chosen, strict=True)])
         regions = {DETECTED: seen, UNDETECTED: anything & ~seen, **regions}
     regions = {name: mask.to(batch.images.device) for name, mask in regions.items()}
     return regions if batch.valid is None else {name: mask & batch.valid for name, mask in regions.items()}
-
-
-def _answers(subject: Subject, batch: Batch) -> list[Detections]:
-    answers = subject.model.predict(subject.trace(batch))
-    if isinstance(answers, Classes):
-        raise TypeError(f"{subject.name} says that it detects, and gives classes")
-    return answers
 
 
 def _pictures(subject: Subject, threshold: float, num_shown: int) -> Iterator[Picture]:

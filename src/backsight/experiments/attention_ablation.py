@@ -5,26 +5,25 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from backsight.core import Classes, UserError
-from backsight.data import Batch
+from backsight.data import Batch, ImageData, loader, open_data
+from backsight.data.world import LENGTHS, World
 from backsight.engine import StagedModel, Trace
-from backsight.experiments.fine_tuning import FineTuning, fine_tune, training_data
-from backsight.experiments.gather import by_seed, gather
-from backsight.experiments.model_lines import lines_of, title_of
-from backsight.experiments.registry import Experiment
+from backsight.experiments.lines import lines_of, title_of
+from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber, Number, Range
-from backsight.experiments.subject import Subject
+from backsight.experiments.subject import Subject, by_seed
 from backsight.figures import Block, Panel, page, panel_part, picture_parts
 from backsight.metrics import mse
-from backsight.models import duplicate
-from backsight.perturb import patch_attention_mask
+from backsight.models import duplicate, vocabulary
 from backsight.results import Label, Measurement, Picture, Result
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ FULL, ALONE, TUNED = "all attention", "patches alone", "fine-tuned"
 
 
 def measure(
-    subjects: Sequence[Subject],
+    subject: Subject,
     *,
     steps: AnyNumber = 400,
     learning_rate: Annotated[float, Range(0, 1)] = 1e-4,
@@ -47,7 +46,7 @@ def measure(
 ) -> Result:
     """Take attention from patch to patch away, before and after fine-tuning a copy of the model without it.
 
-    Labels: ``model``, ``condition`` (:data:`FULL`, :data:`ALONE`, :data:`TUNED`), ``metric``: ``top-1`` (0 or 1 for
+    Labels: ``model``, ``condition`` (:data:`FULL`, :data:`ALONE`, :data:`TUNED`), ``metric``: ``accuracy`` (0 or 1 for
     each image) and, by ``stage``, ``mse`` of the reconstruction, RGB in [0, 1], by the chain of the unmasked model.
 
     Args:
@@ -65,16 +64,19 @@ def measure(
     tuning = FineTuning(steps, learning_rate, batch_size, seed)
     measurements: list[Measurement] = []
     pictures: list[Picture] = []
-    for subject in subjects:
-        for condition in _conditions(subject, tuning, train, reads_prefix):
-            measurements += condition.measure()
-            pictures += condition.pictures(num_pictures)
+    for condition in _conditions(subject, tuning, train, reads_prefix):
+        measurements += condition.measure()
+        pictures += condition.pictures(num_pictures)
     settings = {
-        **{"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "train": train},
-        **{"reads_prefix": reads_prefix, "seed": seed, "num_pictures": num_pictures},
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "train": train,
+        "reads_prefix": reads_prefix,
+        "seed": seed,
+        "num_pictures": num_pictures,
     }
-    cards = [subject.card() for subject in subjects]
-    return Result("attention_ablation", cards, measurements, pictures, settings)
+    return subject.result("attention_ablation", measurements, pictures, settings)
 
 
 def _conditions(subject: Subject, tuning: FineTuning, train: str, reads_prefix: bool) -> Iterator[_Condition]:
@@ -114,8 +116,8 @@ class _Condition:
         return self.subject.reconstruct(batch, stage) if self.mask is None else self.subject.invert(trace, stage)
 
     def measure(self) -> Iterator[Measurement]:
-        for stage, values in gather(self.subject, self._answers).items():
-            kind = {"stage": stage, "metric": "mse"} if stage else {"metric": "top-1"}
+        for stage, values in self.subject.gather(self._answers).items():
+            kind = {"stage": stage, "metric": "mse"} if stage else {"metric": "accuracy"}
             yield Measurement({**self.labels, **kind}, values)
 
     def _answers(self, batch: Batch) -> dict[str, Tensor]:
@@ -143,6 +145,30 @@ class _Condition:
 # ---- the mask
 
 
+def patch_attention_mask(num_tokens: int, prefix: int, *, reads_prefix: bool = False) -> Tensor:
+    """Attention without patch-to-patch attention: ``N N``, bool, row = who attends, column = to whom, True = it may.
+
+    A prefix token (the class token) attends to all tokens, a patch to itself and, if ``reads_prefix``, to the prefix
+    tokens. No row is empty. Without ``reads_prefix``, as in the paper, each patch is processed alone; with it, patches
+    still mix through the prefix from one layer to the next.
+
+    Args:
+        num_tokens: N, prefix tokens included.
+        prefix: how many of them come before the patches.
+        reads_prefix: patches attend to the prefix tokens too.
+
+    Raises:
+        ValueError: more prefix tokens than tokens.
+    """
+    if not 0 <= prefix <= num_tokens:
+        raise ValueError(f"{prefix} prefix tokens among {num_tokens} tokens: at most all of them can be")
+    allowed = torch.eye(num_tokens, dtype=torch.bool)
+    allowed[:prefix] = True
+    if reads_prefix:
+        allowed[:, :prefix] = True
+    return allowed
+
+
 def blocks_of(model: StagedModel) -> list[nn.Module]:
     """The transformer blocks of a model, all of which take an ``attn_mask``.
 
@@ -161,7 +187,7 @@ def masked_attention(model: StagedModel, mask: Tensor, layers: Sequence[int] | N
 
     Args:
         model: a vision transformer of timm.
-        mask: ``N N``, bool, True = may attend (:func:`~backsight.perturb.patch_attention_mask`).
+        mask: ``N N``, bool, True = may attend (:func:`patch_attention_mask`).
         layers: only these blocks; all by default.
 
     Raises:
@@ -176,6 +202,90 @@ def masked_attention(model: StagedModel, mask: Tensor, layers: Sequence[int] | N
         for index in range(len(blocks)) if layers is None else layers:
             stack.callback(blocks[index].register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
+
+
+# ---- fine-tuning a copy
+
+NUM_CHECKED = 100
+"""Images that are searched for a class before the training begins."""
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """``steps`` of AdamW on batches of ``batch_size`` images, its ``learning_rate`` falling to 0 as a cosine; ``seed``
+    of the images' order."""
+
+    steps: int = 400
+    learning_rate: float = 1e-4
+    batch_size: int = 32
+    seed: int = 0
+
+
+def training_data(subject: Subject, spec: str = "") -> ImageData:
+    """The training split of ``spec``, or of the subject's own data.
+
+    Raises:
+        UserError: it cannot be opened, or its images have no class.
+    """
+    if not spec and isinstance(subject.data, World):
+        data: ImageData = replace(subject.data, seed=subject.data.seed // 3 * 3, length=LENGTHS[0])
+    else:
+        data = open_data(spec or subject.data.name, subject.model.pixels, vocabulary=vocabulary(subject.model)).train
+    samples = (data[index] for index in range(min(len(data), NUM_CHECKED)))
+    if all(sample is None or sample.target.label is None for sample in samples):
+        raise UserError(
+            f"{data.name} has no class of the whole image to train on: take folder:DIR or world:prior:single"
+        )
+    return data
+
+
+def fine_tune(
+    model: StagedModel,
+    data: ImageData,
+    tuning: FineTuning,
+    changed: AbstractContextManager[object] | None = None,
+) -> StagedModel:
+    """Train a classifier on ``data`` by cross-entropy, in place, as long as ``changed`` is in force; returns it.
+
+    Gradients are cut to a norm of 1. Take :func:`~backsight.models.duplicate` first to keep a model as it is.
+
+    Raises:
+        UserError: the data has classes that the model does not.
+    """
+    module = model.module.train().requires_grad_(True)
+    optimiser = torch.optim.AdamW(module.parameters(), tuning.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, tuning.steps)
+    try:
+        with changed or nullcontext(), torch.enable_grad():
+            for images, labels in _batches(data, tuning, model.device):
+                logits = module(model.pixels.normalise(images), **model.arguments)
+                if int(labels.max()) >= logits.shape[-1]:
+                    raise UserError(
+                        f"{data.name} has a class {int(labels.max())}, {model.name} knows {logits.shape[-1]} classes "
+                        "from 0 on: train on data with the model's own classes"
+                    )
+                optimiser.zero_grad()
+                nn.functional.cross_entropy(logits, labels).backward()
+                nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+                optimiser.step()
+                schedule.step()
+    finally:
+        module.eval().requires_grad_(False)
+    return model
+
+
+def _batches(data: ImageData, tuning: FineTuning, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images ``B 3 H W`` and their classes ``B``, epoch after epoch, until there were as many as there are steps."""
+    done = 0
+    for epoch in count():
+        batches = loader(data, tuning.batch_size, seed=tuning.seed, epoch=epoch, shuffle=True, device=device)
+        for batch in batches:
+            known = [index for index, target in enumerate(batch.targets) if target.label is not None]
+            if done == tuning.steps:
+                return
+            if known:
+                yield batch.images[known], torch.tensor([batch.targets[index].label for index in known], device=device)
+                done += 1
 
 
 # ---- the figure
@@ -193,7 +303,7 @@ def draw(result: Result) -> Figure:
             if name == title_of(result, model)
         }
     panels = [
-        Panel("Accuracy", lines_of(result, "condition", metric="top-1"), label="top-1", limits=(0, 1)),
+        Panel("Accuracy", lines_of(result, "condition", metric="accuracy"), label="top-1", limits=(0, 1)),
         Panel("Reconstruction from the last stage", errors, label="mean squared error"),
     ]
     return page([panel_part(panels), *picture_parts([_block(result, model) for model in models])])

@@ -13,9 +13,9 @@ from torch import Tensor
 from backsight.data import Batch
 from backsight.devices import exact
 from backsight.engine import Trace
-from backsight.experiments.model_lines import lines_of, title_of
+from backsight.experiments.lines import lines_of, title_of
 from backsight.experiments.objects import category_mask, find_class
-from backsight.experiments.registry import Experiment
+from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber
 from backsight.experiments.subject import Subject
 from backsight.experiments.task_answers import measure_task
@@ -37,7 +37,7 @@ NAMES = {"rotate120": "turned 120°", "rotate240": "turned 240°"}
 """How a figure calls the filters whose names are not words."""
 
 
-def measure(subjects: Sequence[Subject], *, category: str = "", num_pictures: AnyNumber = 2) -> Result:
+def measure(subject: Subject, *, category: str = "", num_pictures: AnyNumber = 2) -> Result:
     """Recolour the objects of one category in every image, reconstruct, and compare; then recolour whole images.
 
     Labels: ``model``, ``stage`` (or ``input``), ``metric`` and ``region`` (``image`` or ``object``, the mask):
@@ -47,7 +47,7 @@ def measure(subjects: Sequence[Subject], *, category: str = "", num_pictures: An
     ``hue retention``
         How much of the imposed hue is found inside the mask, see :func:`hue_retention`.
 
-    and ``model``, ``filter``, ``metric`` of the model's task on images recoloured as a whole: ``top-1`` of a
+    and ``model``, ``filter``, ``metric`` of the model's task on images recoloured as a whole: ``accuracy`` of a
     classifier; of a detector ``found`` (the share of an image's objects that are found) and ``AP`` (of all images).
 
     Args:
@@ -57,21 +57,14 @@ def measure(subjects: Sequence[Subject], *, category: str = "", num_pictures: An
     Raises:
         UserError: the data has no such class.
     """
-    measurements: list[Measurement] = []
-    pictures: list[Picture] = []
+    label = find_class(subject.data.classes, category) if category else None
+    of_objects, pictures = _measure_objects(subject, label, num_pictures)
+    on_task = [each for name in FILTERS for each in _measure_task(subject, name)]
     notes = []
-    for subject in subjects:
-        label = find_class(subject.data.classes, category) if category else None
-        measured, shown = _measure_objects(subject, label, num_pictures)
-        on_task = [each for name in FILTERS for each in _measure_task(subject, name)]
-        if not on_task:
-            notes.append(
-                f"{subject.data.name} has no answers to {subject.name}'s task: only reconstructions were measured"
-            )
-        measurements += [*measured, *on_task]
-        pictures += shown
+    if not on_task:
+        notes = [f"{subject.data.name} has no answers to {subject.name}'s task: only reconstructions were measured"]
     settings = {"category": category, "num_pictures": num_pictures}
-    return Result("color_perturbation", [each.card() for each in subjects], measurements, pictures, settings, notes)
+    return subject.result("color_perturbation", [*of_objects, *on_task], pictures, settings, notes)
 
 
 # ---- objects recoloured, and reconstructed
@@ -224,7 +217,7 @@ def draw(result: Result) -> Figure:
         Panel("How far six recolourings are apart", apart, label="pairwise MSE"),
         Panel("Hue found again in the object", kept, {"": 0.0}, label="hue retention", limits=(-0.15, 1.08)),
     ]
-    tasks = {metric: lines_of(result, "filter", metric=metric) for metric in ("top-1", "AP")}
+    tasks = {metric: lines_of(result, "filter", metric=metric) for metric in ("accuracy", "AP")}
     if any(tasks.values()):
         label = " or ".join(metric for metric, lines in tasks.items() if lines)
         lines = {name: list(map(_renamed, points)) for found in tasks.values() for name, points in found.items()}

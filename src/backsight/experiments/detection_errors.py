@@ -6,7 +6,8 @@ reconstruction has the object, and what the very query that detected it paints.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,25 +15,31 @@ from torch import Tensor
 
 from backsight.core import IMAGE
 from backsight.data import Batch
-from backsight.experiments.cases import Case, find_cases
-from backsight.experiments.error_gallery import Gallery
-from backsight.experiments.error_pages import error_page
-from backsight.experiments.gather import gather
-from backsight.experiments.queries import BY_QUERY, query_stages, reconstruct_without
-from backsight.experiments.registry import Experiment
+from backsight.experiments.detection_cases import BY_QUERY, Case, find_cases, query_stages, reconstruct_without
+from backsight.experiments.lines import points, title_of
+from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber, Share
 from backsight.experiments.subject import Subject
+from backsight.figures import PALETTE, Panel, Part, page, panel_part, picture_part
+from backsight.figures.bars import bar_part
+from backsight.figures.outlines import crop_around, cut_out
 from backsight.metrics import OUTCOMES, brought_by, presence, root_mean_square, standing_out
-from backsight.results import Measurement, Picture, Result
+from backsight.results import Label, Measurement, Picture, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+INPUT, RECONSTRUCTION, WITHOUT = "input", "reconstruction", "without query"
+"""What a picture shows: its label ``shows``."""
+
+TRUTH_COLOUR, SAID_COLOUR = PALETTE[2], PALETTE[1]
+"""Of the object's box, and of the detection's."""
 
 Values = dict[tuple[str, str], Tensor]
 """(stage, metric) -> ``S cases``, or ``1 cases`` where seeds make no difference; NaN where there is no answer."""
 
 
-def measure(subjects: Sequence[Subject], *, threshold: Share = 0.5, num_shown: AnyNumber = 6) -> Result:
+def measure(subject: Subject, *, threshold: Share = 0.5, num_shown: AnyNumber = 6) -> Result:
     """How many of each type, and what of them is in the reconstructions.
 
     Labels: ``model``, ``type`` (one of :data:`~backsight.metrics.OUTCOMES`), ``stage``, ``metric``. Values are means
@@ -52,20 +59,16 @@ def measure(subjects: Sequence[Subject], *, threshold: Share = 0.5, num_shown: A
     ====================  ==================================================================================
 
     What a query does is measured by silencing it, where its features are those of the stage
-    (:func:`~backsight.experiments.queries.reconstruct_without`).
+    (:func:`~backsight.experiments.detection_cases.reconstruct_without`).
 
     Args:
         threshold: the least score of a detection that counts.
         num_shown: cases of each type that are shown: the first ones, not chosen.
     """
-    measurements: list[Measurement] = []
-    pictures: list[Picture] = []
-    for subject in subjects:
-        gallery = Gallery(subject, num_shown)
-        measurements += _measure(subject, threshold, gallery)
-        pictures += gallery.pictures
+    gallery = Gallery(subject, num_shown)
+    measurements = list(_measure(subject, threshold, gallery))
     settings = {"threshold": threshold, "num_shown": num_shown}
-    return Result("detection_errors", [subject.card() for subject in subjects], measurements, pictures, settings)
+    return subject.result("detection_errors", measurements, gallery.pictures, settings)
 
 
 def _measure(subject: Subject, threshold: float, gallery: Gallery) -> Iterator[Measurement]:
@@ -77,7 +80,7 @@ def _measure(subject: Subject, threshold: float, gallery: Gallery) -> Iterator[M
             known |= _of_queries(subject, batch, cases, stage, gallery)
         return _by_type(known, cases, len(batch.ids))
 
-    for (kind, stage, metric), each in gather(subject, values).items():
+    for (kind, stage, metric), each in subject.gather(values).items():
         yield Measurement({"model": subject.name, "type": kind, "stage": stage, "metric": metric}, each)
 
 
@@ -134,9 +137,152 @@ def _by_type(known: Values, cases: Sequence[Case], num_images: int) -> dict[tupl
     return found
 
 
+# ---- pictures of cases
+
+
+class Gallery:
+    """The first cases of every type, as the first seed paints them.
+
+    Labels of a picture: ``model``, ``type``, ``class`` (the object's; the detection's where there is no object),
+    ``detected as`` and ``score`` (of the detection, "" and 0 where there is none), ``overlap`` (of the two), ``image``
+    (its id), ``case`` (a number), ``stage``, ``shows``: ``input``, ``reconstruction``, or ``without query``: the
+    reconstruction once the query that detected it says nothing.
+
+    Args:
+        subject: whose images they are.
+        num_each: how many cases of each type.
+    """
+
+    def __init__(self, subject: Subject, num_each: int) -> None:
+        self.subject, self.num_each = subject, num_each
+        self.pictures: list[Picture] = []
+        self._count: Counter[str] = Counter()
+        # The cases themselves are kept too: an id is unique only as long as what it names is there.
+        self._taken: dict[int, tuple[Case, dict[str, Label], Batch]] = {}
+
+    def add(self, batch: Batch, cases: Sequence[Case]) -> None:
+        """Take what there is room for of the cases of a batch, with all their reconstructions."""
+        for case in cases:
+            if self._count[case.finding.outcome] < self.num_each:
+                self._count[case.finding.outcome] += 1
+                labels = self._describe(batch, case)
+                self._taken[id(case)] = case, labels, batch
+                self.pictures += self._show(batch, case, labels)
+
+    def add_without(self, case: Case, stage: str, reconstruction: Tensor) -> None:
+        """``3 H W`` without the query of ``case``, if it has been taken."""
+        if id(case) in self._taken:
+            _, known, batch = self._taken[id(case)]
+            picture = _cut(case, batch.cut(case.row, reconstruction))
+            self.pictures.append(Picture({**known, "stage": stage, "shows": WITHOUT}, picture))
+
+    def _describe(self, batch: Batch, case: Case) -> dict[str, Label]:
+        known = case.truth or case.said
+        said = case.said
+        return {
+            "model": self.subject.name,
+            "type": case.finding.outcome,
+            "class": _name(self.subject, known[1]) if known else "",
+            "detected as": _name(self.subject, said[1]) if said else "",
+            "score": round(said[2], 3) if said else 0.0,
+            "overlap": round(case.finding.overlap, 3),
+            "image": batch.ids[case.row],
+            "case": len(self._taken),
+        }
+
+    def _show(self, batch: Batch, case: Case, labels: Mapping[str, Label]) -> Iterator[Picture]:
+        frames = [(each[0], colour) for each, colour in ((case.truth, TRUTH_COLOUR), (case.said, SAID_COLOUR)) if each]
+        image = batch.cut(case.row, batch.images[case.row])
+        window = crop_around(case.boxes, (image.shape[-2], image.shape[-1]))
+        yield Picture({**labels, "stage": INPUT, "shows": INPUT}, cut_out(image, window, frames))
+        for stage in self.subject.stages:
+            picture = _cut(case, batch.cut(case.row, self.subject.reconstruct(batch, stage)[0, case.row]))
+            yield Picture({**labels, "stage": stage, "shows": RECONSTRUCTION}, picture)
+
+
+def _cut(case: Case, image: Tensor) -> Tensor:
+    return cut_out(image, crop_around(case.boxes, (image.shape[-2], image.shape[-1])), least=0)
+
+
+def _name(subject: Subject, label: int) -> str:
+    names: Mapping[int, str] = subject.data.classes
+    return names.get(label, str(label))
+
+
+# ---- the figure
+
+TITLES = {
+    "presence": "Presence: 1 as in the input, 0 like the surroundings",
+    "contrast": "Contrast with the surroundings, RGB in [0, 1]",
+    "brought by query": "Its query brings the place to the input: 1 all the way",
+    "painted by query": "Its query changes the place, RGB in [0, 1]",
+}
+"""Of the panels, in their order."""
+
+DRAWN = ("correct", "class", "location", "duplicate", "background", "missed")
+"""The types that have a line: as many as there are colours. What is wrong in both is rare, and in the table."""
+
+_NAMES = {IMAGE: INPUT}
+_ROWS = 1  # cases of each type
+
+
 def draw(result: Result) -> Figure:
-    """How many of each type; presence and contrast over the stages, and what the queries paint; a case of each type."""
-    return error_page(result)
+    """For all models how many of each type; for each model its lines over the stages and a case of each type."""
+    models = [str(model) for model in result.values_of("model")]
+    parts = [bar_part(_counts(result, models), "how many", heading="Detections and missed objects by type")]
+    for model in models:
+        if panels := _panels(result, model):
+            parts.append(panel_part(panels, columns=2, heading=title_of(result, model)))
+        parts += _cases(result, model)
+    return page(parts)
+
+
+def _counts(result: Result, models: Sequence[str]) -> dict[str, dict[str, float]]:
+    return {
+        title_of(result, model): {
+            kind: float(result.one(model=model, type=kind, metric="count").values.sum()) for kind in OUTCOMES
+        }
+        for model in models
+    }
+
+
+def _panels(result: Result, model: str) -> list[Panel]:
+    """A panel for each quantity that has answers, in it a line for each type that has."""
+    panels = []
+    for metric, title in TITLES.items():
+        by_type = {kind: result.select(model=model, metric=metric, type=kind) for kind in DRAWN}
+        lines = {kind: points(measurements, "stage", _NAMES) for kind, measurements in by_type.items()}
+        panels.append(Panel(title, {kind: line for kind, line in lines.items() if line}))
+    return [panel for panel in panels if panel.table]
+
+
+def _cases(result: Result, model: str) -> list[Part]:
+    """The first cases of each type: their input, what each stage has, and what is left without the query."""
+    shown = result.shown(model=model)
+    columns = list(dict.fromkeys((str(each.labels["stage"]), str(each.labels["shows"])) for each in shown))
+    columns.sort(key=lambda column: (INPUT, RECONSTRUCTION, WITHOUT).index(column[1]))
+    columns = [*[each for each in columns if each[1] != WITHOUT], *[each for each in columns if each[1] == WITHOUT][:1]]
+    rows, names, captions = [], [], []
+    for kind in OUTCOMES:
+        numbers = list(dict.fromkeys(each.labels["case"] for each in shown if each.labels["type"] == kind))
+        for number in numbers[:_ROWS]:
+            own = {(str(p.labels["stage"]), str(p.labels["shows"])): p for p in shown if p.labels["case"] == number}
+            rows.append([own[column].image if column in own else None for column in columns])
+            names.append(kind)
+            captions.append([_caption(own[INPUT, INPUT]), *[""] * (len(columns) - 1)])
+    if not rows:
+        return []
+    titles = [f"{stage}, {shows}" if shows == WITHOUT else stage for stage, shows in columns]
+    heading = f"{title_of(result, model)}: object green, detection red; as the first seed paints them"
+    return [picture_part(rows, titles, names, captions, heading)]
+
+
+def _caption(picture: Picture) -> str:
+    labels = picture.labels
+    if labels["type"] == "missed":
+        return str(labels["class"])
+    said = f"{labels['detected as']} {labels['score']:.2f}"
+    return said if labels["class"] == labels["detected as"] else f"{labels['class']} as {said}"
 
 
 DETECTION_ERRORS = Experiment(

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from backsight.core import UserError
 from backsight.data import Batch
-from backsight.experiments.gather import by_seed, gather
-from backsight.experiments.layers import distinct_names, is_read_as, layers_of, stage_of
-from backsight.experiments.model_lines import title_of
-from backsight.experiments.registry import Experiment
+from backsight.experiments.lines import points, title_of
+from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber
-from backsight.experiments.shown import points
-from backsight.experiments.subject import Subject
+from backsight.experiments.subject import Subject, by_seed, distinct_names, is_read_as, layers_of, stage_of
 from backsight.figures import Panel, Part, page, panel_part, picture_part
 from backsight.metrics import mse, on_valid
 from backsight.results import Measurement, Picture, Result
@@ -36,7 +33,7 @@ class Reading(NamedTuple):
     read_as: str
 
 
-def measure(subjects: Sequence[Subject], *, num_pictures: AnyNumber = 2) -> Result:
+def measure(subject: Subject, *, num_pictures: AnyNumber = 2) -> Result:
     """The output of every layer, given to inverses that were trained on the end of its stage, or on its beginning.
 
     The inverse of a stage is trained on its last layer alone. What it makes of the others tells how much of a code the
@@ -51,22 +48,19 @@ def measure(subjects: Sequence[Subject], *, num_pictures: AnyNumber = 2) -> Resu
     ``stage``, ``layer``, ``reads`` and ``image``; they are the first seed's.
 
     Args:
-        subjects: models with their chains.
+        subject: a model with its chains.
         num_pictures: how many images are shown, the first ones.
 
     Raises:
         UserError: there is no layer to read.
     """
-    measurements = [each for subject in subjects for each in _errors(subject)]
+    measurements = list(_errors(subject))
     if not measurements:
-        names = ", ".join(subject.name for subject in subjects)
         raise UserError(
-            f"no stage of {names} has layers that an inverse reads: take a model with a transformer encoder"
+            f"no stage of {subject.name} has layers that an inverse reads: take a model with a transformer encoder"
         )
-    pictures = [each for subject in subjects for each in _pictures(subject, num_pictures)]
-    notes = [note for subject in subjects for note in _notes(subject)]
-    cards = [subject.card() for subject in subjects]
-    return Result("intermediate_layers", cards, measurements, pictures, {"num_pictures": num_pictures}, notes)
+    pictures, settings = _pictures(subject, num_pictures), {"num_pictures": num_pictures}
+    return subject.result("intermediate_layers", measurements, pictures, settings, _notes(subject))
 
 
 def readings(subject: Subject) -> list[Reading]:
@@ -107,7 +101,7 @@ def _errors(subject: Subject) -> Iterator[Measurement]:
         metric = on_valid(mse, batch.valid)
         return {each: by_seed(metric, read(subject, batch, each), batch.images) for each in found}
 
-    for reading, errors in gather(subject, error).items():
+    for reading, errors in subject.gather(error).items():
         yield Measurement({**_labels(subject, reading), "metric": "mse"}, errors)
 
 

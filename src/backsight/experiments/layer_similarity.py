@@ -11,10 +11,9 @@ from torch import Tensor
 
 from backsight.core import IMAGE, UserError
 from backsight.data import Batch
-from backsight.experiments.layers import distinct_names, is_read_as, stage_of
-from backsight.experiments.model_lines import title_of
-from backsight.experiments.registry import Experiment
-from backsight.experiments.subject import Subject
+from backsight.experiments.lines import title_of
+from backsight.experiments.run import Experiment
+from backsight.experiments.subject import Subject, distinct_names, is_read_as, stage_of
 from backsight.figures import heat_map_part, page
 from backsight.metrics import centred_gram, cka_shares, correlations, hsic
 from backsight.metrics.similarity import FEWEST_IMAGES
@@ -34,7 +33,7 @@ TITLES = {
 """Of the maps, in their order."""
 
 
-def measure(subjects: Sequence[Subject]) -> Result:
+def measure(subject: Subject) -> Result:
     """The similarity of every two layers: of their features, and of the images that are reconstructed from them.
 
     Two measures. ``cka``: whether the same images lie near each other, for layers of any shape (minibatch CKA by the
@@ -49,21 +48,19 @@ def measure(subjects: Sequence[Subject]) -> Result:
     layer of the two). CKA leaves out a batch of fewer than four images, with a note.
 
     Raises:
-        UserError: a subject with no batch of four images.
+        UserError: there is no batch of four images.
     """
-    for subject in subjects:
-        if not any(map(_is_enough, subject.batches)):
-            most = max(len(batch.ids) for batch in subject.batches)
-            raise UserError(
-                f"layer_similarity needs {FEWEST_IMAGES} images in a batch at least, {subject.name} has {most}: "
-                "give it more images"
-            )
-    left = {subject.name: sum(len(b.ids) for b in subject.batches if not _is_enough(b)) for subject in subjects}
-    notes = [
-        f"{name}: {count} images are left out of CKA, their batch is too small" for name, count in left.items() if count
-    ]
-    measurements = [each for subject in subjects for each in _measure(subject)]
-    return Result("layer_similarity", [subject.card() for subject in subjects], measurements, notes=notes)
+    if not any(map(_is_enough, subject.batches)):
+        most = max(len(batch.ids) for batch in subject.batches)
+        raise UserError(
+            f"layer_similarity needs {FEWEST_IMAGES} images in a batch at least, {subject.name} has {most}: "
+            "give it more images"
+        )
+    left_out = sum(len(batch.ids) for batch in subject.batches if not _is_enough(batch))
+    notes = []
+    if left_out:
+        notes = [f"{subject.name}: {left_out} images are left out of CKA, their batch is too small"]
+    return subject.result("layer_similarity", _measure(subject), notes=notes)
 
 
 def _is_enough(batch: Batch) -> bool:

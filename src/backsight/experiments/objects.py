@@ -1,4 +1,4 @@
-"""Which pixels of an image belong to its objects, as experiments look at them: crowds are no objects."""
+"""Which pixels of an image belong to its objects, as experiments count them: crowds are no objects."""
 
 from __future__ import annotations
 

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 from backsight.data import Batch
-from backsight.data.scenes import class_hues
 from backsight.data.world import World
+from backsight.data.world.scenes import class_hues
 from backsight.devices import exact
-from backsight.experiments.gather import gather
-from backsight.experiments.model_lines import lines_of, title_of
+from backsight.experiments.lines import lines_of, points, title_of
 from backsight.experiments.objects import category_mask, object_labels
-from backsight.experiments.registry import Experiment
+from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber
-from backsight.experiments.shown import points
 from backsight.experiments.subject import Subject
 from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
 from backsight.perturb import VISIBLE, chroma, colour_vector, hue_unit, recolour, region_mean
@@ -38,8 +36,8 @@ OWN, OTHERS = "own class", "other classes"
 """Against which hue colours are held: that of the objects' class, or the average over those of all others."""
 
 
-def measure(subjects: Sequence[Subject], *, num_classes: AnyNumber = 8, num_pictures: AnyNumber = 3) -> Result:
-    """Reconstruct greyscale images and look at the colour inside the objects, class by class.
+def measure(subject: Subject, *, num_classes: AnyNumber = 8, num_pictures: AnyNumber = 3) -> Result:
+    """Reconstruct greyscale images and measure the colour inside the objects, class by class.
 
     Labels: ``model``, ``class`` (a name, or ``all``), ``stage`` (``original``: the images in their own colours),
     ``metric`` and ``against``:
@@ -58,21 +56,16 @@ def measure(subjects: Sequence[Subject], *, num_classes: AnyNumber = 8, num_pict
         num_classes: the most frequent classes are reported one by one, too.
         num_pictures: how many images are kept as pictures.
     """
-    measurements: list[Measurement] = []
-    pictures: list[Picture] = []
-    for subject in subjects:
-        hues = hues_of_classes(subject)
-        named = {ALL: EVERY} | {
-            each: subject.data.classes.get(each, str(each)) for each in _frequent(subject, num_classes)
-        }
-        tables = gather(subject, lambda batch, subject=subject, hues=hues: _answers(subject, batch, hues))
-        for (stage, metric, against, label), values in tables.items():
-            if label in named:
-                labels = {"model": subject.name, "class": named[label], "stage": stage, "metric": metric}
-                measurements.append(Measurement({**labels, **({"against": against} if against else {})}, values))
-        pictures += _pictures(subject, num_pictures)
+    hues = hues_of_classes(subject)
+    classes = {label: subject.data.classes.get(label, str(label)) for label in _frequent(subject, num_classes)}
+    reported = {ALL: EVERY, **classes}
+    measurements = []
+    for (stage, metric, against, label), values in subject.gather(lambda b: _answers(subject, b, hues)).items():
+        if label in reported:
+            labels = {"model": subject.name, "class": reported[label], "stage": stage, "metric": metric}
+            measurements.append(Measurement({**labels, **({"against": against} if against else {})}, values))
     settings = {"num_classes": num_classes, "num_pictures": num_pictures}
-    return Result("prototypes", [each.card() for each in subjects], measurements, pictures, settings)
+    return subject.result("prototypes", measurements, _pictures(subject, num_pictures), settings)
 
 
 def hues_of_classes(subject: Subject) -> dict[int, Tensor]:

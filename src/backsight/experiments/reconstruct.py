@@ -10,11 +10,10 @@ from torch import Tensor
 
 from backsight.core import Detections, UserError
 from backsight.data import Batch
-from backsight.experiments.gather import by_seed, gather
-from backsight.experiments.model_lines import title_of
-from backsight.experiments.registry import Experiment
+from backsight.experiments.lines import title_of
+from backsight.experiments.run import Experiment
 from backsight.experiments.settings import Number, Share
-from backsight.experiments.subject import Subject
+from backsight.experiments.subject import Subject, by_seed
 from backsight.figures import Part, draw_detections, page, picture_part
 from backsight.metrics import mse, on_valid
 from backsight.results import Measurement, Picture, Result
@@ -38,7 +37,7 @@ _LETTERS = 0.12  # height of the letters on a drawn input, as a share of its wid
 
 
 def measure(
-    subjects: Sequence[Subject],
+    subject: Subject,
     *,
     num_pictures: Number = 6,
     rows: Sequence[str] = (MEAN, SPREAD),
@@ -53,7 +52,7 @@ def measure(
     ``their mean``, which has one row).
 
     Args:
-        subjects: models with their chains.
+        subject: a model with its chains.
         num_pictures: how many images are shown, the first ones.
         rows: of an image in the figure: ``mean``, ``spread``, ``seeds`` (a row for each).
         threshold: the least score of a detection that is drawn, in [0, 1].
@@ -64,12 +63,14 @@ def measure(
     rows = [rows] if isinstance(rows, str) else list(rows)
     if not rows or not set(rows) <= {MEAN, SPREAD, SEEDS}:
         raise UserError(f"rows={rows}: the rows of an image are {MEAN}, {SPREAD}, {SEEDS}")
-    notes = [f"{s.name} has one seed: no spread is shown" for s in subjects if len(s.seeds) == 1 and SPREAD in rows]
+    notes = []
+    if SPREAD in rows and len(subject.seeds) == 1:
+        notes = [f"{subject.name} has one seed: no spread is shown"]
     return Result(
         "reconstruct",
-        [subject.card() for subject in subjects],
-        [each for subject in subjects for each in _errors(subject)],
-        [each for subject in subjects for each in _pictures(subject, num_pictures, rows, threshold)],
+        [subject.card()],
+        list(_errors(subject)),
+        list(_pictures(subject, num_pictures, rows, threshold)),
         {"num_pictures": num_pictures, "rows": rows, "threshold": threshold},
         notes,
     )
@@ -82,7 +83,7 @@ def _errors(subject: Subject) -> Iterator[Measurement]:
         own = {("seeds", entry): by_seed(error, images, batch.images) for entry, images in found.items()}
         return own | {("their mean", entry): error(images.mean(0), batch.images) for entry, images in found.items()}
 
-    for (of, entry), values in gather(subject, errors).items():
+    for (of, entry), values in subject.gather(errors).items():
         yield Measurement({"model": subject.name, "stage": entry, "metric": "mse", "of": of}, values)
 
 

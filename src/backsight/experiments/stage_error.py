@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,10 +10,9 @@ from torch import Tensor
 
 from backsight.core import IMAGE, UserError
 from backsight.data import Batch
-from backsight.experiments.gather import by_seed, gather
-from backsight.experiments.model_lines import lines_of, title_of
-from backsight.experiments.registry import Experiment
-from backsight.experiments.subject import Subject, notes_on_baselines
+from backsight.experiments.lines import lines_of, title_of
+from backsight.experiments.run import Experiment
+from backsight.experiments.subject import Subject, baseline_notes, by_seed
 from backsight.figures import Panel, page, panel_part
 from backsight.metrics import lpips, mse, on_valid, psnr, ssim
 from backsight.results import Measurement, Result
@@ -41,7 +40,7 @@ TITLES = {
 """Of the panels, in their order."""
 
 
-def measure(subjects: Sequence[Subject]) -> Result:
+def measure(subject: Subject) -> Result:
     """The error of every stage's reconstruction, and of every inverse on its own.
 
     Labels: ``model``, ``stage`` (or ``mean image``), ``metric``: ``mse``, ``psnr``, ``ssim``, ``lpips`` of images;
@@ -49,11 +48,10 @@ def measure(subjects: Sequence[Subject]) -> Result:
     the stage's own inverse on true features, in units of its target's variance (1 is no better than the mean
     of every channel). What cannot be measured here is left out, and a note says so.
     """
-    missing = {subject.name: _missing(subject) for subject in subjects}
-    measurements = [each for subject in subjects for each in _measure(subject, missing[subject.name])]
-    notes = [f"{model}: no {name}: {reason}" for model, found in missing.items() for name, reason in found.items()]
-    notes += notes_on_baselines(subjects)
-    return Result("stage_error", [subject.card() for subject in subjects], measurements, notes=notes)
+    missing = _missing(subject)
+    notes = [f"{subject.name}: no {metric}: {reason}" for metric, reason in missing.items()]
+    notes += baseline_notes(subject)
+    return Result("stage_error", [subject.card()], list(_measure(subject, missing)), notes=notes)
 
 
 def _missing(subject: Subject) -> dict[str, str]:
@@ -84,7 +82,7 @@ def _measure(subject: Subject, missing: Mapping[str, str]) -> Iterator[Measureme
             found |= {(name, stage): by_seed(metric, images, batch.images) for name, metric in own.items()}
         return found
 
-    values = gather(subject, errors)
+    values = subject.gather(errors)
     unit = values["mse", MEAN_IMAGE].mean().clamp(min=1e-12)
     values |= {("relative mse", stage): values["mse", stage] / unit for stage in [MEAN_IMAGE, *subject.stages]}
     values |= {("layer error", stage): layer_error(subject, stage) for stage in subject.stages}

@@ -1,58 +1,83 @@
-"""What an experiment looks at: a forward model, its inverse chains, and images, each computed once."""
+"""What an experiment is done with: a forward model, its inverse chains, and images, each computed once."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from backsight.chain import ChainEnsemble
+from backsight.chain import ChainEnsemble, InverseChain
+from backsight.chain.model import open_forward_model
 from backsight.core import IMAGE, UserError, split_entry
-from backsight.data import Batch, ImageData, collate
+from backsight.data import Batch, ImageData, collate, open_data
+from backsight.devices import choose_device
 from backsight.engine import RANDOM, StagedModel, Trace
-from backsight.experiments.mean_image import MeanImage
+from backsight.experiments.mean_image import MeanImage, mean_image_of
+from backsight.io import read_json, read_yaml
+from backsight.models import vocabulary
+from backsight.results import Measurement, Picture, Result
+from backsight.shipped import find_shipped
 
-CACHE = 2 << 30
+NUM_IMAGES = 100
+"""How many images an experiment uses by default."""
+
+CACHE_BYTES = 2 << 30
 """Bytes of traces and reconstructions that a subject keeps at most."""
+
+_FIX = "restore it, or name the data by --data"
+
+Key = TypeVar("Key")
 
 
 class Subject:
-    """A forward model with its chains and the images that it is looked at with.
+    """A forward model with its chains and the images that an experiment gives it.
 
     The images are read once and stay on the model's device. Traces and reconstructions are computed when they are
-    asked for and kept (the latest ``CACHE`` bytes of them), so that experiments share them.
+    first asked for and cached (the latest ``cache`` bytes of them), so that experiments share them.
 
     Args:
         model: the forward model.
-        ensemble: its chains, one for each seed.
-        data: where the images come from: the test split, with masks where an experiment needs them.
-        num_images: how many of them, the first ones; all by default.
+        chain: one chain, or an ensemble of a chain for each seed; or where they are: a run, a chain's folder,
+            ``zoo/NAME``, or a name on the hub.
+        data: images; or their specification, as :func:`~backsight.data.open_data` takes it: its test split.
+        num_images: how many of them, the first ones; None for all.
         batch_size: images that pass the networks together.
-        mean_image: ``3 H W`` in [0, 1], of the training data; without it that of these images stands in.
+        mean_image: ``3 H W`` in [0, 1], of the training data; by default what the chains' run has saved, or else that
+            of these images.
+        cache: bytes of traces and reconstructions to keep.
+
+    Raises:
+        UserError: chains of another model, data that cannot be opened, or no image that can be read.
     """
 
     def __init__(
         self,
         model: StagedModel,
-        ensemble: ChainEnsemble,
-        data: ImageData,
+        chain: InverseChain | ChainEnsemble | str | Path,
+        data: ImageData | str,
         *,
-        num_images: int | None = None,
+        num_images: int | None = NUM_IMAGES,
         batch_size: int = 16,
         mean_image: Tensor | MeanImage | None = None,
-        cache: int = CACHE,
+        cache: int = CACHE_BYTES,
     ) -> None:
+        if num_images is not None and num_images < 1:
+            raise UserError(f"{num_images} images: it has to be at least 1")
+        ensemble = _as_ensemble(chain)
         ensemble.check(model)
+        if isinstance(data, str):
+            data = open_data(data, model.pixels, masks=True, vocabulary=vocabulary(model)).test
         self.model, self.ensemble, self.data = model, ensemble.to(model.device), data
         self.batches = list(_read(data, num_images, batch_size, model.device))
         if not self.batches:
             raise UserError(f"{data.name} has no image that can be read: give other data")
-        self._given_mean = mean_image
-        self._kept = Kept(cache)
+        self._mean_image = mean_image if mean_image is not None else training_mean(folder_of(ensemble))
+        self._cache = LRUCache(cache)
 
     @property
     def name(self) -> str:
@@ -77,14 +102,13 @@ class Subject:
     @cached_property
     def baseline(self) -> MeanImage:
         """What an inverse paints that knows nothing; errors are held against ``baseline.against(batch)``."""
-        given = self._given_mean
-        if isinstance(given, MeanImage):
-            return given
-        return MeanImage.over(self.batches) if given is None else MeanImage(given)
+        if self._mean_image is None:
+            return MeanImage.over(self.batches)
+        return self._mean_image if isinstance(self._mean_image, MeanImage) else MeanImage(self._mean_image)
 
     @property
     def mean_image(self) -> Tensor:
-        """``3 H W``, on the model's device: the mean of the training images, or of these where nothing keeps it."""
+        """``3 H W``, on the model's device: the mean of the training images, or of these where it is not known."""
         return self.baseline.image.to(self.model.device)
 
     @property
@@ -93,7 +117,7 @@ class Subject:
         return any(batch.valid is not None for batch in self.batches)
 
     def card(self) -> dict[str, Any]:
-        """What every output says of the subject."""
+        """The facts that every output states: the model, its weights, the data, and how many images of it."""
         return {
             "model": self.name,
             "weights": self.model.weights,
@@ -111,28 +135,55 @@ class Subject:
 
     @torch.no_grad()
     def trace(self, batch: Batch) -> Trace:
-        """The forward pass over one of :attr:`batches`, kept."""
-        return self._kept.get(("trace", batch.ids), lambda: self.model.run(batch.images, valid=batch.valid))
+        """The forward pass over one of :attr:`batches`, cached."""
+        return self._cache.get(("trace", batch.ids), lambda: self.model.run(batch.images, valid=batch.valid))
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch, at: str, to: str = IMAGE, **options: Any) -> Tensor:
-        """The reconstruction of one of :attr:`batches` by every seed, kept: ``S B 3 H W`` in [0, 1], or features.
+        """The reconstruction of one of :attr:`batches` by every seed, cached: ``S B 3 H W`` in [0, 1], or features.
 
         The options are those of :meth:`backsight.chain.InverseChain.reconstruct`.
         """
         key = ("reconstruction", batch.ids, at, to, repr(sorted(options.items())))
-        return self._kept.get(key, lambda: self.invert(self.trace(batch), at, to, **options))
+        return self._cache.get(key, lambda: self.invert(self.trace(batch), at, to, **options))
 
     @torch.no_grad()
     def invert(self, source: Trace | Tensor, at: str, to: str = IMAGE, **options: Any) -> Tensor:
-        """The same for any trace or features (``B N D``) of the model, not kept."""
+        """The same for any trace or features (``B N D``) of the model, not cached."""
         found = self.ensemble.reconstruct(source, at, to, **options).float()
         return found.clamp(0, 1) if to == IMAGE else found
 
+    def gather(self, measure: Callable[[Batch], Mapping[Key, Tensor]]) -> dict[Key, Tensor]:
+        """``measure`` of every batch, many quantities at once (``S B`` or, without seeds, ``B``), joined over images.
+
+        All quantities of a batch are measured while its features are in the cache.
+
+        Returns:
+            ``S images`` each (``S`` = 1 without seeds), float64 on the CPU.
+        """
+        parts: dict[Key, list[Tensor]] = {}
+        for batch in self.batches:
+            for key, values in measure(batch).items():
+                values = values.detach().cpu().double()
+                parts.setdefault(key, []).append(values[None] if values.ndim == 1 else values)
+        return {key: torch.cat(values, 1) for key, values in parts.items()}
+
     def collect(self, measure: Callable[[Batch], Tensor]) -> Tensor:
-        """``measure`` of every batch, ``S B`` (or ``B``, for quantities without seeds), joined over all images."""
-        parts = [measure(batch).detach().cpu().double() for batch in self.batches]
-        return torch.cat([part[None] if part.ndim == 1 else part for part in parts], 1)
+        """:meth:`gather` of a single quantity, ``S images``."""
+        return self.gather(lambda batch: {"": measure(batch)})[""]
+
+    def result(
+        self,
+        experiment: str,
+        measurements: Iterable[Measurement],
+        pictures: Iterable[Picture] = (),
+        settings: Mapping[str, Any] | None = None,
+        notes: Sequence[str] = (),
+    ) -> Result:
+        """What ``experiment`` found of this subject, with its card and the ids of its images."""
+        ids = [each for batch in self.batches for each in batch.ids]
+        found = list(measurements), list(pictures), settings or {}, notes
+        return Result(experiment, [self.card()], *found, images={self.name: ids})
 
     def require(self, *needs: str) -> None:
         """Refuse data that lacks what an experiment needs: ``masks``, ``boxes``, ``labels`` (of whole images).
@@ -145,7 +196,7 @@ class Subject:
                 raise UserError(f"{self.data.name} has no {_NEEDS[need]}")
 
     def only(self, num_images: int) -> Subject:
-        """The same subject on its first ``num_images`` images, and its baseline; it shares nothing that is kept."""
+        """The same subject on its first ``num_images`` images, and its baseline; with a cache of its own."""
         return Subject(self.model, self.ensemble, self.data, num_images=num_images, mean_image=self.baseline)
 
 
@@ -156,20 +207,16 @@ _NEEDS = {
 }
 
 
-def notes_on_baselines(subjects: Iterable[Subject]) -> list[str]:
-    """What a reader of errors in units of the mean image's must know: where it is not that of the training data."""
-    return [
-        f"{subject.name}: the mean image of the training data is not known, so that of the {subject.num_images} images "
-        + ("stands in for it, its error corrected for this" if subject.num_images > 1 else "would be it: no answer")
-        for subject in subjects
-        if subject.baseline.counts is not None
-    ]
-
-
 def _has(need: str, target: Any) -> bool:
     if need == "labels":
         return target.label is not None
     return len(target.boxes) > 0 and (need == "boxes" or target.masks is not None)
+
+
+def _as_ensemble(chain: InverseChain | ChainEnsemble | str | Path) -> ChainEnsemble:
+    if isinstance(chain, str | Path):
+        return ChainEnsemble.from_pretrained(chain)
+    return ChainEnsemble([chain]) if isinstance(chain, InverseChain) else chain
 
 
 def _read(data: ImageData, num_images: int | None, batch_size: int, device: torch.device) -> Iterator[Batch]:
@@ -180,15 +227,145 @@ def _read(data: ImageData, num_images: int | None, batch_size: int, device: torc
             yield batch.to(device)
 
 
-class Kept:
-    """What was computed, the least recently used forgotten first once it exceeds ``limit`` bytes."""
+def baseline_notes(subject: Subject) -> list[str]:
+    """What a reader of errors in units of the mean image's must know: where it is not that of the training data."""
+    if subject.baseline.counts is None:
+        return []
+    what = "stands in for it, its error corrected for this" if subject.num_images > 1 else "would be it: no answer"
+    return [
+        f"{subject.name}: the mean image of the training data is not known, "
+        f"so that of the {subject.num_images} images {what}"
+    ]
+
+
+def by_seed(metric: Callable[[Tensor, Tensor], Tensor], reconstructions: Tensor, images: Tensor) -> Tensor:
+    """``metric`` of ``S B 3 H W`` against ``B 3 H W``, ``S B``."""
+    return torch.stack([metric(each, images) for each in reconstructions])
+
+
+# ---- from what a user names
+
+
+def open_subject(
+    model: str | None = None,
+    chain: str | Path | None = None,
+    data: str | None = None,
+    *,
+    num_images: int | None = NUM_IMAGES,
+    batch_size: int = 16,
+    device: str = "auto",
+) -> Subject:
+    """A forward model, the chains that invert it, and the first test images of some data.
+
+    Args:
+        model: the forward model's name; by default the one that the chains were trained on.
+        chain: a run, one chain, ``zoo/NAME``, or a name on the hub; those that ship with ``model`` by default.
+        data: as :func:`~backsight.data.open_data` takes it; that of the chains' training by default. Masks are drawn.
+        num_images: how many of its test images; None for all.
+        batch_size: images that pass the networks together.
+        device: where to compute.
+
+    Raises:
+        UserError: no chains, chains of another model, or no data is named and the chains do not say theirs.
+    """
+    ensemble = ChainEnsemble.from_pretrained(chain or _shipped_chains(model))
+    staged = open_forward_model(ensemble, choose_device(device), model)
+    spec = data or trained_on(ensemble)
+    if spec is None:
+        raise UserError(f"the chains of {staged.name} do not say what they were trained on: name the data by --data")
+    return Subject(staged, ensemble, spec, num_images=num_images, batch_size=batch_size)
+
+
+def _shipped_chains(model: str | None) -> str:
+    if model is None:
+        raise UserError("neither a model nor a chain is named: name zoo/detr-prior, or a run by --chain RUN")
+    folder = find_shipped(model)
+    if folder is None or not has_chains(folder):
+        raise UserError(f"{model} comes without chains: name a run by --chain RUN; `backsight train {model}` makes one")
+    return model
+
+
+def has_chains(folder: Path) -> bool:
+    """Whether there are chains in the folder of a shipped model."""
+    return any(folder.glob("chains/*/chain.json"))
+
+
+def folder_of(ensemble: ChainEnsemble) -> Path | None:
+    """The folder that the chains were loaded from; None for those that were not."""
+    return ensemble.folder or ensemble.chains[0].folder
+
+
+def trained_on(ensemble: ChainEnsemble) -> str | None:
+    """The data that the chains were trained on; None where the folder that they were loaded from does not say."""
+    for folder in _run_folders(folder_of(ensemble)):
+        if (folder / "config.yaml").is_file():
+            data = read_yaml(folder / "config.yaml", _FIX).get("data")
+            data = data.get("spec") if isinstance(data, dict) else data
+        elif (folder / "card.json").is_file():
+            data = read_json(folder / "card.json", _FIX).get("data")
+        else:
+            continue
+        if data:
+            return data
+    return None
+
+
+def training_mean(folder: Path | None) -> Tensor | None:
+    """The mean image, ``3 H W``, of what the chains in ``folder`` were trained on; None where it was not saved."""
+    return next((image for image in map(mean_image_of, _run_folders(folder)) if image is not None), None)
+
+
+def _run_folders(folder: Path | None) -> Iterator[Path]:
+    """Where a run or a shipped model keeps what is not in a chain: its folder, or above ``chains/<seed>``."""
+    if folder is not None:
+        yield folder
+        yield from [parent for parent in list(folder.parents)[:2] if (parent / "chains").is_dir()]
+
+
+# ---- the layers of a model, each representation once
+
+
+def stage_of(name: str) -> str:
+    """The stage that a stage's or layer's name belongs to: ``encoder.3`` -> ``encoder``."""
+    return name.partition(".")[0]
+
+
+def distinct_names(subject: Subject) -> list[str]:
+    """Every stage and layer, in the order of the forward pass; the stage stands for a last layer that is the same."""
+    trace = subject.trace(subject.batches[0])
+
+    def repeats_its_stage(name: str) -> bool:
+        stage = stage_of(name)
+        both = name != stage and name in trace.features and stage in trace.features
+        return both and torch.equal(trace[name], trace[stage])
+
+    return [name for name in subject.model.names if not repeats_its_stage(name)]
+
+
+def layers_of(subject: Subject, stage: str) -> list[str]:
+    """The stage before, the layers of ``stage``, and the stage itself."""
+    before = [name for name in [subject.model.spec.before(stage)] if name != IMAGE]
+    return [*before, *(name for name in distinct_names(subject) if stage_of(name) == stage)]
+
+
+def is_read_as(subject: Subject, name: str, stage: str) -> bool:
+    """Whether the inverse of ``stage`` takes the features of a stage or layer: their layouts are the same."""
+    model = subject.model
+    return stage in subject.stages and (name == stage or model.layout(name) == model.layout(stage))
+
+
+# ---- the cache
+
+
+class LRUCache:
+    """What was computed; once it exceeds ``limit`` bytes, the least recently used is forgotten first."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.size = limit, 0
         self.values: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 
     def get(self, key: Hashable, compute: Callable[[], Any]) -> Any:
-        """What is kept under ``key``; computed now if nothing is."""
+        """The value under ``key``; computed now if there is none."""
         if key in self.values:
             self.values.move_to_end(key)
             return self.values[key][0]

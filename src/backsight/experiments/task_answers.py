@@ -23,7 +23,7 @@ def measure_task(
 ) -> list[Measurement]:
     """The task of ``model`` (the subject's own by default) on the passes that ``trace`` gives of every batch.
 
-    ``metric`` is added to ``labels``: ``top-1`` of a classifier, 0 or 1 for each image; of a detector ``found``, the
+    ``metric`` is added to ``labels``: ``accuracy`` of a classifier, 0 or 1 for each image; of a detector ``found``, the
     share of each image's objects that are found (score and overlap of 0.5 at least, the right class), and ``AP``,
     one number for all images. Nothing is returned where the data has no answers, or the model gives none.
     """
@@ -36,7 +36,7 @@ def measure_task(
         tops = torch.cat([each.top() for each in answers if isinstance(each, Classes)]).tolist()
         pairs = zip(tops, targets, strict=True)
         right = [math.nan if target.label is None else float(top == target.label) for top, target in pairs]
-        return [Measurement({**labels, "metric": "top-1"}, torch.tensor([right], dtype=torch.float64))]
+        return [Measurement({**labels, "metric": "accuracy"}, torch.tensor([right], dtype=torch.float64))]
     detections = [each for found in answers if not isinstance(found, Classes) for each in found]
     shares = [share_found(each, target) for each, target in zip(detections, targets, strict=True)]
     precision = average_precision(detections, targets)["AP"]

@@ -14,11 +14,9 @@ from torch import Tensor
 from backsight.core import Layout, UserError
 from backsight.data import Batch
 from backsight.devices import exact
-from backsight.experiments.gather import gather
-from backsight.experiments.model_lines import title_of
-from backsight.experiments.registry import Experiment
+from backsight.experiments.lines import points, title_of
+from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber
-from backsight.experiments.shown import points
 from backsight.experiments.subject import Subject
 from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
 from backsight.inverses.base import times_finer
@@ -48,7 +46,7 @@ class Route:
     inverse: str = CHAIN
 
     def options(self, subject: Subject) -> dict[str, Any]:
-        """How the chain is to be told which inverses to use."""
+        """The options of :meth:`Subject.reconstruct` that choose the inverse."""
         return {} if self.inverse == CHAIN else {"via": {subject.stages[0]: LOCAL}}
 
 
@@ -63,7 +61,7 @@ def routes(subject: Subject) -> list[Route]:
 
 
 def measure(
-    subjects: Sequence[Subject],
+    subject: Subject,
     *,
     shares: Sequence[float] = SHARES,
     noise: Noise = "uniform",
@@ -91,31 +89,29 @@ def measure(
     Raises:
         UserError: shares or a noise that there are not, or an image alone in its batch that should swap tokens.
     """
-    _check(subjects, shares, noise)
-    measurements: list[Measurement] = []
+    _check(subject, shares, noise)
     pictures: list[Picture] = []
-    for subject in subjects:
 
-        def answers(batch: Batch, subject: Subject = subject) -> dict[tuple[Route, float, str, str], Tensor]:
-            found = {}
-            for share in shares:
-                for trial in _trials(subject, batch, share, noise, seed):
-                    found |= {(trial.route, share, *kind): values for kind, values in trial.errors().items()}
-                    if batch is subject.batches[0]:
-                        pictures.extend(_pictures(subject, batch, trial, share, num_pictures))
-            return found
+    def answers(batch: Batch) -> dict[tuple[Route, float, str, str], Tensor]:
+        found = {}
+        for share in shares:
+            for trial in _trials(subject, batch, share, noise, seed):
+                found |= {(trial.route, share, *kind): values for kind, values in trial.errors().items()}
+                if batch is subject.batches[0]:
+                    pictures.extend(_pictures(subject, batch, trial, share, num_pictures))
+        return found
 
-        measurements += [_measurement(subject, *key, values) for key, values in gather(subject, answers).items()]
+    measurements = [_measurement(subject, *key, values) for key, values in subject.gather(answers).items()]
     settings = {"shares": list(shares), "noise": noise, "seed": seed, "num_pictures": num_pictures}
-    return Result("token_noise", [each.card() for each in subjects], measurements, pictures, settings)
+    return subject.result("token_noise", measurements, pictures, settings)
 
 
-def _check(subjects: Sequence[Subject], shares: Sequence[float], noise: str) -> None:
+def _check(subject: Subject, shares: Sequence[float], noise: str) -> None:
     if not shares or not all(0 < share < 1 for share in shares):
         raise UserError(f"shares {list(shares)}: give parts of the tokens between 0 and 1, as 0.1 0.3 0.5")
     if noise not in NOISES:
         raise UserError(f"no noise '{noise}': there are {', '.join(NOISES)}")
-    if noise == "swap" and any(len(batch.ids) < 2 for subject in subjects for batch in subject.batches):
+    if noise == "swap" and any(len(batch.ids) < 2 for batch in subject.batches):
         raise UserError("tokens are swapped within a batch, and one has a single image: take one image more or less")
 
 

@@ -15,8 +15,7 @@ import yaml
 
 from backsight.core import UserError
 from backsight.engine import RANDOM
-from backsight.experiments.registry import Experiment
-from backsight.experiments.subject import Subject
+from backsight.experiments.run import Experiment
 from backsight.figures import ScatterPoint, page, scatter_part
 from backsight.io import in_words
 from backsight.results import Label, Measurement, Result
@@ -92,12 +91,12 @@ def _check_errors(run: FinishedRun) -> None:
         torch.tensor(values, dtype=torch.float64)
 
 
-def measure(subjects: Sequence[Subject] = (), *, runs: Sequence[str | Path] | Path = (), stage: str = "") -> Result:
+def compare_runs(runs: Sequence[str | Path] | str | Path = (), *, stage: str = "") -> Result:
     """The error of the image against the performance at the task, of runs that weigh them differently.
 
     The loss of joint training is lambda times the reconstruction's plus (1 - lambda) times the task's (paper, sec.
     4.2); classic inversion lets each inverse see the image error alone, modular inversion only its own component's.
-    Reads finished runs, computes nothing, and has no subjects.
+    Reads what finished runs measured, and computes nothing.
 
     Labels: ``run`` (its folder's name), ``model``, ``task`` (``modular``, ``classic``, ``joint``), ``trade_off``
     (lambda, where the run has one), ``update`` (of joint training), ``stage``, ``metric``: ``mse`` and ``saturation``
@@ -105,7 +104,6 @@ def measure(subjects: Sequence[Subject] = (), *, runs: Sequence[str | Path] | Pa
     runs keep means over their test images.
 
     Args:
-        subjects: none are needed, those that are given are not looked at.
         runs: the folders of finished runs.
         stage: the entry that images are reconstructed from; by default the last that all runs of a model have,
             predictions aside (the decoder of DETR, the encoder of ViT: the paper's choice).
@@ -113,7 +111,6 @@ def measure(subjects: Sequence[Subject] = (), *, runs: Sequence[str | Path] | Pa
     Raises:
         UserError: no runs, one that is not finished, or none with this stage.
     """
-    del subjects
     paths = [runs] if isinstance(runs, str | Path) else list(runs)
     if not paths:
         raise UserError("trade_off compares finished runs: give their folders as runs")
@@ -191,8 +188,8 @@ def _notes(runs: Sequence[FinishedRun]) -> list[str]:
         kinds = Counter((run.task, run.trade_off, run.update) for run in own)
         for kind in (kind for kind, count in kinds.items() if count > 1):
             alike = [names[run.path] for run in own if (run.task, run.trade_off, run.update) == kind]
-            told = f"{kind[0]} runs" + ("" if kind[1] is None else f" with lambda {kind[1]:g}")
-            notes.append(f"{' and '.join(alike)} are all {told} of {model}: claims cannot tell which one is meant")
+            which = f"{kind[0]} runs" + ("" if kind[1] is None else f" with lambda {kind[1]:g}")
+            notes.append(f"{' and '.join(alike)} are all {which} of {model}: claims cannot tell which one is meant")
         cards = _cards(own)
         if len({(card["data_fingerprint"], card["num_images"]) for card in cards}) > 1:
             notes.append(f"the runs of {model} were not measured on the same images: their errors do not compare")
@@ -235,4 +232,6 @@ def _point(result: Result, error: Measurement, metric: str) -> ScatterPoint:
     return ScatterPoint(kind, text, across[0] if across else math.nan, error.values[:, 0].tolist())
 
 
-TRADE_OFF = Experiment("trade_off", "What does a better reconstruction cost the task?", measure, draw)
+TRADE_OFF = Experiment(
+    "trade_off", "What does a better reconstruction cost the task?", compare_runs, draw, compares_runs=True
+)

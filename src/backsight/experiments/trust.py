@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from backsight.core import UserError
-from backsight.experiments.gather import by_seed
-from backsight.experiments.model_lines import lines_of
-from backsight.experiments.registry import Experiment
-from backsight.experiments.subject import Subject, notes_on_baselines
+from backsight.experiments.lines import lines_of
+from backsight.experiments.run import Experiment
+from backsight.experiments.subject import Subject, baseline_notes, by_seed
 from backsight.figures import Panel, page, panel_part
 from backsight.metrics import mse
 from backsight.results import Measurement, Result
@@ -25,7 +24,7 @@ RECONSTRUCTION, MEAN_IMAGE, INPUT = "reconstruction", "mean image", "input"
 """What is shown to the forward model again."""
 
 
-def measure(subjects: Sequence[Subject]) -> Result:
+def measure(subject: Subject) -> Result:
     """Each reconstruction is given to the forward model again, and its features at the stage are compared.
 
     An inverse that paints what it has learned of all images, and not what the features say, makes pictures whose own
@@ -44,15 +43,13 @@ def measure(subjects: Sequence[Subject]) -> Result:
     image`` (what an inverse shows that knows nothing) and the ``input`` itself (distance 0, rank 1), one row each.
 
     Raises:
-        UserError: a subject with fewer than two images: there is no other to compare with.
+        UserError: the subject has fewer than two images: there is no other to compare with.
     """
-    for subject in subjects:
-        if subject.num_images < 2:
-            raise UserError(f"trust compares images with each other, {subject.name} has one: give it two or more")
-    notes = [f"{s.name} has one seed: there is no spread between seeds" for s in subjects if len(s.seeds) == 1]
-    notes += notes_on_baselines(subjects)
-    measurements = [each for subject in subjects for each in (*_seen_again(subject), *_pixels(subject))]
-    return Result("trust", [subject.card() for subject in subjects], measurements, notes=notes)
+    if subject.num_images < 2:
+        raise UserError(f"trust compares images with each other, {subject.name} has one: give it two or more")
+    notes = [f"{subject.name} has one seed: there is no spread between seeds"] if len(subject.seeds) == 1 else []
+    notes += baseline_notes(subject)
+    return subject.result("trust", [*_seen_again(subject), *_pixels(subject)], notes=notes)
 
 
 @torch.no_grad()

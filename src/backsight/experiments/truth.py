@@ -11,18 +11,21 @@ inverse, not about the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from backsight.core import UserError
-from backsight.data.world import World
+from backsight.core import Layout, UserError
+from backsight.data.world import MIN_VISIBLE, World
+from backsight.data.world.render import Rendering, render
+from backsight.data.world.scenes import Scenes, recolour, with_backdrop_of, without_clutter
 from backsight.devices import exact
-from backsight.experiments.edits import FACTORS, Edit, edit
-from backsight.experiments.readout import read_features
-from backsight.experiments.registry import Experiment
+from backsight.engine import StagedModel, Trace
+from backsight.experiments.run import Experiment
 from backsight.experiments.settings import Number
 from backsight.experiments.subject import Subject
 from backsight.figures import ErrorPoint
@@ -43,14 +46,14 @@ _WORDS = {
 }
 
 
-def measure(subjects: Sequence[Subject], *, num_scenes: Number = 200, num_training: Number = 1_500) -> Result:
+def measure(subject: Subject, *, num_scenes: Number = 200, num_training: Number = 1_500) -> Result:
     """How much of each known change survives at each stage: 1 all of it, 0 nothing.
 
     With ``y`` the mean colour of the changed region (RGB), in the scene before and after, and ``q`` the same as
     reconstructed (or as read by the probe), survival is ``<q' - q, y' - y> / |y' - y|^2``.
 
     Labels: ``model``, ``metric`` (``survival``), ``law``, ``stage``, ``factor`` (see
-    :data:`~backsight.experiments.edits.FACTORS`), and ``reader``:
+    :data:`FACTORS`), and ``reader``:
     ``inverse`` (a row for each seed), ``probe`` (ridge regression on the features, a row for each of as many sets of
     training scenes; the object in question there wears random hues, so that a probe cannot guess a colour
     from a class), or ``pixels`` (the same ratio over all pixels of the region, of the inverse).
@@ -60,14 +63,10 @@ def measure(subjects: Sequence[Subject], *, num_scenes: Number = 200, num_traini
         num_training: scenes that a probe is fitted to.
 
     Raises:
-        UserError: a subject whose data is not the drawn world, or too few scenes to fit a probe to.
+        UserError: the data is not the drawn world, or there are too few scenes to fit a probe to.
     """
-    measurements, pictures = [], []
-    for subject in subjects:
-        measurements += _measure(subject, num_scenes, num_training)
-        pictures += _pictures(subject)
     settings = {"num_scenes": num_scenes, "num_training": num_training}
-    return Result("truth", [subject.card() for subject in subjects], measurements, pictures, settings)
+    return subject.result("truth", _measure(subject, num_scenes, num_training), _pictures(subject), settings)
 
 
 def _measure(subject: Subject, num_scenes: int, num_training: int) -> Iterator[Measurement]:
@@ -162,6 +161,139 @@ def _world(subject: Subject) -> World:
     if not isinstance(subject.data, World):
         raise UserError(f"truth needs scenes whose truth is known: give world:LAW for data, not {subject.data.name}")
     return subject.data
+
+
+# ---- edits of drawn scenes, one truth at a time
+
+CHANGED = 6
+"""A pixel belongs to what an edit changed if one of its colours moved by this much, of 255."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """B scenes ``before`` and ``after`` one thing in them changed, ``B 3 H W`` in [0, 1], and the ``region`` ``B H W``
+    (bool) where it did; empty in scenes that do not have the thing."""
+
+    before: Tensor
+    after: Tensor
+    region: Tensor
+
+    def to(self, device: torch.device) -> Edit:
+        """The same on ``device``."""
+        return Edit(self.before.to(device), self.after.to(device), self.region.to(device))
+
+
+def edit(world: World, indices: Sequence[int], factor: str, hues: Tensor | None = None) -> Edit:
+    """The scenes ``indices`` of ``world`` with ``factor``, one of :data:`FACTORS`, changed.
+
+    ``hues`` ``B`` (degrees) first gives the object in question these colours, whatever the law says: before and
+    after then differ as they would, but the scenes carry no rule of colour.
+    """
+    scenes = world.scenes(indices)
+    before = render(scenes, world.size)
+    item, seen = _best_seen(before)
+    if hues is not None:
+        scenes = recolour(scenes, item, hues)
+        before = render(scenes, world.size)
+    after = render(FACTORS[factor](world, scenes, indices, item), world.size)
+    region = _region(factor, before, after, item) & seen[:, None, None]
+    return Edit(before.images / 255, after.images / 255, region)
+
+
+def _best_seen(rendering: Rendering) -> tuple[Tensor, Tensor]:
+    """The object of each scene with most pixels in view, ``B``, and whether it is labelled at all."""
+    areas = rendering.masks.flatten(2).sum(2) * (rendering.visible >= MIN_VISIBLE)
+    most, item = areas.max(1)
+    return item, most > 0
+
+
+def _other_hue(_: World, scenes: Scenes, __: Sequence[int], item: Tensor) -> Scenes:
+    hues = scenes.objects.hue[torch.arange(len(scenes)), item]
+    return recolour(scenes, item, hues + 180)
+
+
+def _without_object(_: World, scenes: Scenes, __: Sequence[int], item: Tensor) -> Scenes:
+    present = scenes.objects.present.clone()
+    present[torch.arange(len(scenes)), item] = False
+    return replace(scenes, objects=replace(scenes.objects, present=present))
+
+
+def _other_background(world: World, scenes: Scenes, indices: Sequence[int], _: Tensor) -> Scenes:
+    # From the far end of the same stream: no scene is its own neighbour.
+    return with_backdrop_of(scenes, world.scenes([world.length + index for index in indices]))
+
+
+def _without_clutter(_: World, scenes: Scenes, __: Sequence[int], ___: Tensor) -> Scenes:
+    return without_clutter(scenes)
+
+
+def _region(factor: str, before: Rendering, after: Rendering, item: Tensor) -> Tensor:
+    moved = (before.images.int() - after.images.int()).abs().amax(1) >= CHANGED
+    rows = torch.arange(len(item))
+    if factor in ("hue", "object"):
+        return before.masks[rows, item]
+    return moved & ~before.masks.any(1) if factor == "background" else moved
+
+
+FACTORS: dict[str, Callable[[World, Scenes, Sequence[int], Tensor], Scenes]] = {
+    "hue": _other_hue,
+    "object": _without_object,
+    "background": _other_background,
+    "clutter": _without_clutter,
+}
+"""What is changed: the hue of the object that is seen best (to the opposite one), that object itself (taken away),
+the background (another scene's texture and colours), the clutter (all of it taken away)."""
+
+
+# ---- what a linear probe is given of a stage
+
+
+def read_features(model: StagedModel, trace: Trace, stage: str, region: Tensor) -> Tensor:
+    """``B F`` about ``region`` ``B H W`` (bool).
+
+    On a grid: the tokens' mean weighted by how much of the region they cover, level by level, and the prefix
+    tokens. Object queries have no place: the query whose box covers the region best, beside the mean and the maximum
+    over all queries.
+    """
+    layout, features = model.layout(stage), trace[stage]
+    if not layout.grids:
+        return torch.cat([_best_query(trace, features, region), features.mean(1), features.amax(1)], 1)
+    return torch.cat([features[:, : layout.prefix].flatten(1), *_pooled(features, layout, region)], 1)
+
+
+def _pooled(features: Tensor, layout: Layout, region: Tensor) -> list[Tensor]:
+    start, pooled = layout.prefix, []
+    for h, w in layout.grids:
+        cover = functional.adaptive_avg_pool2d(region[:, None].float(), (h, w)).flatten(2)
+        share = cover / cover.sum(2, keepdim=True).clamp(min=1e-9)
+        pooled.append((share @ features[:, start : start + h * w])[:, 0])
+        start += h * w
+    return pooled
+
+
+def _best_query(trace: Trace, features: Tensor, region: Tensor) -> Tensor:
+    """The features of the query whose box overlaps the box around the region most, ``B D``."""
+    from torchvision.ops import box_convert, box_iou
+
+    boxes = box_convert(trace["prediction"][..., -4:].clamp(0, 1), "cxcywh", "xyxy")
+    chosen = [box_iou(around[None], own)[0].argmax() for around, own in zip(_around(region), boxes, strict=True)]
+    return features[torch.arange(len(features)), torch.stack(chosen)]
+
+
+def _around(region: Tensor) -> Tensor:
+    """The box around each region, ``B 4`` (x0, y0, x1, y1 in 0..1); the whole image where it is empty."""
+    ends = []
+    for axis in (1, 2):
+        occupied = region.any(axis)
+        occupied = occupied | ~occupied.any(1, keepdim=True)
+        length = occupied.shape[1]
+        first, last = occupied.float().argmax(1), length - occupied.flip(1).float().argmax(1)
+        ends += [first / length, last / length]
+    left, right, top, bottom = ends
+    return torch.stack([left, top, right, bottom], 1)
+
+
+# ---- the figure
 
 
 def draw(result: Result) -> Figure:

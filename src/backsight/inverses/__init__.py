@@ -46,7 +46,7 @@ def build_inverse(
     """
     if name not in INVERSES:
         raise UserError(f"no inverse '{name}': there are {', '.join(INVERSES)}")
-    given = convert_arguments(INVERSES[name], options, f"the inverse '{name}'")
+    given = convert_arguments(INVERSES[name], options, f"the inverse '{name}'", leave_out=["constants"])
     try:
         return INVERSES[name](source, target, constants, **given)
     except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from backsight.models.custom import build_own, is_own, place, stage
 from backsight.models.detr import DETR
-from backsight.models.duplicate import duplicate
-from backsight.models.family import Family
-from backsight.models.load import blueprint, load_model, stage_module
-from backsight.models.own import place, stage
+from backsight.models.family import Family, duplicate
+from backsight.models.load import blueprint, load_model, stage_module, vocabulary
 from backsight.models.propose import propose
 from backsight.models.registry import MODELS
 from backsight.models.swin import SWIN
-from backsight.models.user_code import build_own, is_own
 from backsight.models.vit import VIT
-from backsight.models.vocabulary import vocabulary
 
 __all__ = [
     "DETR",

@@ -7,8 +7,7 @@ from typing import Any
 from torch import nn
 
 from backsight.models.family import Family
-from backsight.models.hybrid_encoder import check_size, stage
-from backsight.models.rt_detr import PREPROCESS, SMALL, read_detections
+from backsight.models.rt_detr import PREPROCESS, SMALL, check_size, read_detections, stage
 
 
 def small() -> nn.Module:

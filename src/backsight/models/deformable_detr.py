@@ -7,10 +7,9 @@ from typing import Any
 from torch import nn
 
 from backsight.core import Site, Spec, Stage
-from backsight.models.detection import layer_sites, mirror, prediction_stage, read_with
+from backsight.models.detection import expect_tokens, layer_sites, mirror, prediction_stage, read_with
 from backsight.models.detr import SMALL_BACKBONE
 from backsight.models.family import Family, Read
-from backsight.models.sizes import expect_tokens
 
 
 def stage(module: Any) -> Spec:

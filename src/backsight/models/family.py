@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -71,3 +72,17 @@ class FamilyModel(StagedModel):
         read = None if spec.task == "features" else family.read(module)
         super().__init__(module, spec, pixels, read=read, constants=family.constants(module), **options)
         self.family = family
+
+
+# ---- a forward model twice: a copy with weights of its own, to be trained or changed while the
+
+
+def duplicate(model: StagedModel) -> StagedModel:
+    """A staged model with weights of its own, equal to those of ``model``, and the same name, sites and pixels."""
+    module = copy.deepcopy(model.module)
+    same: dict[str, Any] = {"name": model.name, "weights": model.weights}
+    same |= {"arguments": model.arguments, "reopen": model.reopen}
+    if isinstance(model, FamilyModel):  # what it reads with, and its constants, are of the copied weights
+        return FamilyModel(module, model.family, model.spec, model.pixels, **same)
+    constants = {name: value.clone() for name, value in model.constants.items()}
+    return StagedModel(module, model.spec, model.pixels, read=model.read, constants=constants, **same)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from backsight.core import Pixels, UserError
+from backsight.core import Classes, Pixels, UserError
 from backsight.engine import RANDOM, StagedModel
-from backsight.models import from_timm, from_transformers
+from backsight.models import timm as timm_models
+from backsight.models import transformers as transformers_models
+from backsight.models.custom import SpecLike, is_own, load_own
 from backsight.models.family import Family, FamilyModel
-from backsight.models.own import SpecLike, load_own
 from backsight.models.registry import MODELS
-from backsight.models.user_code import is_own
 from backsight.models.weights import download, read_config
 from backsight.shipped import find_shipped
 
@@ -79,7 +80,7 @@ def blueprint(family: Family, short: str) -> nn.Module | None:
         with torch.device("meta"):
             if family.library == "timm":
                 return timm.create_model(short)
-            return from_transformers.build(family.kind, family.configure[short])
+            return transformers_models.build(family.kind, family.configure[short])
     except (KeyError, RuntimeError, NotImplementedError):
         return None
 
@@ -120,10 +121,10 @@ def _from_name(name: str, size: tuple[int, int] | None, file: Path | None) -> tu
     """A named model without what the hub has of it: the weights of ``file``, or random ones."""
     family, short, _ = _known(name)
     if family.library == "timm":
-        module = from_timm.build(short, file=file, size=size)
-        return module, family, from_timm.pixels(module, size)
-    module = from_transformers.build(family.kind, family.configure[short], file)
-    return module, family, from_transformers.pixels(module, family.preprocess.get(short, {}), size, family.size)
+        module = timm_models.build(short, file=file, size=size)
+        return module, family, timm_models.pixels(module, size)
+    module = transformers_models.build(family.kind, family.configure[short], file)
+    return module, family, transformers_models.pixels(module, family.preprocess.get(short, {}), size, family.size)
 
 
 def _from_folder(
@@ -132,13 +133,13 @@ def _from_folder(
     """The model whose configuration is in ``folder``: its weights are there too, unless in ``file`` or ``random``."""
     config = read_config(folder)
     if "architecture" in config:
-        module = from_timm.build(str(config["architecture"]), folder=folder, file=file, random=random, size=size)
-        return module, _family("timm", type(module).__name__), from_timm.pixels(module, size)
+        module = timm_models.build(str(config["architecture"]), folder=folder, file=file, random=random, size=size)
+        return module, _family("timm", type(module).__name__), timm_models.pixels(module, size)
     family = _family("transformers", config.get("model_type", "nothing"))
-    said = from_transformers.preprocessor(folder)
-    module = from_transformers.load(folder, file, random=random)
-    default = from_transformers.own_size(module) or family.size
-    return module, family, from_transformers.pixels(module, said, size, default)
+    said = transformers_models.preprocessor(folder)
+    module = transformers_models.load(folder, file, random=random)
+    default = transformers_models.own_size(module) or family.size
+    return module, family, transformers_models.pixels(module, said, size, default)
 
 
 def _family(library: str, kind: str) -> Family:
@@ -179,3 +180,49 @@ def _unknown(name: str) -> tuple[Family, str, str]:
     if Path(name).is_absolute() or name.startswith("."):
         raise UserError(f"no folder at {name}: a model's folder holds config.json and model.safetensors")
     raise UserError(f"no model '{name}': {offer}; or give a folder with config.json and model.safetensors")
+
+
+# ---- what a model calls the classes that it tells apart
+
+
+NO_NAME = re.compile(r"(LABEL_\d+|N/?A|)", re.IGNORECASE)
+"""What stands in configurations for a class whose name nobody gave."""
+
+
+@torch.no_grad()
+def vocabulary(model: StagedModel) -> dict[int, tuple[str, ...]]:
+    """Every class of ``model`` -> its names: the label, each of its synonyms, and of ImageNet's the WordNet id.
+
+    Found by a pass over a black image. Empty where the model predicts nothing.
+    """
+    if model.read is None:
+        return {}
+    answer = model.predict(model.answer(torch.zeros(1, 3, *model.pixels.size, device=model.device), ()))
+    if isinstance(answer, Classes):
+        number = answer.logits.shape[-1]
+        own = {index: _names(answer.labels.get(index, "")) for index in range(number)}
+        imagenet = _imagenet(number)
+        named = {index: names for index, names in own.items() if names}
+        if any(set(names).isdisjoint(imagenet.get(index, ())) for index, names in named.items()):
+            return own  # as many classes as ImageNet, and others
+        return {index: names + imagenet.get(index, ()) for index, names in own.items()}
+    return {index: _names(name) for index, name in answer[0].labels.items()}
+
+
+def _names(label: str) -> tuple[str, ...]:
+    """``tench, Tinca tinca`` is one name and each of its parts."""
+    parts = dict.fromkeys([label, *label.split(",")])
+    return tuple(part.strip() for part in parts if not NO_NAME.fullmatch(part.strip()))
+
+
+def _imagenet(number: int) -> Mapping[int, tuple[str, ...]]:
+    """The names of ImageNet's classes, where it, or one of its larger kinds, has so many."""
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": number})
+    if subset is None:
+        return {}
+    info = ImageNetInfo(subset)
+    return {
+        index: (info.index_to_label_name(index), *_names(info.index_to_description(index))) for index in range(number)
+    }

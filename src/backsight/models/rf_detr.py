@@ -8,11 +8,9 @@ from typing import Any
 from torch import nn
 
 from backsight.core import Site, Spec
-from backsight.models.detection import read_with
+from backsight.models.detection import expect_multiples, expect_tokens, read_with
 from backsight.models.family import Family, Read
-from backsight.models.lw_detr import SMALL
-from backsight.models.sizes import expect_multiples, expect_tokens
-from backsight.models.windowed_vit import stages_from
+from backsight.models.lw_detr import SMALL, stages_from
 
 
 def stage(module: Any) -> Spec:

@@ -1,9 +1,8 @@
-"""What can be changed to see what a model makes of it: the colours of objects, tokens, who attends to whom.
+"""What can be changed to see what a model makes of it: the colours of objects, and tokens.
 
 Pure functions on images (RGB in [0, 1]), features and masks; nothing here knows a model.
 """
 
-from backsight.perturb.attention import patch_attention_mask
 from backsight.perturb.colour import (
     FILTERS,
     HUES,
@@ -11,9 +10,7 @@ from backsight.perturb.colour import (
     chroma,
     colour_vector,
     hsv_to_rgb,
-    hue_distance,
     hue_unit,
-    mean_hue,
     recolour,
     region_mean,
     rgb_to_hsv,
@@ -32,11 +29,8 @@ __all__ = [
     "colour_vector",
     "generator_for",
     "hsv_to_rgb",
-    "hue_distance",
     "hue_unit",
-    "mean_hue",
     "noise_tokens",
-    "patch_attention_mask",
     "recolour",
     "region_mean",
     "rgb_to_hsv",

@@ -133,16 +133,3 @@ def region_mean(values: Tensor, masks: Tensor | None = None) -> Tensor:
         return values.mean((-2, -1))
     inside = masks.to(values.device).to(values.dtype)  # in two steps: where the masks are may be no such type
     return (values * inside).sum((-2, -1)) / inside.sum((-2, -1))
-
-
-def mean_hue(images: Tensor, masks: Tensor | None = None) -> Tensor:
-    """The chroma-weighted circular mean of the hue, ``... 3 H W`` -> ``...`` degrees in [0, 360).
-
-    0 where there is no colour; :func:`colour_vector` tells.
-    """
-    return torch.rad2deg(colour_vector(images, masks).angle()) % 360
-
-
-def hue_distance(one: Tensor, other: Tensor) -> Tensor:
-    """How far two hues are from each other round the circle, in degrees, 0..180."""
-    return ((one - other + 180) % 360 - 180).abs()

@@ -17,7 +17,7 @@ from backsight.devices import choose_device
 from backsight.engine import RANDOM, Prediction, StagedModel, Trace
 from backsight.evaluation import evaluate
 from backsight.experiments.mean_image import MeanImage
-from backsight.experiments.opening import training_mean
+from backsight.experiments.subject import training_mean
 from backsight.figures import draw_detections, grid, to_png
 from backsight.io import read_json, write_bytes
 from backsight.report.output import check_output, drop_pictures, pictures_of

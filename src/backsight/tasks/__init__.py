@@ -1,13 +1,29 @@
-"""What is optimised: a task is a forward pass and losses for its networks. The loop is in ``train``."""
+"""What is optimised: a task is a forward pass and losses for its networks. The loop is in ``training``."""
 
-from backsight.tasks.choice import facts_of, make_task
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from backsight.chain import ChainEnsemble, InverseChain, Plan, describe
+from backsight.core import UserError, split_entry
+from backsight.engine import StagedModel
+from backsight.options import TrainOptions
 from backsight.tasks.classic import Classic
-from backsight.tasks.joint import FORWARD, UPDATES, Joint
+from backsight.tasks.joint import (
+    FORWARD,
+    LEARNING_RATE,
+    UPDATES,
+    Joint,
+    answer,
+    as_label,
+    as_labels,
+    check_truth,
+)
 from backsight.tasks.modular import Modular
 from backsight.tasks.performance import performance
-from backsight.tasks.plans import build_chains, learning_rate, make_plans
-from backsight.tasks.task import Task, component_loss
-from backsight.tasks.truth import answer, as_label, as_labels, check_truth
+from backsight.tasks.task import Task, build_chains, component_loss, learning_rate, make_plans
 
 __all__ = [
     "FORWARD",
@@ -22,9 +38,106 @@ __all__ = [
     "build_chains",
     "check_truth",
     "component_loss",
-    "facts_of",
     "learning_rate",
     "make_plans",
     "make_task",
     "performance",
+    "settings_of",
 ]
+
+
+def settings_of(model: StagedModel, options: TrainOptions) -> dict[str, Any]:
+    """The settings of a task, every default filled in; None where one does not apply."""
+    joint, stage = options.task == "joint", None if options.task == "modular" else _stage_of(model, options)
+    return {
+        "task": options.task,
+        "trade_off": options.trade_off,
+        "update": (options.update or "chain") if joint else None,
+        "stage": stage,
+        "forward_learning_rate": (options.forward_learning_rate or LEARNING_RATE) if joint else None,
+        "begins_with": options.chain,
+    }
+
+
+def _stage_of(model: StagedModel, options: TrainOptions) -> str:
+    """The stage that classic and joint training reconstruct from: the last that is no prediction (the paper's choice).
+
+    Raises:
+        UserError: the model has no stage of the name that is asked for.
+    """
+    if options.stage is not None:
+        return model.spec.stage(options.stage).name
+    return [stage.name for stage in model.spec.stages if not stage.classes][-1]
+
+
+def make_task(model: StagedModel, options: TrainOptions) -> Task:
+    """The task of a run, on chains that are new, or those of ``options.chain``.
+
+    Raises:
+        UserError: a stage, an inverse or a seed that is not there.
+    """
+    chains = [chain.to(model.device).train() for chain in _begin_chains(model, options)]
+    for chain in chains if options.learning_rate is not None else ():
+        chain.plans = {name: replace(plan, learning_rate=options.learning_rate) for name, plan in chain.plans.items()}
+    settings = settings_of(model, options)
+    if options.task == "modular":
+        return Modular(model, chains)
+    if options.task == "classic":
+        return Classic(model, chains, settings["stage"])
+    return Joint(
+        model, chains, settings["stage"], settings["trade_off"], settings["update"], settings["forward_learning_rate"]
+    )
+
+
+def _begin_chains(model: StagedModel, options: TrainOptions) -> list[InverseChain]:
+    """A chain for every seed; for classic and joint training with the inverses from their stage to the image alone.
+
+    Raises:
+        UserError: an inverse is missing on the way to the image, or stands beside another where only one way is
+            trained; a chain of another model, or one that lacks a seed.
+    """
+    seeds = range(options.seed, options.seed + options.seeds)
+    stage = None if options.task == "modular" else _stage_of(model, options)
+    if options.chain is not None:
+        found = ChainEnsemble.from_pretrained(options.chain)
+        found.check(model)
+        chains = {chain.seed: chain for chain in found.chains}
+        for seed in seeds:
+            if seed not in chains:
+                there = ", ".join(map(str, chains))
+                raise UserError(
+                    f"{options.chain} has no chain of seed {seed}, it has {there}: choose by --seeds and --seed"
+                )
+        return [_only(model, chains[seed], stage) for seed in seeds]
+    plans = make_plans(model, options.inverse)
+    if stage is not None:
+        beside = [entry for entry in (change.partition("=")[0] for change in options.inverse) if split_entry(entry)[1]]
+        if set(beside) & plans.keys():
+            raise UserError(
+                f"--inverse {beside[0]}: {options.task} training has one inverse for each stage, give it as "
+                f"{split_entry(beside[0])[0]}=..."
+            )
+        plans = _on_the_way(model, plans, stage)
+    if not plans:
+        raise UserError("--inverse leaves nothing to train: leave an inverse in")
+    for entry in plans:  # without every inverse on its way to the image no chain could be measured
+        for before in model.stages[: model.stages.index(split_entry(entry)[0])]:
+            if before not in plans:
+                raise UserError(
+                    f"no inverse of {before} is trained, and the way from {entry} to the image leads through it: "
+                    f"leave it in, or give another by --inverse {before}=NAME"
+                )
+    return build_chains(model, plans, seeds)
+
+
+def _on_the_way(model: StagedModel, plans: Mapping[str, Plan], stage: str) -> dict[str, Plan]:
+    """The plans of the stages up to ``stage``, without variants."""
+    wanted = model.stages[: model.stages.index(stage) + 1]
+    return {entry: plan for entry, plan in plans.items() if entry in wanted}
+
+
+def _only(model: StagedModel, chain: InverseChain, stage: str | None) -> InverseChain:
+    """``chain`` with the inverses up to ``stage`` alone."""
+    plans = chain.plans if stage is None else _on_the_way(model, chain.plans, stage)
+    inverses = {entry: inverse for entry, inverse in chain.items() if entry in plans}
+    return InverseChain(inverses, plans, model.stages, describe(model), chain.seed)

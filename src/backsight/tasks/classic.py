@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from backsight.chain import InverseChain
-from backsight.core import IMAGE
+from backsight.core import IMAGE, Key
 from backsight.data import Batch, Target
 from backsight.engine import StagedModel
-from backsight.tasks.task import Task, image_loss
+from backsight.tasks.task import Loss, Task, image_loss
 
 
 class Classic(Task):
@@ -31,20 +31,19 @@ class Classic(Task):
         super().__init__(model, chains, stage)
         self.stage = stage
         self.covers = {
-            f"{chain.seed}/{IMAGE}": tuple(name for name in self.networks if name.startswith(f"{chain.seed}/"))
+            Key(chain.seed, IMAGE): tuple(key for key in self.networks if key.seed == chain.seed)
             for chain in self.chains
         }
 
-    def losses(
-        self, images: Tensor, valid: Tensor | None = None, targets: Sequence[Target] = ()
-    ) -> Iterator[tuple[str, Tensor]]:
-        """``B 3 H W`` in [0, 1] -> (``SEED/image``, the error of the image), one seed after the other."""
+    def losses(self, images: Tensor, valid: Tensor | None = None, targets: Sequence[Target] = ()) -> Iterator[Loss]:
+        """``B 3 H W`` in [0, 1] -> ``Key(seed, "image")``, the error of the image, of one seed after the other."""
         del targets
         features = self.model.features(images, [self.stage], valid)[self.stage].float()
         for chain in self.chains:
-            yield f"{chain.seed}/{IMAGE}", image_loss(self.model, chain, features, self.stage, images, valid)
+            key = Key(chain.seed, IMAGE)
+            yield key, image_loss(self.model, chain, features, self.stage, images, valid), self.covers[key]
 
-    def weights(self, batch: Batch) -> dict[str, Tensor | float]:
+    def weights(self, batch: Batch) -> dict[Key, Tensor | float]:
         """How much each loss counts: by the images of ``batch``, or the valid pixels of padded ones."""
         if self.model.pixels.fit != "pad":
             return super().weights(batch)

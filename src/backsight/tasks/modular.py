@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from backsight.chain import InverseChain
-from backsight.core import split_entry
+from backsight.core import Key
 from backsight.data import Batch, Target
 from backsight.engine import StagedModel
-from backsight.tasks.task import Task, entry_loss
+from backsight.tasks.task import Loss, Task, stage_loss
 
 
 class Modular(Task):
@@ -23,16 +23,15 @@ class Modular(Task):
 
     def __init__(self, model: StagedModel, chains: Sequence[InverseChain]) -> None:
         super().__init__(model, chains)
-        self.covers = {name: (name,) for name in self.networks}
-        sources = {name: split_entry(name.partition("/")[2])[0] for name in self.networks}
+        self.covers = {key: (key,) for key in self.networks}
+        self.targets = {key: model.spec.before(key.stage) for key in self.networks}
+        """The stage whose features each inverse has to give."""
+        self.stages = list(dict.fromkeys([*(key.stage for key in self.networks), *self.targets.values()]))
         self.features = model.features
         """Where the features come from, a drop-in for the forward model's own."""
-        self.stages = list(dict.fromkeys([*sources.values(), *map(model.spec.before, sources.values())]))
 
-    def losses(
-        self, images: Tensor, valid: Tensor | None = None, targets: Sequence[Target] = ()
-    ) -> Iterator[tuple[str, Tensor]]:
-        """``B 3 H W`` in [0, 1] -> (network, loss) one after the other, so that each graph is freed before the next.
+    def losses(self, images: Tensor, valid: Tensor | None = None, targets: Sequence[Target] = ()) -> Iterator[Loss]:
+        """``B 3 H W`` in [0, 1] -> the loss of every inverse, each named after its network.
 
         Of padded images, whose pictures are where ``valid`` (``B H W``, bool) says, only that part counts: the pixels
         of an image, the tokens on a grid that are at least partly under it, and all object queries. An inverse reads
@@ -41,25 +40,24 @@ class Modular(Task):
         """
         del targets
         features = {name: value.float() for name, value in self.features(images, self.stages, valid).items()}
-        for name, network in self.networks.items():
-            yield name, entry_loss(self.model, network, name.partition("/")[2], features, valid)
+        for key, network in self.networks.items():
+            yield key, stage_loss(self.model, network, key.stage, features, valid), self.covers[key]
 
-    def weights(self, batch: Batch) -> dict[str, Tensor | float]:
+    def weights(self, batch: Batch) -> dict[Key, Tensor | float]:
         """How much each loss counts: by the images of ``batch``, or the tokens (and pixels) of padded ones."""
         if self.model.pixels.fit != "pad":
             return super().weights(batch)
         valid = batch.shown
-        targets = {name: self.model.spec.before(split_entry(name.partition("/")[2])[0]) for name in self.covers}
-        under = {target: self.model.layout(target).under(valid) for target in targets.values()}
+        under = {target: self.model.layout(target).under(valid) for target in self.targets.values()}
         everywhere = valid.new_full((), len(valid), dtype=torch.int64)
         counts = {target: everywhere if counted is None else counted.sum() for target, counted in under.items()}
-        return {name: counts[target] * bool(batch.ids) for name, target in targets.items()}
+        return {key: counts[target] * bool(batch.ids) for key, target in self.targets.items()}
 
-    def stop(self, name: str) -> list[str]:
-        """Change the network ``name`` no more: no other depends on it."""
-        self.covers[name] = ()
-        return [name]
+    def stop(self, loss: Key) -> list[Key]:
+        """Train the network of ``loss`` no more: no other depends on it."""
+        self.covers[loss] = ()
+        return [loss]
 
-    def errors(self, losses: Mapping[str, float]) -> dict[str, float]:
+    def errors(self, losses: Mapping[Key, float]) -> dict[Key, float]:
         """Every network is judged by its own loss: no other depends on it."""
         return dict(losses)

@@ -12,7 +12,7 @@ from backsight.core import Classes, Detections
 from backsight.data import Batch, Target
 from backsight.engine import StagedModel
 from backsight.metrics import average_precision
-from backsight.tasks.truth import LOOKED_AT, NEEDED
+from backsight.tasks.joint import GROUND_TRUTH, NUM_CHECKED
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def performance(
     Empty where the model predicts nothing, or nothing is known of the first images. The accuracy is over the images
     whose class is known. Where several processes have some batches each, ``gather`` gives what all have found.
     """
-    if model.spec.task not in NEEDED:
+    if model.spec.task not in GROUND_TRUTH:
         return {}
     detections: list[Detections] = []
     targets: list[Target] = []
@@ -34,7 +34,7 @@ def performance(
             continue
         if not any(target.label is not None or len(target.labels) for target in batch.targets):
             blank += len(batch.ids)
-            if blank > LOOKED_AT and not targets and not known:
+            if blank > NUM_CHECKED and not targets and not known:
                 break
         found = model.predict(model.answer(batch.images, (), batch.valid))
         if isinstance(found, Classes):

@@ -1,30 +1,35 @@
-"""What a task is: networks, the losses that change them, and the error that each of them is judged by."""
+"""What a task is: networks, and losses that train them; and which inverses are trained (``--inverse``)."""
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from backsight.chain import InverseChain
-from backsight.core import IMAGE, Pixels, split_entry
+from backsight.chain import InverseChain, Plan, build_chain
+from backsight.core import IMAGE, Key, Pixels, UserError, split_entry
 from backsight.data import Batch, Target
 from backsight.engine import StagedModel
-from backsight.tasks.plans import learning_rate
+from backsight.validation import Positive, convert, parse
+
+Loss = tuple[Key, Tensor, tuple[Key, ...]]
+"""The name of a loss, its value (a scalar), and the networks that it trains: none where it is only logged."""
 
 
 class Task(ABC):
-    """A forward pass, and losses for the networks of every seed. The loop that goes down them is in ``train``.
+    """A forward pass, and losses for the networks of every seed. The loop that minimises them is in ``training``.
 
     Attributes:
         model: the forward model.
         chains: the inverses, a chain for each seed.
-        networks: what is trained, by name: ``SEED/ENTRY`` (``0/encoder``), and ``SEED/forward`` for a forward model.
+        networks: what is trained; a forward model that is trained too is ``Key(seed, "forward")``.
         learning_rates: of Adam, for each network.
         clips: the largest norm of a network's gradient, where it is not the usual one.
-        covers: the name of every loss -> the networks that one step down that loss changes; none, if it is only told.
+        covers: every loss -> the networks that it trains.
 
     Args:
         model, chains: as above.
@@ -36,24 +41,20 @@ class Task(ABC):
 
     def __init__(self, model: StagedModel, chains: Sequence[InverseChain], stage: str | None = None) -> None:
         self.model, self.chains = model, list(chains)
-        self.networks: dict[str, nn.Module] = {
-            f"{chain.seed}/{entry}": inverse
+        self.networks: dict[Key, nn.Module] = {
+            Key.of(chain.seed, entry): inverse
             for chain in self.chains
             for entry, inverse in chain.items()
             if inverse.trainable and (stage is None or entry in chain.path(stage))
         }
-        self.learning_rates: dict[str, float] = {
-            name: learning_rate(self.chains[0].plans[name.partition("/")[2]], network)
-            for name, network in self.networks.items()
-        }
-        self.clips: dict[str, float] = {}
-        self.covers: dict[str, tuple[str, ...]] = {}
+        plans = self.chains[0].plans
+        self.learning_rates = {key: learning_rate(plans[key.entry], each) for key, each in self.networks.items()}
+        self.clips: dict[Key, float] = {}
+        self.covers: dict[Key, tuple[Key, ...]] = {}
 
     @abstractmethod
-    def losses(
-        self, images: Tensor, valid: Tensor | None = None, targets: Sequence[Target] = ()
-    ) -> Iterator[tuple[str, Tensor]]:
-        """A batch -> (name, loss) one after the other, so that each graph can be freed before the next is made.
+    def losses(self, images: Tensor, valid: Tensor | None = None, targets: Sequence[Target] = ()) -> Iterator[Loss]:
+        """The losses of a batch one after the other, so that each graph can be freed before the next is made.
 
         Args:
             images: ``B 3 H W`` in [0, 1].
@@ -61,32 +62,31 @@ class Task(ABC):
             targets: what is known of each image, for the tasks that use it.
         """
 
-    def errors(self, losses: Mapping[str, float]) -> dict[str, float]:
+    def errors(self, losses: Mapping[Key, float]) -> dict[Key, float]:
         """The mean of every loss on the validation images -> the error of every network, which picks its best weights.
 
-        The networks of a seed are judged together, by the sum of the losses that change them: their weights belong to
+        The networks of a seed are judged together, by the sum of the losses that train them: their weights belong to
         one moment.
         """
-        seeds = {name: name.partition("/")[0] for name in self.networks}
-        totals = dict.fromkeys(seeds.values(), 0.0)
-        for name, covered in self.covers.items():
-            totals[name.partition("/")[0]] += losses[name] if covered else 0.0
-        return {name: totals[seed] for name, seed in seeds.items()}
+        totals = dict.fromkeys((key.seed for key in self.networks), 0.0)
+        for key, networks in self.covers.items():
+            totals[key.seed] += losses[key] if networks else 0.0
+        return {key: totals[key.seed] for key in self.networks}
 
-    def weights(self, batch: Batch) -> dict[str, Tensor | float]:
+    def weights(self, batch: Batch) -> dict[Key, Tensor | float]:
         """How much each loss of ``batch`` counts beside that of another batch, or part of one: by the images in it."""
         return dict.fromkeys(self.covers, float(len(batch.ids)))
 
-    def stop(self, name: str) -> list[str]:
-        """Change the networks of the loss ``name`` no more, nor the others of its seed: they are judged together.
+    def stop(self, loss: Key) -> list[Key]:
+        """Train the networks of ``loss`` no more, nor the others of its seed: they are judged together.
 
         Returns:
-            Their names.
+            Their keys.
         """
-        seed = name.partition("/")[0]
-        for loss in [loss for loss in self.covers if loss.partition("/")[0] == seed]:
-            self.covers[loss] = ()
-        return [network for network in self.networks if network.partition("/")[0] == seed]
+        for each in self.covers:
+            if each.seed == loss.seed:
+                self.covers[each] = ()
+        return [each for each in self.networks if each.seed == loss.seed]
 
     def train(self, mode: bool = True) -> None:
         """Put the inverses into training mode, or into evaluation mode. Forward models always stay in the latter."""
@@ -96,6 +96,9 @@ class Task(ABC):
     def forward_model(self, seed: int) -> StagedModel:  # noqa: ARG002
         """The forward model that the chain of ``seed`` inverts: the same for all, unless it is trained with it."""
         return self.model
+
+
+# ---- losses
 
 
 def component_loss(output: Tensor, target: Tensor, stage: str, pixels: Pixels, counted: Tensor | None = None) -> Tensor:
@@ -120,11 +123,73 @@ def image_loss(
     return component_loss(output, images, IMAGE, model.pixels, counted)
 
 
-def entry_loss(
-    model: StagedModel, inverse: nn.Module, entry: str, features: Mapping[str, Tensor], valid: Tensor | None = None
+def stage_loss(
+    model: StagedModel, inverse: nn.Module, stage: str, features: Mapping[str, Tensor], valid: Tensor | None = None
 ) -> Tensor:
-    """The error of one ``inverse`` on the ``features`` of its stage, against those of the stage before (eq. 1)."""
-    source, _ = split_entry(entry)
-    target = model.spec.before(source)
+    """The error of one ``inverse`` on the ``features`` of its ``stage``, against those of the stage before (eq. 1)."""
+    target = model.spec.before(stage)
     counted = None if valid is None else model.layout(target).under(valid)
-    return component_loss(inverse(features[source]).float(), features[target], target, model.pixels, counted)
+    return component_loss(inverse(features[stage]).float(), features[target], target, model.pixels, counted)
+
+
+# ---- which inverses are trained
+
+COMMA = re.compile(r",(?![^\[]*\])")
+"""Between two options of an inverse, but not inside a list: ``depth=2,widths=[64,16]``."""
+
+
+def learning_rate(plan: Plan, network: nn.Module) -> float:
+    """Adam's learning rate: the plan's own, else that of the inverse's class (the paper's)."""
+    return float(plan.learning_rate or getattr(network, "learning_rate", 1e-3))
+
+
+def make_plans(model: StagedModel, changes: Sequence[str] = ()) -> dict[str, Plan]:
+    """The inverses to train, in the order of the stages: those that the model's spec names, with a user's ``changes``.
+
+    Args:
+        model: the forward model.
+        changes: ``stage=inverse:option=value,...``, ``stage@variant=...`` or ``stage=none``, see
+            ``TrainOptions.inverse``. Options that a change of the same inverse leaves out stay.
+
+    Raises:
+        UserError: no such stage, another form, or a variant of a stage that is left out.
+    """
+    plans = {
+        f"{stage.name}@{variant}" if variant else stage.name: Plan(name, options)
+        for stage in model.spec.stages
+        for variant, (name, options) in stage.inverses.items()
+    }
+    for change in changes:
+        entry, equals, value = change.partition("=")
+        if not equals or not entry or not value:
+            raise UserError(f"'{change}' changes no inverse: write stage=inverse, as backbone=local")
+        stage, _ = split_entry(entry)
+        model.spec.stage(stage)
+        if value == "none":
+            plans.pop(entry, None)
+        else:
+            plans[entry] = _parse_plan(value, plans.get(entry) or plans.get(stage))
+    for entry in plans:
+        stage, _ = split_entry(entry)
+        if stage not in plans:
+            raise UserError(f"'{entry}' needs an inverse of its stage to stand beside: leave {stage} in")
+    order = sorted(plans, key=lambda entry: (model.stages.index(split_entry(entry)[0]), split_entry(entry)[1]))
+    return {entry: plans[entry] for entry in order}
+
+
+def _parse_plan(value: str, before: Plan | None) -> Plan:
+    """``name:option=value,option=value`` -> a plan."""
+    name, _, text = value.partition(":")
+    options: dict[str, Any] = dict(before.options) if before is not None and before.inverse == name else {}
+    for option in filter(None, COMMA.split(text)):
+        key, _, given = option.partition("=")
+        if not given.strip():
+            raise UserError(f"'{option}' is no option of an inverse: write key=value, as expansion=2")
+        options[key.strip()] = parse(given, key)
+    rate = convert(options.pop("learning_rate", None), Positive | None, "learning_rate")
+    return Plan(name, options, rate)
+
+
+def build_chains(model: StagedModel, plans: Mapping[str, Plan], seeds: Sequence[int]) -> list[InverseChain]:
+    """One new chain for every seed."""
+    return [build_chain(model, plans, seed) for seed in seeds]

@@ -1,13 +1,12 @@
 """Training: one loop for every task, and the folder that a run leaves."""
 
 from backsight.training.budget import Budget
-from backsight.training.loop import Loop, State, Task
+from backsight.training.loop import Loop, NotFinite, State
 from backsight.training.processes import Processes, joined, launched
 from backsight.training.run import Run, command
 from backsight.training.run_folder import RunFolder
 from backsight.training.signals import Interrupted
 from backsight.training.start import open_model, train, train_run
-from backsight.training.stopping import NotFinite
 
 __all__ = [
     "Budget",
@@ -18,7 +17,6 @@ __all__ = [
     "Run",
     "RunFolder",
     "State",
-    "Task",
     "command",
     "joined",
     "launched",

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from backsight.core import split_entry
 from backsight.devices import autocast
 from backsight.engine import StagedModel
 from backsight.inverses import Inverse
@@ -68,13 +67,12 @@ def compile_task(task: Task, choice: Choice, size: int, precision: str) -> list[
     if choice == "off" or (choice == "auto" and model.device.type != "cuda"):
         return []
     pictures = torch.zeros(size, 3, *model.pixels.size, device=model.device)
-    inverses = {name: network for name, network in task.networks.items() if isinstance(network, Inverse)}
-    sources = {name: split_entry(name.partition("/")[2])[0] for name in inverses}
+    inverses = {key: network for key, network in task.networks.items() if isinstance(network, Inverse)}
     # The features themselves: the compiler minds how they lie in memory.
-    features = cache(lambda: model.features(pictures, list(dict.fromkeys(sources.values()))))
+    features = cache(lambda: model.features(pictures, list(dict.fromkeys(key.stage for key in inverses))))
     parts: dict[str, tuple[list[nn.Module], Callable[[], object]]] = {
-        name: ([network], lambda name=name, network=network: _try_inverse(network, features()[sources[name]].float()))
-        for name, network in inverses.items()
+        str(key): ([network], lambda key=key, network=network: _try_inverse(network, features()[key.stage].float()))
+        for key, network in inverses.items()
     }
     if len(inverses) == len(task.networks):  # else copies of the forward model are trained, and it rests
         parts["forward model"] = (list(repeated_blocks(model)), lambda: model.features(pictures, model.stages))

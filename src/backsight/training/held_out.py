@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from backsight.core import UserError
+from backsight.core import Key, UserError
 from backsight.data import Batch, ImageData, loader
 from backsight.devices import autocast, exact
 from backsight.tasks import Task
 from backsight.training.processes import Processes
-from backsight.training.signals import Asked
+from backsight.training.signals import StopRequested
 
 
 @dataclass
@@ -36,14 +36,14 @@ class HeldOut:
         """What every process has ``found`` on its part, in their order.
 
         Raises:
-            Asked: a signal to stop came to one of them.
+            StopRequested: a signal to stop came to one of them.
         """
         parts = self.processes.gather((self.asked[0] if self.asked else 0, found))
         if number := max(number for number, _ in parts):
-            raise Asked(number)
+            raise StopRequested(number)
         return [part for _, part in parts]
 
-    def losses(self, task: Task, data: ImageData, at_most: int, precision: str) -> dict[str, float]:
+    def losses(self, task: Task, data: ImageData, at_most: int, precision: str) -> dict[Key, float]:
         """The mean of every loss of ``task`` on the first ``at_most`` images of ``data``.
 
         Raises:
@@ -55,7 +55,7 @@ class HeldOut:
                 continue
             weights = task.weights(batch)
             with autocast(precision, self.device):
-                for name, loss in task.losses(batch.images, batch.valid, batch.targets):
+                for name, loss, _ in task.losses(batch.images, batch.valid, batch.targets):
                     weight = exact(torch.as_tensor(weights[name], device=self.device))
                     sums[name] += torch.stack([exact(loss) * weight, weight])
         parts = self.gather({name: each.tolist() for name, each in sums.items()})

@@ -1,50 +1,81 @@
-"""The one training loop, for every task."""
+"""The one training loop, for every task: forward, backward, step, log, evaluate, checkpoint."""
 
 from __future__ import annotations
 
 import logging
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from backsight.core import UserError
+from backsight.core import Key, UserError
 from backsight.data import Batch, sum_images
 from backsight.devices import autocast
 from backsight.tasks import Task
-from backsight.training import random_states, stopping
+from backsight.tasks.task import Loss
 from backsight.training.budget import Budget
-from backsight.training.pieces import cut
 from backsight.training.processes import Processes
 from backsight.training.run_folder import RunFolder
-from backsight.training.signals import Asked, Interrupted
-from backsight.training.updates import Updates
+from backsight.training.signals import Interrupted, StopRequested
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY = 10
-"""Batches between two readings of the losses: reading one waits for the device."""
+"""Batches after which the losses are logged: to read one waits for the device."""
 LOG_AFTER = 5.0
-"""Seconds after which they are read all the same."""
+"""Seconds after which they are logged all the same."""
+CLIP = 1.0
+"""The largest norm of a network's gradient, where its task sets no other."""
+
+
+class NotFinite(UserError):
+    """Some networks stopped before the end of a run, which is finished: their losses were not finite."""
 
 
 @dataclass
 class State:
-    """Where a run is: all that a checkpoint holds beside networks and optimisers."""
+    """Where a run is: all that a checkpoint holds beside networks and optimisers.
+
+    ``best`` has the best weights of every network so far, ``stopped`` when and why a network stopped before the end.
+    ``image_sum`` (``3 H W``) is the sum of all training images seen, over ``pixel_counts`` images.
+    """
 
     step: int = 0
     seconds: float = 0.0
     images: int = 0
     image_sum: Tensor | None = None
     pixel_counts: Tensor | int = 0
-    best: dict[str, dict[str, Any]] = field(default_factory=dict)
-    stopped: dict[str, dict[str, Any]] = field(default_factory=dict)
-    looking: bool = False
+    best: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    stopped: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    evaluation_due: bool = False
+
+    def add_images(self, total: Tensor, counts: Tensor | int) -> None:
+        """Add the sum of some images, over ``counts`` of them."""
+        self.image_sum = total if self.image_sum is None else self.image_sum + total
+        self.pixel_counts = self.pixel_counts + (counts.to(total.device) if isinstance(counts, Tensor) else counts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it: keys are text there."""
+        stopped = {str(key): {**each, "loss": str(each["loss"])} for key, each in self.stopped.items()}
+        return {**vars(self), "best": {str(key): each for key, each in self.best.items()}, "stopped": stopped}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any], device: torch.device) -> State:
+        """The inverse of :meth:`state_dict`, on ``device``."""
+        state = {name: each.to(device) if isinstance(each, Tensor) else each for name, each in state.items()}
+        if "looking" in state:  # written by version 0.1
+            state["evaluation_due"] = state.pop("looking")
+        state["best"] = {Key.parse(name): each for name, each in state["best"].items()}
+        stopped = {Key.parse(name): each for name, each in state["stopped"].items()}
+        state["stopped"] = {key: {**each, "loss": Key.parse(each["loss"])} for key, each in stopped.items()}
+        return cls(**state)
 
 
 class Loop:
@@ -60,11 +91,11 @@ class Loop:
         budget: when to stop.
         evaluate_every, checkpoint_every: batches, minutes.
         processes: those that share the run.
-        asked: the signals to stop that have come; see :func:`~backsight.training.signals.asked_to_stop`.
+        signals: the signals to stop that have come; see :func:`~backsight.training.signals.stop_signals`.
 
     Attributes:
         micro_batch: how many images pass the networks at once; None: the whole batch.
-        watchers: told of every batch: (state, losses of the last reading, share of the run that is over).
+        watchers: called after every batch: (state, losses last logged, share of the run that is over).
     """
 
     def __init__(
@@ -72,7 +103,7 @@ class Loop:
         task: Task,
         epoch: Callable[[int, int], Iterator[Batch]],
         batches_an_epoch: int,
-        validate: Callable[[], tuple[Mapping[str, float], Mapping[str, list[float]]]],
+        validate: Callable[[], tuple[Mapping[Key, float], Mapping[str, list[float]]]],
         folder: RunFolder,
         budget: Budget,
         *,
@@ -81,20 +112,29 @@ class Loop:
         evaluate_every: int,
         checkpoint_every: float,
         processes: Processes | None = None,
-        asked: list[int] | None = None,
+        signals: list[int] | None = None,
     ) -> None:
         self.task, self.epoch, self.batches_an_epoch = task, epoch, batches_an_epoch
         self.validate, self.folder, self.budget = validate, folder, budget
         self.precision, self.device = precision, device
         self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
-        self.watchers: list[Callable[[State, Mapping[str, float], float], None]] = []
+        self.watchers: list[Callable[[State, Mapping[Key, float], float], None]] = []
         self.micro_batch: int | None = None
         self.state = State()
-        self.processes, self.asked = processes or Processes(), [] if asked is None else asked
-        self.updates = Updates(task.networks, task.learning_rates, task.covers, task.clips, self.processes)
-        self._unread: list[tuple[int, dict[str, Tensor]]] = []
-        self._losses: dict[str, float] = {}
-        self._saved, self._read = 0.0, 0.0
+        self.processes, self.signals = processes or Processes(), [] if signals is None else signals
+        self.optimisers = {
+            key: torch.optim.Adam(network.parameters(), lr=task.learning_rates[key], fused=True)
+            for key, network in task.networks.items()
+        }
+        self.losses: dict[Key, float] = {}
+        """The means that were logged last."""
+        self._unlogged: list[tuple[int, dict[Key, Tensor]]] = []
+        self._logged_at, self._saved_at = 0.0, 0.0
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is over, 0 to 1."""
+        return self.budget.share(self.state.step, self.state.seconds)
 
     def run(self) -> State:
         """Train to the end of the budget.
@@ -104,190 +144,289 @@ class Loop:
             Interrupted: Ctrl-C or a signal to terminate; a checkpoint was written.
         """
         state = self.state
-        if state.looking or not state.step:  # a signal cut a look short; or nothing is there yet: is there room?
-            self._pause(0)
-        while self.budget.share(state.step, state.seconds) < 1:
+        if state.evaluation_due or not state.step:  # a signal cut it short; or the run is new: is there room to save?
+            self.evaluate_and_save(signal=0)
+        while self.progress < 1:
             start = time.monotonic()
             for batch in self.epoch(*divmod(state.step, self.batches_an_epoch)):
                 self.step(batch)
                 state.seconds += time.monotonic() - start
-                self._look()
-                if self.budget.share(state.step, state.seconds) >= 1:
+                # Processes decide alike: by the slowest one's clock, and by a signal to any of them.
+                state.seconds, unlogged_for, signal = self.processes.highest(
+                    state.seconds, time.monotonic() - self._logged_at, self.signals[0] if self.signals else 0
+                )
+                if state.step % LOG_EVERY == 0 or unlogged_for > LOG_AFTER or self._pause_is_due(signal):
+                    self.log_losses()  # before anything else: the clock goes on while it waits, and may end the run
+                for watch in self.watchers:
+                    watch(state, self.losses, self.progress)
+                state.evaluation_due = state.step % self.evaluate_every == 0 or self.progress >= 1
+                if self._pause_is_due(signal):
+                    self.evaluate_and_save(int(signal))
+                if self.progress >= 1:
                     break
                 start = time.monotonic()
         return state
 
     def step(self, batch: Batch) -> None:
-        """One batch: every loss, its backward pass, and the update of the networks that it covers, one by one."""
-        state, losses = self.state, {}
-        factor = self.budget.learning_rate(state.step, self.budget.share(state.step, state.seconds))
+        """One pass forward; then for each loss backward, and a step of the networks that it trains."""
+        state, losses = self.state, dict[Key, Tensor]()
+        factor = self.budget.learning_rate(state.step, self.progress)
         self.processes.standing_in = not batch.ids
         (num_images,) = self.processes.total(len(batch.ids))
-        if num_images:
-            shares = self.processes.shares(self.task.weights(batch))
-            pieces = cut(batch, self.micro_batch, self.task)
-            for number, (piece, own) in enumerate(pieces, 1):
-                for name, loss in self._in_precision(self.task.losses(piece.images, piece.valid, piece.targets)):
-                    part = loss * (shares[name] * own[name])
-                    losses[name] = losses.get(name, 0) + part.detach()
-                    self.updates.apply(name, part, factor, last=number == len(pieces))
+        shares = self.processes.shares(self.task.weights(batch)) if num_images else {}
+        micro_batches = split(batch, self.micro_batch, self.task) if num_images else []
+        for number, (part, part_shares) in enumerate(micro_batches, 1):
+            for key, loss, networks in self._forward(part):
+                loss = loss * (shares[key] * part_shares[key])
+                losses[key] = losses[key] + loss.detach() if key in losses else loss.detach()
+                if networks:
+                    loss.backward()
+                if number < len(micro_batches):  # gradients are only added up
+                    continue
+                for network in networks:
+                    optimiser = self.optimisers[network]
+                    self.processes.add_gradients(self.task.networks[network].parameters())
+                    adam_step(optimiser, self.task.learning_rates[network] * factor, self.task.clips.get(network, CLIP))
+                    optimiser.zero_grad(set_to_none=True)  # so that one loss at a time has gradients
         if batch.ids:
-            self._add_images(*sum_images(batch))
+            state.add_images(*sum_images(batch))
         state.step += 1
         state.images += int(num_images)
         if losses:
-            self._unread.append((state.step, losses))
+            self._unlogged.append((state.step, losses))
 
-    def _in_precision(self, losses: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """The same losses, their forward passes under autocast; backward passes follow their own rules."""
+    def _forward(self, batch: Batch) -> Iterator[Loss]:
+        """The losses of ``batch``, computed one after the other under autocast, which backward passes are not to be."""
+        losses = self.task.losses(batch.images, batch.valid, batch.targets)
         while True:
             with autocast(self.precision, self.device):
-                found = next(losses, None)
-            if found is None:
+                loss = next(losses, None)
+            if loss is None:
                 return
-            yield found
+            yield loss
 
-    def _look(self) -> None:
-        """Between two batches: read losses, validate, write checkpoints, stop if asked to; all processes the same."""
-        state = self.state
-        state.seconds, unread, number = self.processes.highest(
-            state.seconds, time.monotonic() - self._read, self.asked[0] if self.asked else 0
-        )
-        if state.step % LOG_EVERY == 0 or unread > LOG_AFTER or self._due(number):
-            self._read_losses()  # first of all: the clock goes on while it waits, and may end the run
-        share = self.budget.share(state.step, state.seconds)
-        for watch in self.watchers:
-            watch(state, self._losses, share)
-        state.looking = state.step % self.evaluate_every == 0 or share >= 1
-        if self._due(number):
-            self._pause(int(number))
+    # ---- log
 
-    def _due(self, number: float) -> bool:
-        """Whether to pause now: for a look, the end, the signal ``number`` (0: none) or a checkpoint."""
-        state = self.state
-        over = state.step % self.evaluate_every == 0 or self.budget.share(state.step, state.seconds) >= 1
-        return bool(over or number or state.seconds - self._saved > 60 * self.checkpoint_every)
-
-    def _pause(self, number: int) -> None:
-        """Validate if that is due, write a checkpoint, and stop if the signal ``number`` (0: none) asks for it.
-
-        A look that a signal cuts short is due again when the run goes on.
-        """
-        state = self.state
-        self._read_losses()
-        if state.looking and not number:
-            try:
-                self._keep_best(*self.validate())
-                state.looking = False
-            except Asked as asked:
-                number = asked.number
-        self.save()
-        if number:
-            raise Interrupted(number, state.step)
-
-    def _read_losses(self) -> None:
-        """Bring the losses of the last batches to the host, all at once; those that are not finite stop.
+    def log_losses(self) -> None:
+        """Bring the losses of the last batches to the host, all at once, and log their means; stop those not finite.
 
         A GPU is waited for here, with all the work that the batches have left it: that is time of training.
         """
-        unread, self._unread = self._unread, []
-        self._read = time.monotonic()
-        if not unread:
+        unlogged, self._unlogged = self._unlogged, []
+        self._logged_at = time.monotonic()
+        if not unlogged:
             return
-        state = self.state
-        names = list(unread[0][1])
-        values = torch.stack([torch.stack([losses[name].float() for name in names]) for _, losses in unread])
+        state, keys = self.state, list(unlogged[0][1])
+        values = torch.stack([torch.stack([losses[key].float() for key in keys]) for _, losses in unlogged])
         values = self.processes.add(values).cpu()
-        (waited,) = self.processes.highest(time.monotonic() - self._read)
+        (waited,) = self.processes.highest(time.monotonic() - self._logged_at)
         state.seconds += waited
         stopped = {each["loss"] for each in state.stopped.values()}
-        means = zip(names, values.mean(0).tolist(), strict=True)
-        self._losses = {name: mean for name, mean in means if math.isfinite(mean) and name not in stopped}
+        means = zip(keys, values.mean(0).tolist(), strict=True)
+        self.losses = {key: mean for key, mean in means if math.isfinite(mean) and key not in stopped}
         for row, column in (~values.isfinite()).nonzero().tolist():
-            self._stop(names[column], unread[row][0], values[row, column].item())
+            self.stop(keys[column], unlogged[row][0], values[row, column].item())
         record = {"step": state.step, "images": state.images, "seconds": round(state.seconds, 3)}
-        self.folder.log({**record, "losses": self._losses})
+        self.folder.log({**record, "losses": _as_text(self.losses)})
 
-    def _stop(self, name: str, step: int, value: float) -> None:
-        """Go down the loss ``name`` no further: it was ``value``. The other networks are as if it had never been."""
+    def stop(self, loss: Key, step: int, value: float) -> None:
+        """Train the networks of ``loss`` no more: it was ``value``. The others go on as if they had never been.
+
+        They get their best weights on the validation images so far; before there are such, those of the newest
+        checkpoint.
+
+        Raises:
+            UserError: there are no such weights, or no network is left.
+        """
         state = self.state
-        if not self.task.covers[name]:  # stopped already, or a loss that is only told
+        if not self.task.covers[loss]:  # stopped already, or only logged
             return
-        for network in self.task.stop(name):
-            # The folder may be where the main process alone can read it.
-            kept = self.processes.from_main(partial(stopping.good_weights, network, state.best, self.folder))
-            self.task.networks[network].load_state_dict(kept["weights"])
-            state.best[network] = kept
-            state.stopped[network] = {"step": step, "loss": name, "value": str(value)}
+        for key in self.task.stop(loss):
+            if key not in state.best:  # the folder may be where the main process alone can read it
+                state.best[key] = self.processes.from_main(partial(self._saved_weights, key))
+            good = state.best[key]
+            if not all(bool(each.isfinite().all()) for each in good["weights"].values()):
+                raise UserError(f"{in_words(key)} has no finite weights to go back to: begin again with --overwrite")
+            self.task.networks[key].load_state_dict(good["weights"])
+            state.stopped[key] = {"step": step, "loss": loss, "value": str(value)}
             if self.processes.main:
-                logger.warning("%s", stopping.news(network, state.stopped[network], state.best[network]["step"]))
+                logger.warning(
+                    "%s stops: its loss is %s at step %d. It goes back to its weights of step %d; the other networks "
+                    "go on as before", in_words(key), value, step, good["step"],
+                )  # fmt: skip
         if state.stopped.keys() == self.task.networks.keys():
-            raise UserError(f"no loss is finite any longer: {stopping.summary(state.stopped)}")
+            raise UserError(f"no loss is finite any longer: {stopped_in_words(state.stopped)}")
 
-    def _keep_best(self, losses: Mapping[str, float], task_metrics: Mapping[str, list[float]]) -> None:
-        """Remember the weights of every network that has never been better on the validation images."""
+    def _saved_weights(self, key: Key) -> dict[str, Any]:
+        checkpoint = self.folder.load_checkpoint()
+        if checkpoint is None:
+            raise UserError(f"{in_words(key)} has no weights to go back to: begin again with --overwrite")
+        return {"error": math.inf, "step": checkpoint["state"]["step"], "weights": checkpoint["networks"][str(key)]}
+
+    # ---- evaluate and checkpoint
+
+    def _pause_is_due(self, signal: float) -> bool:
+        """Whether an evaluation, the end, the ``signal`` (0: none) or a checkpoint is due now."""
         state = self.state
-        told = {"task_metrics": dict(task_metrics)} if task_metrics else {}
-        finite = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
-        for name in losses.keys() - finite.keys():
-            self._stop(name, state.step, losses[name])
-        self.folder.log({"step": state.step, "images": state.images, "validation": finite, **told})
-        for name, error in self.task.errors(losses).items():
-            if name not in state.stopped and (name not in state.best or error < state.best[name]["error"]):
-                state.best[name] = stopping.snapshot(self.task.networks[name], error, state.step)
+        over = state.step % self.evaluate_every == 0 or self.progress >= 1
+        return bool(over or signal or state.seconds - self._saved_at > 60 * self.checkpoint_every)
 
-    # ---- checkpoints
+    def evaluate_and_save(self, signal: int) -> None:
+        """Evaluate if that is due, write a checkpoint, and stop if a ``signal`` (0: none) asks for it.
+
+        An evaluation that a signal cuts short stays due when the run goes on.
+
+        Raises:
+            Interrupted: there is a signal, or one came meanwhile.
+        """
+        state = self.state
+        self.log_losses()
+        if state.evaluation_due and not signal:
+            try:
+                self.keep_best(*self.validate())
+                state.evaluation_due = False
+            except StopRequested as stop:
+                signal = stop.number
+        self.save()
+        if signal:
+            raise Interrupted(signal, state.step)
+
+    def keep_best(self, losses: Mapping[Key, float], task_metrics: Mapping[str, list[float]]) -> None:
+        """Log an evaluation, and keep the weights of every network that was never better on the validation images."""
+        state = self.state
+        finite = {key: loss for key, loss in losses.items() if math.isfinite(loss)}
+        for key in losses.keys() - finite.keys():
+            self.stop(key, state.step, losses[key])
+        record = {"step": state.step, "images": state.images, "validation": _as_text(finite)}
+        self.folder.log({**record, **({"task_metrics": dict(task_metrics)} if task_metrics else {})})
+        for key, error in self.task.errors(losses).items():
+            if key not in state.stopped and (key not in state.best or error < state.best[key]["error"]):
+                network = self.task.networks[key]
+                weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+                state.best[key] = {"error": error, "step": state.step, "weights": weights}
 
     def save(self) -> None:
-        """Write all that is needed to go on exactly from here."""
-        self._read_losses()
-        self._saved = self.state.seconds
-        self._join_sums()
+        """Write a checkpoint: all that is needed to go on exactly from here."""
+        self.log_losses()
+        self._saved_at = self.state.seconds
+        self._gather_image_sums()
         self.folder.save_checkpoint(
             self.state.step,
             {
-                "state": vars(self.state),
-                "networks": {name: network.state_dict() for name, network in self.task.networks.items()},
-                "optimisers": self.updates.state_dict(),
-                "random": self.processes.gather(random_states.capture()),
+                "state": self.state.state_dict(),
+                "networks": {str(key): network.state_dict() for key, network in self.task.networks.items()},
+                "optimisers": {str(key): optimiser.state_dict() for key, optimiser in self.optimisers.items()},
+                "random": self.processes.gather(random_states()),
             },
         )
         self.processes.wait()
 
-    def _join_sums(self) -> None:
-        """Bring the sums of all processes' images together in the main one."""
-        state = self.state
-        if self.processes.count > 1:
-            # From the host: a tensor arrives on the device that it was sent from, whoever receives it.
-            own = None if state.image_sum is None else state.image_sum.cpu()
-            seen = state.pixel_counts.cpu() if isinstance(state.pixel_counts, Tensor) else state.pixel_counts
-            sums = self.processes.gather((own, seen))
-            state.image_sum, state.pixel_counts = None, 0
-            for total, counts in sums if self.processes.main else ():
-                if total is not None:
-                    self._add_images(total.to(self.device), counts)
-
-    def _add_images(self, total: Tensor, counts: Tensor | int) -> None:
-        """Take up the sum of some images, and over how many it goes."""
-        state = self.state
-        state.image_sum = total if state.image_sum is None else state.image_sum + total
-        state.pixel_counts = state.pixel_counts + (counts.to(total.device) if isinstance(counts, Tensor) else counts)
-
     def load(self, checkpoint: Mapping[str, Any]) -> None:
         """Go back to where ``checkpoint`` was written."""
-        state = checkpoint["state"]
-        self.state = State(**state)
-        if not self.processes.main:
+        self.state = State.from_dict(checkpoint["state"], self.device)
+        if not self.processes.main:  # which has the sum of all
             self.state.image_sum, self.state.pixel_counts = None, 0
-        for name in self.state.stopped.values():
-            self.task.stop(name["loss"])
-        for name in ("image_sum", "pixel_counts"):
-            value = getattr(self.state, name)
-            if isinstance(value, Tensor):
-                setattr(self.state, name, value.to(self.device))
-        for name, network in self.task.networks.items():
-            network.load_state_dict(checkpoint["networks"][name])
-        self.updates.load_state_dict(checkpoint["optimisers"])
+        for each in self.state.stopped.values():
+            self.task.stop(each["loss"])
+        for key, network in self.task.networks.items():
+            network.load_state_dict(checkpoint["networks"][str(key)])
+        for key, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(checkpoint["optimisers"][str(key)])
+            _match_strides(optimiser)
         states = checkpoint["random"]
-        random_states.restore(states[self.processes.rank % len(states)])
-        self._saved = self.state.seconds
+        restore_random_states(states[self.processes.rank % len(states)])
+        self._saved_at = self.state.seconds
+
+    def _gather_image_sums(self) -> None:
+        """Add up the sums of all processes' images in the main one."""
+        state = self.state
+        if self.processes.count == 1:
+            return
+        # From the host: a tensor arrives on the device that it was sent from, whoever receives it.
+        own = None if state.image_sum is None else state.image_sum.cpu()
+        counts = state.pixel_counts.cpu() if isinstance(state.pixel_counts, Tensor) else state.pixel_counts
+        sums = self.processes.gather((own, counts))
+        state.image_sum, state.pixel_counts = None, 0
+        for total, counts in sums if self.processes.main else ():
+            if total is not None:
+                state.add_images(total.to(self.device), counts)
+
+
+def adam_step(optimiser: Any, learning_rate: float, clip: float = CLIP) -> None:
+    """One step of a fused Adam (paper, section 4.1) on gradients whose joint norm is clipped to ``clip``.
+
+    Gradients that are not finite change nothing: the network keeps its last good weights.
+    """
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+    norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+    # Fused kernels divide the gradient by the one and look at the other on their way: no pass of its own to clip, and
+    # nobody waits for the norm.
+    optimiser.grad_scale = (norm / clip).clamp(min=1.0)
+    optimiser.found_inf = (~norm.isfinite()).float()
+    optimiser.step()
+
+
+def split(batch: Batch, size: int | None, task: Task) -> list[tuple[Batch, Mapping[Key, Tensor | float]]]:
+    """``batch`` in micro-batches of at most ``size`` images (None: in one), and how much of every loss comes from each.
+
+    Their gradients are added up. The result is that of the whole batch, to rounding, since its loss is the weighted
+    mean of theirs. The exception is BatchNorm, as everywhere: it normalises each by that one's own mean and variance,
+    and its running statistics follow them.
+    """
+    num = len(batch.ids)
+    if size is None or num <= size:
+        return [(batch, dict.fromkeys(task.covers, 1.0))]
+    parts = [batch.part(start, min(start + size, num)) for start in range(0, num, size)]
+    whole = task.weights(batch)
+    return [(part, {key: weight / whole[key] for key, weight in task.weights(part).items()}) for part in parts]
+
+
+def _as_text(losses: Mapping[Key, float]) -> dict[str, float]:
+    return {str(key): loss for key, loss in losses.items()}
+
+
+def in_words(key: Key) -> str:
+    """``'encoder' (seed 0)``."""
+    return f"'{key.entry}' (seed {key.seed})"
+
+
+def stopped_in_words(stopped: Mapping[Key, Mapping[str, Any]]) -> str:
+    """The stopped networks in one line, and what may help."""
+    networks = ", ".join(f"{in_words(key)} at step {each['step']}" for key, each in stopped.items())
+    entry = next(iter(stopped)).entry
+    return f"{networks}; lower the learning rate, as --inverse {entry}=NAME:learning_rate=1e-4, or use --precision fp32"
+
+
+def _match_strides(optimiser: torch.optim.Optimizer) -> None:
+    """Let the moments lie in memory as the weights do: they may come from a machine that lays them out otherwise, and
+    a fused kernel goes through both number by number, whatever their strides say."""
+    for weight, state in optimiser.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                state[name] = torch.empty_like(weight).copy_(value)
+
+
+def random_states() -> dict[str, Any]:
+    """The states of python's, numpy's and torch's random generators, as tensors and numbers."""
+    version, words, gauss = random.getstate()
+    state: Any = np.random.get_state(legacy=True)
+    kind, keys, position, has_gauss, cached = state
+    return {
+        "python": (version, list(words), gauss),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, float(cached)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    """Go on drawing where :func:`random_states` was called."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

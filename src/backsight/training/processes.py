@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from backsight.core import UserError
+from backsight.core import Key, UserError
 from backsight.training.heartbeat import Heartbeat
 
 Value = TypeVar("Value")
@@ -71,14 +71,14 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
-    def shares(self, weights: Mapping[str, Tensor | float]) -> Mapping[str, Tensor | float]:
-        """How much of the whole batch's losses comes from this process, by name: its share of all ``weights``."""
+    def shares(self, weights: Mapping[Key, Tensor | float]) -> Mapping[Key, Tensor | float]:
+        """How much of every loss of the whole batch comes from this process: its share of all ``weights``."""
         if self.count == 1:
             return dict.fromkeys(weights, 1.0)
         if not any(isinstance(weight, Tensor) for weight in weights.values()):
             own: Sequence[float] = [float(weight) for weight in weights.values()]
             totals = self.total(*own)
-            return {name: mine / total for name, mine, total in zip(weights, own, totals, strict=True)}
+            return {key: mine / total for key, mine, total in zip(weights, own, totals, strict=True)}
         parts = torch.stack([torch.as_tensor(weight).float() for weight in weights.values()])
         return dict(zip(weights, (parts / self.add(parts.clone())).unbind(), strict=True))
 

@@ -10,6 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from backsight.core import Key
 from backsight.training.loop import State
 
 QUIET = 15.0
@@ -19,8 +20,8 @@ QUIET = 15.0
 class ProgressLine:
     """Images a second, time left, and the loss of every stage (the mean over seeds), on standard error."""
 
-    def __init__(self, networks: Iterable[str]) -> None:
-        self.entries = list(dict.fromkeys(name.partition("/")[2] for name in networks))
+    def __init__(self, losses: Iterable[Key]) -> None:
+        self.entries = list(dict.fromkeys(key.entry for key in losses))
         self._console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("step {task.fields[step]}"),
@@ -43,7 +44,7 @@ class ProgressLine:
     ) -> None:
         self._bar.stop()
 
-    def show(self, state: State, losses: Mapping[str, float], share: float) -> None:
+    def show(self, state: State, losses: Mapping[Key, float], share: float) -> None:
         """Bring the line up to date."""
         now = time.monotonic()
         if self._begun is None:
@@ -63,10 +64,10 @@ class ProgressLine:
         minutes, rest = divmod(round(left), 60)
         return f"{(state.images - images) / seconds:.1f} images/s  {minutes}:{rest:02d} left"
 
-    def _losses(self, losses: Mapping[str, float]) -> str:
+    def _losses(self, losses: Mapping[Key, float]) -> str:
         found = []
         for entry in self.entries:
-            values = [value for name, value in losses.items() if name.partition("/")[2] == entry]
+            values = [value for key, value in losses.items() if key.entry == entry]
             if values:
                 found.append(f"{entry} {sum(values) / len(values):.4f}")
         return "  ".join(found)

@@ -14,20 +14,20 @@ from safetensors.torch import save
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble, InverseChain, describe
-from backsight.core import UserError
+from backsight.core import Key, UserError
 from backsight.data import Batch, ImageData, Splits, mean_of, open_data
 from backsight.devices import autocast, choose_precision, keep_memory, peak_memory
 from backsight.engine import StagedModel
 from backsight.io import write_bytes, write_json, write_text
 from backsight.models import vocabulary
 from backsight.options import TrainOptions
-from backsight.tasks import Task, check_truth, facts_of, make_task
+from backsight.tasks import Task, check_truth, make_task, settings_of
 from backsight.training.budget import Budget
 from backsight.training.card import task_in_words, versions, write_card
 from backsight.training.compiling import compile_task
 from backsight.training.feature_cache import FeatureCache
 from backsight.training.held_out import HeldOut
-from backsight.training.loop import Loop, State
+from backsight.training.loop import Loop, NotFinite, State, stopped_in_words
 from backsight.training.norms import share_statistics
 from backsight.training.outcome import measure, measure_performance, save_models
 from backsight.training.processes import Processes
@@ -35,7 +35,6 @@ from backsight.training.quicken import arrange_memory, rest_biases
 from backsight.training.reading import count_batches, length, train_batches
 from backsight.training.run_folder import RunFolder
 from backsight.training.saving import keep_features, keep_images, settle_micro_batch
-from backsight.training.stopping import NotFinite, summary
 
 TASK = ("task", "trade_off", "update", "stage", "forward_learning_rate", "begins_with")
 
@@ -43,8 +42,8 @@ SAME_TO_RESUME = ("model", "data", *TASK, "inverses", "seeds", "batch_size", "bu
 """What a resumed run has to share with the one that was started."""
 
 
-SHORTEST_LOOK = 25
-"""Batches between two looks at the validation images, at the least: a look costs several batches."""
+EVALUATE_EVERY = 25
+"""Batches between two evaluations, at the least: one costs several batches."""
 
 
 @dataclass
@@ -59,12 +58,12 @@ class Run:
     options: TrainOptions
     folder: RunFolder
     processes: Processes = field(default_factory=Processes)
-    asked: list[int] = field(default_factory=list)
+    signals: list[int] = field(default_factory=list)
     """The signals to stop that have come."""
     cache: FeatureCache | None = None
     """The forward model's features of the training images, where they are kept."""
     frozen_performance: dict[str, list[float]] | None = None
-    """What a forward model that is not trained does on the validation images: the same at every look."""
+    """What a forward model that is not trained does on the validation images: the same at every evaluation."""
 
     @classmethod
     def of(
@@ -115,7 +114,7 @@ class Run:
                 "command": command(),
                 "model": describe(self.model),
                 "data": {"spec": self.options.data, **data},
-                **facts_of(self.model, self.options),
+                **settings_of(self.model, self.options),
                 "inverses": {entry: asdict(plan) for entry, plan in self.chains[0].plans.items()},
                 "seeds": [chain.seed for chain in self.chains],
                 "batch_size": self.options.batch_size,
@@ -129,7 +128,9 @@ class Run:
     def loop(self) -> Loop:
         """The training loop of this run."""
         options, an_epoch = self.options, self.batches_an_epoch
-        every = max(SHORTEST_LOOK, min(an_epoch, self.budget.steps // 10 if self.budget.steps else 10 * SHORTEST_LOOK))
+        every = max(
+            EVALUATE_EVERY, min(an_epoch, self.budget.steps // 10 if self.budget.steps else 10 * EVALUATE_EVERY)
+        )
         loop = Loop(
             self.task,
             self.epoch,
@@ -142,7 +143,7 @@ class Run:
             evaluate_every=options.evaluate_every or every,
             checkpoint_every=options.checkpoint_every,
             processes=self.processes,
-            asked=self.asked,
+            signals=self.signals,
         )
         batches, before = self.epoch(0, 0), {} if options.overwrite else self.folder.config()
         loop.micro_batch = settle_micro_batch(self.task, options, batches, self.precision, before)
@@ -181,7 +182,7 @@ class Run:
     @property
     def held_out(self) -> HeldOut:
         """How images are looked at that are not trained on."""
-        return HeldOut(self.options.batch_size, self.device, self.processes, self.asked)
+        return HeldOut(self.options.batch_size, self.device, self.processes, self.signals)
 
     @property
     def validation(self) -> tuple[ImageData, int]:
@@ -189,7 +190,7 @@ class Run:
         return self.splits.validation, self.options.max_validation
 
     @torch.no_grad()
-    def validate(self) -> tuple[dict[str, float], dict[str, list[float]]]:
+    def validate(self) -> tuple[dict[Key, float], dict[str, list[float]]]:
         """Every loss on the validation images, as in training, and how well the forward models do their task there."""
         self.task.train(False)
         try:
@@ -216,7 +217,7 @@ class Run:
 
         Raises:
             NotFinite: some networks stopped early; all else is done and written.
-            Asked: a signal to stop came; the newest checkpoint is that of the end.
+            StopRequested: a signal to stop came; the newest checkpoint is that of the end.
         """
         mean = self.processes.from_main(lambda: self.mean_image(state)).to(self.device)
         for name, network in self.task.networks.items():
@@ -236,7 +237,7 @@ class Run:
             write_text(self.folder.path / "card.md", write_card(facts, found))
         self.processes.wait()
         if state.stopped:
-            raise NotFinite(f"{self.folder.path} is done, but some stopped: {summary(state.stopped)}")
+            raise NotFinite(f"{self.folder.path} is done, but some stopped: {stopped_in_words(state.stopped)}")
         return ChainEnsemble(self.chains)
 
     def mean_image(self, state: State) -> Tensor:
@@ -262,7 +263,7 @@ class Run:
             "images": f"{length(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test",
             "unreadable_images_skipped": sum(map(len, skipped)),
             "image_size": f"{pixels.size[0]}x{pixels.size[1]} (H x W), {pixels.fit}, crop {pixels.crop_fraction:g}",
-            "task": task_in_words(facts_of(self.model, self.options)),
+            "task": task_in_words(settings_of(self.model, self.options)),
             "seeds": ", ".join(str(chain.seed) for chain in self.chains),
             "steps": state.step,
             "images_seen": state.images,
@@ -272,7 +273,7 @@ class Run:
             "device_hours": round(self.processes.count * state.seconds / 3600, 4),
             "peak_memory_GiB": round(peak_memory(self.device) / 2**30, 2),
             "precision": self.precision,
-            **({"stopped_early": summary(state.stopped)} if state.stopped else {}),
+            **({"stopped_early": stopped_in_words(state.stopped)} if state.stopped else {}),
             "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
             "command": command(),
         }

@@ -8,8 +8,8 @@ from typing import Any
 
 from backsight.core import Pixels, UserError
 from backsight.data import Batch, ImageData, Splits
-from backsight.data.kept import Kept
-from backsight.data.parcels import MadeInBatches
+from backsight.data.cache import Kept
+from backsight.data.loader import MadeInBatches
 from backsight.options import TrainOptions, parse_bytes
 from backsight.tasks import Modular, Task
 from backsight.training.feature_cache import FeatureCache

@@ -25,32 +25,32 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """A list to which the first signal to stop is written: no batch is left half done. A second Ctrl-C stops at once.
 
     Schedulers send theirs several times, and to several processes that pass them on: once is as good as often.
     """
-    asked: list[int] = []
+    found: list[int] = []
 
     def note(number: int, frame: Any) -> None:
         del frame
-        if asked and number == signal.SIGINT:
+        if found and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.append(number)
+        found.append(number)
 
     try:
         before = {number: signal.signal(number, note) for number in STOPPING}
     except ValueError:  # not in the main thread: whoever runs it there has to stop it
         before = {}
     try:
-        yield asked
+        yield found
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-class Asked(Exception):
-    """A signal to stop came amid something that can be begun again."""
+class StopRequested(Exception):
+    """A signal to stop came during something that can be done again, as an evaluation."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"signal {number}")

@@ -21,7 +21,7 @@ from backsight.training.processes import joined
 from backsight.training.progress import ProgressLine
 from backsight.training.run import Run
 from backsight.training.run_folder import RunFolder
-from backsight.training.signals import Asked, Interrupted, asked_to_stop
+from backsight.training.signals import Interrupted, StopRequested, stop_signals
 from backsight.training.trackers import Tracker
 
 
@@ -107,7 +107,7 @@ def train_run(
 def _train(run: Run) -> ChainEnsemble:
     """From the first batch to the card, in the process that shows and tracks it or in one beside it."""
     tracker = run.options.tracker if run.processes.main else "none"
-    with asked_to_stop() as run.asked, ExitStack() as held:
+    with stop_signals() as run.signals, ExitStack() as held:
         with ProgressLine(run.task.covers) as progress, Tracker(tracker, run.folder.path) as curves:
             loop = run.loop()
             # Only now: whatever can be refused has been, and a run that is replaced was still there.
@@ -117,8 +117,8 @@ def _train(run: Run) -> ChainEnsemble:
             state = loop.run()
         try:
             return run.finish(state)
-        except Asked as asked:
-            raise Interrupted(asked.number, state.step) from None
+        except StopRequested as stop:
+            raise Interrupted(stop.number, state.step) from None
 
 
 def _claim(run: Run, held: ExitStack) -> None:

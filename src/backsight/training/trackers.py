@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from backsight.core import UserError
+from backsight.core import Key, UserError
 from backsight.training.loop import LOG_EVERY, State
 
 LIBRARIES = {"tensorboard": "torch.utils.tensorboard", "trackio": "trackio", "wandb": "wandb"}
@@ -48,13 +48,13 @@ class Tracker:
     ) -> None:
         self._close()
 
-    def log(self, state: State, losses: Mapping[str, float], share: float) -> None:
+    def log(self, state: State, losses: Mapping[Key, float], share: float) -> None:
         """Send the losses of the last reading."""
         if self._library is None or not losses or (state.step % LOG_EVERY and share < 1):
             return
         if self._send is None:  # only now, since a resumed run has to know its step
             self._send = self._board(state.step) if self.name == "tensorboard" else self._service()
-        self._send({f"loss/{name}": value for name, value in losses.items()}, state.step)
+        self._send({f"loss/{key}": value for key, value in losses.items()}, state.step)
 
     def _board(self, step: int) -> Send:
         """Files below the run's folder; what they say of later steps, which are run again, is dropped."""

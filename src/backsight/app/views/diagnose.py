@@ -11,7 +11,7 @@ from backsight.app.pictures import read_uri
 from backsight.app.state import Diagnose, Look, to_query
 from backsight.app.views.base import View
 from backsight.core import UserError
-from backsight.experiments.error_gallery import INPUT
+from backsight.experiments.detection_errors import INPUT
 from backsight.figures import grid, to_png
 from backsight.metrics import OUTCOMES
 

@@ -1,21 +1,23 @@
 """The paper's findings, and ours, as claims that the results of experiments decide on."""
 
-from backsight.experiments.claims.claim import Claim, Comparison, Evidence, Role
-from backsight.experiments.claims.judge import (
+from backsight.experiments.claims.changes import CHANGES_CLAIMS, TRUTH_CLAIMS
+from backsight.experiments.claims.claim import (
     VERDICTS,
+    Claim,
+    Comparison,
+    Evidence,
     Judgement,
     Part,
+    Role,
     judge,
     load_claims,
     save_claims,
 )
-from backsight.experiments.claims.of_abstraction import ABSTRACTION_CLAIMS
-from backsight.experiments.claims.of_changes import CHANGES_CLAIMS
-from backsight.experiments.claims.of_layers import LAYER_CLAIMS
-from backsight.experiments.claims.of_stages import STAGE_CLAIMS
-from backsight.experiments.claims.of_truth import TRUTH_CLAIMS
+from backsight.experiments.claims.layers import LAYER_CLAIMS
+from backsight.experiments.claims.objects import OBJECT_CLAIMS
+from backsight.experiments.claims.stages import STAGE_CLAIMS
 
-CLAIMS: tuple[Claim, ...] = (*STAGE_CLAIMS, *CHANGES_CLAIMS, *LAYER_CLAIMS, *ABSTRACTION_CLAIMS, *TRUTH_CLAIMS)
+CLAIMS: tuple[Claim, ...] = (*STAGE_CLAIMS, *CHANGES_CLAIMS, *LAYER_CLAIMS, *OBJECT_CLAIMS, *TRUTH_CLAIMS)
 """All of them, in the order of the paper, ours last."""
 
 __all__ = [

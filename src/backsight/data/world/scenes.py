@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backsight.core import UserError
-from backsight.data.shapes import CLUTTER, NAMES, SHAPES
+from backsight.data.world.shapes import CLUTTER, NAMES, SHAPES
 
 Law = Literal["prior", "independent", "defining"]
 """How colour and class go together. ``prior``: 85 % of a class's objects wear its hue. ``independent``: hue says
@@ -44,7 +44,7 @@ class Pieces:
     """K things to paint, in order, in each of B scenes; all tensors are ``B K``, ``centre`` is ``B K 2`` (x, y).
 
     Lengths are in units of the image's shorter side, ``centre`` in units of its width and height, angles in degrees.
-    ``shape`` indexes :data:`backsight.data.shapes.NAMES`; ``saturation`` and ``value`` (HSV) are in [0, 1].
+    ``shape`` indexes :data:`backsight.data.world.shapes.NAMES`; ``saturation`` and ``value`` (HSV) are in [0, 1].
     """
 
     present: Tensor

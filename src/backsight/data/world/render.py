@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from backsight.data.scenes import NUM_TEXTURES, Backdrop, Pieces, Scenes
-from backsight.data.shapes import EXTENT, areas, atlas, reach
+from backsight.data.world.scenes import NUM_TEXTURES, Backdrop, Pieces, Scenes
+from backsight.data.world.shapes import EXTENT, areas, atlas, reach
 
 TEXTURE_SIDE = 160
 """Pixels along each side of a background texture."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from backsight.core import UserError
 from backsight.data.base import Batch, Sample, Splits, Target
-from backsight.data.render import Rendering, render
-from backsight.data.scenes import LAWS, Law, Scenes, class_names, sample_scenes
+from backsight.data.world.render import Rendering, render
+from backsight.data.world.scenes import LAWS, Law, Scenes, class_names, sample_scenes
 
 VERSION = 1
 """Raised whenever any picture or label of the world changes, and part of every fingerprint."""
@@ -31,8 +31,8 @@ class World:
     ``single`` is the variant for classifiers: exactly one object, larger, and ``target.label`` its class.
     ``attributes`` of a target are, for n objects: ``hue`` (degrees), ``prototypical`` (it wears its class's hue),
     ``rotation`` (degrees), ``size`` (half its width, in units of the image's shorter side), ``visible`` (the part that
-    is seen, 0..1) and ``item`` (its number in :class:`~backsight.data.scenes.Scenes`, as
-    :func:`~backsight.data.scenes.recolour` takes it).
+    is seen, 0..1) and ``item`` (its number in :class:`~backsight.data.world.scenes.Scenes`, as
+    :func:`~backsight.data.world.scenes.recolour` takes it).
 
     Raises:
         UserError: there is no such law.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 from torch import Tensor
 
 from backsight.core import UserError
-from backsight.experiments.claims.claim import ANY, CLASSIFIER, DETECTOR, Claim, Comparison, Evidence
+from backsight.experiments.claims.claim import ANY, CLASSIFIER, DETECTOR, Claim, Comparison, Evidence, for_both
 from backsight.experiments.stage_error import MEAN_IMAGE
 from backsight.experiments.trade_off import BACKWARDS_ONLY, CHAIN, task_metrics
 from backsight.experiments.trust import RECONSTRUCTION
@@ -73,14 +74,6 @@ def _check_images(evidence: Evidence) -> None:
         raise UserError(f"the runs of {evidence.models[0]} were not measured on the same images: give those that were")
 
 
-def _classic(evidence: Evidence) -> Iterator[Comparison]:
-    yield from _classic_less_modular(evidence, "mse")
-
-
-def _classic_greyer(evidence: Evidence) -> Iterator[Comparison]:
-    yield from _classic_less_modular(evidence, "saturation")
-
-
 def _classic_less_modular(evidence: Evidence, metric: str) -> Iterator[Comparison]:
     _check_images(evidence)
     classic, modular = (
@@ -109,13 +102,9 @@ def _by_lambda(evidence: Evidence, metrics: Sequence[str]) -> Iterator[Compariso
             for end in (min(weights), max(weights))
         )
         unit = least.mean() if kind[1] == ERROR else 1
-        told = f"{', '.join(kind)}: " if len(groups) > 1 else ""
-        what = f"{told}lambda {max(weights):g} less lambda {min(weights):g}"
+        group = f"{', '.join(kind)}: " if len(groups) > 1 else ""
+        what = f"{group}lambda {max(weights):g} less lambda {min(weights):g}"
         yield Comparison(what, most / unit, least / unit, "")
-
-
-def _error_by_lambda(evidence: Evidence) -> Iterator[Comparison]:
-    yield from _by_lambda(evidence, [ERROR])
 
 
 def _task_by_lambda(evidence: Evidence) -> Iterator[Comparison]:
@@ -161,22 +150,11 @@ STAGE_CLAIMS = (
         "below",
         least=0.02,
     ),
-    Claim(
-        "error-rises-detr",
-        "The reconstruction error rises with depth, at every stage of a detector.",
+    *for_both(
+        "error-rises",
+        "The reconstruction error rises with depth, at every stage of {}.",
         "sec. 4.1, Fig. 4",
         "stage_error",
-        (DETECTOR,),
-        _rise,
-        _UNIT,
-        least=0.01,
-    ),
-    Claim(
-        "error-rises-vit",
-        "The reconstruction error rises with depth, at every stage of a ViT.",
-        "sec. 4.1, Fig. 4",
-        "stage_error",
-        (CLASSIFIER,),
         _rise,
         _UNIT,
         least=0.01,
@@ -207,7 +185,7 @@ STAGE_CLAIMS = (
         "sec. 4.2, Fig. 6",
         "trade_off",
         (ANY,),
-        _classic,
+        partial(_classic_less_modular, metric="mse"),
         "share of the modular MSE",
         "below",
         least=0.02,
@@ -218,7 +196,7 @@ STAGE_CLAIMS = (
         "sec. 4.2, Fig. 5",
         "trade_off",
         (ANY,),
-        _classic_greyer,
+        partial(_classic_less_modular, metric="saturation"),
         "share of the modular saturation",
         "below",
         least=0.02,
@@ -229,7 +207,7 @@ STAGE_CLAIMS = (
         "sec. 4.2, Fig. 6",
         "trade_off",
         (ANY,),
-        _error_by_lambda,
+        partial(_by_lambda, metrics=[ERROR]),
         "share of the MSE at the smallest lambda",
         "below",
         least=0.02,

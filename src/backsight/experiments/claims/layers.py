@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from backsight.core import IMAGE, UserError
-from backsight.experiments.claims.claim import CLASSIFIER, DETECTOR, Claim, Comparison, Evidence
+from backsight.experiments.claims.claim import CLASSIFIER, DETECTOR, Claim, Comparison, Evidence, for_both
 from backsight.experiments.layer_similarity import FEATURES, RECONSTRUCTIONS
-from backsight.experiments.layers import stage_of
+from backsight.experiments.subject import stage_of
 from backsight.results import Measurement
 
 _FEWEST_LAYERS = 3
@@ -104,72 +104,32 @@ def _more_alike(evidence: Evidence) -> Iterator[Comparison]:
         yield Comparison(f"{of} of the encoder's layers", own, other, columns="batches")
 
 
-_GRADUAL = "The further a layer of {} is from the one that an inverse was trained on, the worse it reads it."
-_SHARED = (
-    "The layer of {} next to the one that an inverse was trained on is read nearly as well: "
-    "the error grows by less than half."
-)
-_ALIKE = "Neighbouring layers of {} are more alike than others, in features and in reconstructions."
-
 LAYER_CLAIMS = (
-    Claim(
-        "gradual-detr",
-        _GRADUAL.format("a detector"),
+    *for_both(
+        "gradual",
+        "The further a layer of {} is from the one that an inverse was trained on, the worse it reads it.",
         "sec. 4.5, Fig. 10",
         "intermediate_layers",
-        (DETECTOR,),
         _rising_with_distance,
         "rank correlation of error and distance",
         least=0.3,
     ),
-    Claim(
-        "gradual-vit",
-        _GRADUAL.format("a ViT"),
+    *for_both(
+        "shared-code",
+        "The layer of {} next to the one that an inverse was trained on is read nearly as well: "
+        "the error grows by less than half.",
         "sec. 4.5, Fig. 10",
         "intermediate_layers",
-        (CLASSIFIER,),
-        _rising_with_distance,
-        "rank correlation of error and distance",
-        least=0.3,
-    ),
-    Claim(
-        "shared-code-detr",
-        _SHARED.format("a detector"),
-        "sec. 4.5, Fig. 10",
-        "intermediate_layers",
-        (DETECTOR,),
         _next_layer,
         "share of the error at the trained layer",
-        "below",
+        expect="below",
         null=0.5,
     ),
-    Claim(
-        "shared-code-vit",
-        _SHARED.format("a ViT"),
-        "sec. 4.5, Fig. 10",
-        "intermediate_layers",
-        (CLASSIFIER,),
-        _next_layer,
-        "share of the error at the trained layer",
-        "below",
-        null=0.5,
-    ),
-    Claim(
-        "neighbours-alike-detr",
-        _ALIKE.format("a detector"),
+    *for_both(
+        "neighbours-alike",
+        "Neighbouring layers of {} are more alike than others, in features and in reconstructions.",
         "abstract, sec. 4.5",
         "layer_similarity",
-        (DETECTOR,),
-        _neighbours_alike,
-        "CKA",
-        least=0.05,
-    ),
-    Claim(
-        "neighbours-alike-vit",
-        _ALIKE.format("a ViT"),
-        "abstract, sec. 4.5",
-        "layer_similarity",
-        (CLASSIFIER,),
         _neighbours_alike,
         "CKA",
         least=0.05,

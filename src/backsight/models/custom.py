@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,9 +21,8 @@ from backsight.arrange import pick_argument, read_field, to_features
 from backsight.core import Classes, Detections, Pixels, Site, Spec, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.models.family import Read
-from backsight.models.spec_file import Answer, OwnSpec, expand, read_spec
-from backsight.models.survey import Survey, survey
-from backsight.models.user_code import build_own, file_of
+from backsight.models.shape_tracing import ShapeTrace, trace_shapes
+from backsight.models.spec import Answer, OwnSpec, expand, read_spec
 from backsight.models.weights import fill, read_state
 from backsight.validation import nearest
 
@@ -60,7 +65,7 @@ def stage(
     pixels = pixels or own.pixels
     pixels = replace(pixels, size=size or pixels.size)
     found = expand(own.spec, module)
-    seen = survey(module, pixels, own.arguments)
+    seen = trace_shapes(module, pixels, own.arguments)
     for each in found.stages:
         for label, sites in each.cuts.items():
             _check_cut(label, sites, [_check(site, module, seen) for site in sites], seen.size)
@@ -122,7 +127,7 @@ def _check_cut(name: str, sites: Sequence[Site], values: Sequence[Any], size: tu
         ) from error
 
 
-def _check(site: Site, module: nn.Module, seen: Survey) -> Any:
+def _check(site: Site, module: nn.Module, seen: ShapeTrace) -> Any:
     """What stands at a site, as shapes; refused if it is never visited, has no such field, or another arrangement than
     its pattern."""
     value = _value_at(site, module, seen)
@@ -139,7 +144,7 @@ def _check(site: Site, module: nn.Module, seen: Survey) -> Any:
     return value
 
 
-def _value_at(site: Site, module: nn.Module, seen: Survey) -> Any:
+def _value_at(site: Site, module: nn.Module, seen: ShapeTrace) -> Any:
     if site.path not in seen.visits:
         raise UserError(f"a forward pass never comes by '{site.path}': take another submodule for this site")
     visit = seen.visits[site.path][0]
@@ -173,7 +178,7 @@ def fitting_patterns(shape: tuple[int, ...], size: tuple[int, int]) -> list[Any]
 # ---- the prediction
 
 
-def _reader(own: OwnSpec, spec: Spec, seen: Survey) -> Read:
+def _reader(own: OwnSpec, spec: Spec, seen: ShapeTrace) -> Read:
     """How the output reads as a prediction, checked on the output of the pass."""
     answer, labels = own.answer, own.labels
     detects = spec.task == "detect"
@@ -207,3 +212,91 @@ def _detections(output: Any, size: tuple[int, int], answer: Answer, labels: Mapp
     scale = torch.tensor([size[1], size[0], size[1], size[0]], device=boxes.device)
     corners = box_convert(boxes, "cxcywh", "xyxy") * scale
     return [Detections(*each, labels) for each in zip(corners, scores, classes, strict=True)]
+
+
+# ---- models from a file of the user's own: ``my_module.py:build``
+
+
+_OWN = re.compile(r"(?P<file>.+\.py)(?::(?P<function>\w*))?")
+
+
+def is_own(name: str) -> bool:
+    """Whether ``name`` means a user's own file: ``FILE.py:FUNCTION``, or one that lacks its function."""
+    return _OWN.fullmatch(name) is not None
+
+
+def file_of(name: str) -> Path:
+    """The file in ``my_module.py:build``."""
+    found = _OWN.fullmatch(name)
+    return Path(found["file"] if found else name)
+
+
+def build_own(name: str, size: tuple[int, int] | None = None, seed: int = 0) -> nn.Module:
+    """Run the file in ``my_module.py:build``, and call its function.
+
+    A function that takes ``size`` is given the image size (H, W), where one is known. Random numbers are drawn from
+    ``seed``, so that a model without trained weights is the same every time.
+
+    Raises:
+        UserError: no such file or function, an error in them, or what comes back is no ``torch.nn.Module``.
+    """
+    path = file_of(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        build = _find(_run(path), name.removeprefix(str(path)).removeprefix(":"), path)
+        takes_size = size is not None and "size" in _parameters(build)
+        built = (
+            build if isinstance(build, nn.Module) else _guarded(path, build, **({"size": size} if takes_size else {}))
+        )
+    if not isinstance(built, nn.Module):
+        raise UserError(f"{name} gives a {type(built).__name__}, not a torch.nn.Module: return the model itself")
+    return built
+
+
+def _run(path: Path) -> ModuleType:
+    """The module in the file at ``path``, fresh; its folder is importable from, as when Python runs a script."""
+    if not path.is_file():
+        raise UserError(f"no file {path}: a model of your own is named FILE.py:FUNCTION, as my_module.py:build")
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    spec: Any = importlib.util.spec_from_file_location(f"_own_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there for the module that they are in
+    _guarded(path, spec.loader.exec_module, module)
+    return module
+
+
+def _find(module: ModuleType, function: str, path: Path) -> Callable[..., Any]:
+    found = getattr(module, function, None) if function else None
+    if callable(found):
+        return found
+    own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+    functions = [name for name in own if callable(vars(module)[name]) and not name.startswith("_")]
+    if not function:
+        raise UserError(f"{path} alone names no model: add the function that gives it, as {path}:{_first(functions)}")
+    raise UserError(f"{path} has no function '{function}': {nearest(function, functions)}")
+
+
+def _first(functions: list[str]) -> str:
+    return "build" if "build" in functions or not functions else functions[0]
+
+
+def _parameters(build: Callable[..., Any]) -> Iterable[str]:
+    try:
+        return inspect.signature(build).parameters
+    except (TypeError, ValueError):  # some built-in callables do not tell
+        return ()
+
+
+def _guarded(path: Path, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call the user's code; an error in it is told in one line, with the line of the file that it came through."""
+    try:
+        return function(*args, **kwargs)
+    except (Exception, SystemExit) as error:
+        calls = traceback.extract_tb(error.__traceback__)
+        lines = [each.lineno for each in calls if Path(each.filename).resolve() == path.resolve()]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        reason = (str(error).splitlines() or [""])[0]
+        place = f"{path}:{line}" if line else f"{path}"
+        raise UserError(f"{place}: {type(error).__name__}: {reason}; mend the file, backsight only runs it") from error

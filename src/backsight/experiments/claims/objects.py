@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -21,22 +22,17 @@ def _prototypical(evidence: Evidence) -> Iterator[Comparison]:
     yield Comparison(f"{stage}: own class less others", own - others)
 
 
-def _kept(evidence: Evidence, region: str, stage: str) -> Tensor:
-    return evidence.values(metric="pattern kept", region=region, stage=stage)
-
-
 def _faded(evidence: Evidence, region: str) -> Tensor:
-    return _kept(evidence, region, evidence.stages()[0]) - _kept(evidence, region, evidence.deepest())
+    """How much less of the pattern of a region is kept at the deepest stage than at the first."""
+    first, deepest = (
+        evidence.values(metric="pattern kept", region=region, stage=stage)
+        for stage in (evidence.stages()[0], evidence.deepest())
+    )
+    return first - deepest
 
 
-def _background_fades(evidence: Evidence) -> Iterator[Comparison]:
-    what = f"{evidence.stages()[0]} less {evidence.deepest()}"
-    yield Comparison(what, _faded(evidence, BACKGROUND))
-
-
-def _undetected_fades(evidence: Evidence) -> Iterator[Comparison]:
-    what = f"{evidence.stages()[0]} less {evidence.deepest()}"
-    yield Comparison(what, _faded(evidence, UNDETECTED))
+def _fades(evidence: Evidence, region: str) -> Iterator[Comparison]:
+    yield Comparison(f"{evidence.stages()[0]} less {evidence.deepest()}", _faded(evidence, region))
 
 
 def _fades_more(evidence: Evidence) -> Iterator[Comparison]:
@@ -67,7 +63,7 @@ def _amplified(evidence: Evidence) -> Iterator[Comparison]:
     yield Comparison(f"detections on background: {stage} less input", own - given)
 
 
-ABSTRACTION_CLAIMS = (
+OBJECT_CLAIMS = (
     Claim(
         "prototypes-in-detr",
         "A detector's reconstructions of grey images give objects the colour of their class.",
@@ -95,7 +91,7 @@ ABSTRACTION_CLAIMS = (
         "app. A, Fig. 12",
         "abstraction",
         (DETECTOR,),
-        _background_fades,
+        partial(_fades, region=BACKGROUND),
         "contrast kept where it was",
         least=0.05,
     ),
@@ -105,7 +101,7 @@ ABSTRACTION_CLAIMS = (
         "app. A, Fig. 12",
         "abstraction",
         (DETECTOR,),
-        _undetected_fades,
+        partial(_fades, region=UNDETECTED),
         "contrast kept where it was",
         least=0.05,
     ),

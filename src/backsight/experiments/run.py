@@ -1,7 +1,8 @@
-"""What an experiment is, and how one is run into a folder."""
+"""What an experiment is, and how it is run into a folder."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from backsight.results import Result
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -25,11 +28,13 @@ class Experiment:
     Attributes:
         name: as users type it; the file's name.
         question: what it answers, one line.
-        measure: subjects and settings (keyword arguments with defaults) -> :class:`Result`; draws nothing.
-        draw: a result -> a figure; computes nothing, so that it can be drawn again from ``result.json`` alone.
+        measure: a subject and settings (keyword arguments with defaults) -> :class:`Result`; draws nothing.
+        draw: a result, of one subject or of several that were joined -> a figure; computes nothing, so that it can be
+            drawn again from ``result.json`` alone.
         needs: what the data must have: ``masks``, ``boxes``, ``labels``.
         tasks: the kinds of forward model that it can be done with.
         padded: whether it knows of padding; one that compares whole images, or all their tokens, does not.
+        compares_runs: ``measure`` has no subject, but reads finished runs (its first argument, ``runs``).
     """
 
     name: str
@@ -39,6 +44,7 @@ class Experiment:
     needs: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ("detect", "classify", "features")
     padded: bool = True
+    compares_runs: bool = False
 
     def fits(self, subject: Subject) -> str:
         """Why the experiment cannot be done with ``subject``, in one line; empty where it can."""
@@ -62,6 +68,13 @@ def run_experiment(
 ) -> Result:
     """Measure, write ``result.json`` and ``table.csv``, draw ``figure.png`` and ``figure.pdf`` into ``out``.
 
+    Args:
+        experiment: one of :data:`~backsight.experiments.EXPERIMENTS`.
+        subjects: what it is done with, one after the other; none for an experiment that compares runs.
+        out: the folder; what is there is replaced.
+        settings: keyword arguments of its ``measure``.
+        command: what the user typed, for the result.
+
     Raises:
         UserError: a subject that it cannot be done with, or a setting that it does not have or cannot be.
     """
@@ -69,10 +82,31 @@ def run_experiment(
     for subject in subjects:
         if reason := experiment.fits(subject):
             raise UserError(reason)
-    result = replace(experiment.measure(subjects, **checked), command=command)
+    measured = experiment.measure(**checked) if experiment.compares_runs else _measure(experiment, subjects, checked)
+    result = replace(measured, command=command)
     # Drawn from the file, so that whoever draws it again from there gets the same figure.
     draw(experiment, Result.load(result.save(out)), out)
     return result
+
+
+def _measure(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[str, Any]) -> Result:
+    """The results of all subjects as one; a note says which could not be measured.
+
+    Raises:
+        UserError: none could.
+    """
+    results, reasons = [], {}
+    for subject in subjects:
+        try:
+            results.append(experiment.measure(subject, **settings))
+        except UserError as error:
+            reasons[f"{subject.name} is left out: {error}"] = str(error)
+    if not results:
+        raise UserError("; ".join(dict.fromkeys(reasons.values())))
+    for note in reasons:
+        logger.warning("%s: %s", experiment.name, note)
+    joined = Result.join(results)
+    return replace(joined, notes=[*joined.notes, *reasons])
 
 
 def draw(experiment: Experiment, result: Result, out: str | Path) -> None:

@@ -31,7 +31,7 @@ class Visit:
 
 
 @dataclass
-class Survey:
+class ShapeTrace:
     """A pass over images of ``size`` (H, W): every submodule's ``visits`` by path; those of the model are at ``""``."""
 
     size: tuple[int, int]
@@ -43,13 +43,13 @@ class Survey:
         return self.visits[""][-1].output
 
 
-def survey(module: nn.Module, pixels: Pixels, arguments: Mapping[str, Any] | None = None) -> Survey:
+def trace_shapes(module: nn.Module, pixels: Pixels, arguments: Mapping[str, Any] | None = None) -> ShapeTrace:
     """Run ``module`` once on random images and keep the shapes that its submodules saw.
 
     Raises:
         UserError: it cannot take images of this size.
     """
-    found = Survey(pixels.size)
+    found = ShapeTrace(pixels.size)
     parameter = next(module.parameters(), torch.zeros(()))
     images = torch.rand(BATCH, 3, *pixels.size, generator=torch.Generator().manual_seed(0)).to(parameter.device)
     trained = module.training
@@ -70,7 +70,7 @@ def survey(module: nn.Module, pixels: Pixels, arguments: Mapping[str, Any] | Non
     return found
 
 
-def _noting(found: Survey, path: str) -> Any:
+def _noting(found: ShapeTrace, path: str) -> Any:
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         order = sum(map(len, found.visits.values()))
         visit = Visit(order, _shapes(args), _shapes(kwargs), _shapes(output))
