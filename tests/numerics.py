@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 ROUNDING = 1e-5
 """Of the largest value: features of a deep network add up thousands of products, each rounded to 6e-8."""
@@ -38,6 +38,7 @@ def assert_rounding(actual: Any, expected: Any, tolerance: float = ROUNDING) -> 
         for mine, theirs in zip(actual, expected, strict=True):
             assert_rounding(mine, theirs, tolerance)
     elif isinstance(expected, Tensor) and expected.is_floating_point() and expected.numel():
+        actual, expected = actual.detach(), expected.detach()
         finite = expected[expected.isfinite()]
         scale = float(finite.abs().max()) if finite.numel() else 0.0
         torch.testing.assert_close(actual, expected, rtol=0.0, atol=tolerance * scale, equal_nan=True)
@@ -45,3 +46,14 @@ def assert_rounding(actual: Any, expected: Any, tolerance: float = ROUNDING) -> 
         assert torch.equal(actual, expected)
     else:
         assert actual == expected
+
+
+def assert_same_weights(actual: nn.Module, expected: nn.Module) -> None:
+    """Weights are copied, not computed: every one comes back bit for bit.
+
+    The output of an untrained network hardly depends on some of them: it would not tell.
+    """
+    found, wanted = actual.state_dict(), expected.state_dict()
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value), name

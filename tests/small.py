@@ -16,6 +16,7 @@ from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, Family, stage_module
 from backsight.models import timm as timm_models
 from backsight.verification import scramble, tensors
+from numerics import assert_rounding
 
 SEED = 0
 
@@ -29,15 +30,44 @@ SMALL_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
 SQUARE = ("rf_detr",)
 """Families that take square images alone."""
 
+PICKING = ("rt_detr_v2", "d_fine")
+"""Families whose deep features fade to nothing in a small model, and which pick their queries by them: see settle."""
+
 
 def build_small(name: str, seed: int = SEED, size: tuple[int, int] | None = None) -> StagedModel:
     """A small model of the family ``name``; weights and statistics are scrambled, so that no zero hides anything."""
     family = MODELS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = family.small()
-    scramble(module, torch.Generator().manual_seed(seed))
+        module = scrambled(family, seed)
     return stage_module(module, family, small_pixels(family, module, size), name=f"small {name}", weights=RANDOM)
+
+
+def scrambled(family: Family, seed: int) -> nn.Module:
+    module = family.small()
+    scramble(module, torch.Generator().manual_seed(seed))
+    if family.name in PICKING:
+        settle(module, torch.rand(2, 3, *small_pixels(family, module).size))
+    return module
+
+
+def settle(module: nn.Module, images: Tensor) -> None:
+    """Give every BatchNorm the statistics of ``images`` (``B 3 H W``), one after the other, in place.
+
+    With those it is made with, deep features differ by no more than rounding: which queries have the best scores would
+    then depend on the CPU, and with them the whole prediction.
+    """
+
+    def measure(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+        norm.running_mean.copy_(inputs[0].mean((0, 2, 3)))
+        norm.running_var.copy_(inputs[0].var((0, 2, 3)))
+
+    norms = [each for each in module.eval().modules() if hasattr(each, "running_mean")]
+    hooks = [each.register_forward_pre_hook(measure) for each in norms]
+    with torch.no_grad():
+        module(images)
+    for hook in hooks:
+        hook.remove()
 
 
 def small_pixels(family: Family, module: nn.Module, size: tuple[int, int] | None = None) -> Pixels:
@@ -74,7 +104,7 @@ def stage_toy(
 def save_transformers(name: str, folder: Path) -> nn.Module:
     """A small model of transformers, saved as its library does."""
     torch.manual_seed(SEED)
-    module: Any = MODELS[name].small()
+    module: Any = scrambled(MODELS[name], SEED)
     module.save_pretrained(folder)
     return module
 
@@ -88,11 +118,19 @@ def save_timm(name: str, folder: Path) -> nn.Module:
     return module
 
 
-def same_answers(one: StagedModel, other: StagedModel) -> bool:
-    """The same pixels, the same weights, and bit for bit the same output and features."""
-    images = random_images(one)
-    a, b = one.run(images), other.run(images)
+def assert_same_answers(one: StagedModel, other: StagedModel) -> None:
+    """The same pixels, bit for bit the same weights, and the same output and features but for rounding.
+
+    Deformable attention in random weights makes rounding larger than other layers do: a batch of one and one of two
+    differ by 1.2e-5 of the largest feature.
+    """
     assert one.pixels == other.pixels
     assert one.digest() == other.digest()
-    assert all(map(torch.equal, tensors(a.output), tensors(b.output)))
-    return all(torch.equal(a[name], b[name]) for name in one.names)
+    assert one.names == other.names
+    ours, theirs = one.module.state_dict(), other.module.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    images = random_images(one)
+    a, b = one.run(images), other.run(images)
+    assert_rounding(tensors(a.output), tensors(b.output), 1e-4)
+    assert_rounding(dict(a), dict(b), 1e-4)

@@ -15,6 +15,7 @@ from backsight.app.state import Change
 from backsight.core import UserError
 from backsight.engine import RANDOM
 from backsight.perturb import recolour
+from numerics import assert_rounding
 from small_observatory import small_eyes, small_observatory
 
 
@@ -108,8 +109,9 @@ def test_ten_visitors_at_once_get_their_own(observatory: Observatory) -> None:
         features = trace["backbone"].clone()
         features[:, index % 6] = 0
         expected = eyes.model.resume("backbone", features, trace)["prediction"]
-        assert torch.equal(found[index], expected)
-        assert torch.equal(found[index + 10], expected)
+        assert_rounding(found[index], expected)  # another thread, which may share its work among fewer
+        assert_rounding(found[index + 10], expected)
+        assert not torch.allclose(found[index - 1], expected, rtol=1e-3)
 
 
 def test_nothing_changed_is_the_same_pass(observatory: Observatory) -> None:
@@ -159,7 +161,7 @@ def test_swapped_tokens_are_those_of_the_other_picture(observatory: Observatory,
 def test_noise_follows_from_the_picture_so_that_a_link_shows_it_again(observatory: Observatory) -> None:
     state = settled(observatory, Change(tokens="0-1"))
     one, other = (apply(small, state).after.trace for small in (observatory, small_observatory()))
-    assert torch.equal(one["prediction"], other["prediction"])
+    assert_rounding(one["prediction"], other["prediction"])
 
 
 def test_prefix_tokens_of_a_classifier_are_left_alone(observatory: Observatory) -> None:

@@ -19,6 +19,7 @@ from backsight.core import Pixels
 from backsight.data import Target, fit, fit_target
 from backsight.data.resize import place
 from backsight.models import timm as timm_models
+from numerics import assert_rounding
 from pictures import drawn
 
 SIZES = [(75, 100), (100, 75), (231, 173), (60, 300), (64, 64), (31, 47)]
@@ -170,3 +171,13 @@ def test_an_empty_target_stays_empty() -> None:
     assert fitted.boxes.shape == (0, 4)
     assert fitted.masks is not None
     assert fitted.masks.shape == (0, 24, 32)
+
+
+# ---- the model's own space
+
+
+def test_pixels_are_taken_to_the_model_s_space_and_back() -> None:
+    pixels = Pixels((2, 3), mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
+    white = torch.ones(1, 3, 2, 3)
+    assert pixels.normalise(white)[0, :, 0, 0].tolist() == [1, 3, 0.5]
+    assert_rounding(pixels.restore(pixels.normalise(white)), white)

@@ -29,6 +29,7 @@ from backsight.figures import to_png
 from backsight.models import VIT, duplicate, stage_module
 from backsight.tasks import make_plans
 from backsight.verification import scramble
+from numerics import assert_rounding
 from small import build_small, random_images, small_pixels
 
 DATA = "world:prior:single"
@@ -71,8 +72,8 @@ def test_a_mask_that_allows_everything_is_no_mask(model: StagedModel) -> None:
     with masked_attention(model, torch.ones(37, 37, dtype=torch.bool)):
         masked = model.run(images)
     for name in model.names:
-        assert torch.equal(masked[name], plain[name])
-    assert torch.equal(masked.output, plain.output)
+        assert_rounding(masked[name], plain[name])  # another kernel attends where there is a mask
+    assert_rounding(masked.output, plain.output)
 
 
 def test_the_mask_is_that_of_the_library(model: StagedModel) -> None:
@@ -80,7 +81,7 @@ def test_the_mask_is_that_of_the_library(model: StagedModel) -> None:
     with masked_attention(model, mask):
         ours = model.run(images).output
     theirs = model.module(model.pixels.normalise(images), attn_mask=mask)
-    assert torch.equal(ours, theirs)
+    assert_rounding(ours, theirs)
     assert not torch.allclose(ours, model.run(images).output)
 
 
@@ -128,7 +129,7 @@ def test_fine_tuning_learns_on_a_copy(model: StagedModel) -> None:
     data = training_data(subject)
     assert set(subject.batches[0].ids).isdisjoint({data[index].id for index in range(4)})  # pyright: ignore
     copy = duplicate(model)
-    assert torch.equal(copy.run(random_images(model)).output, model.run(random_images(model)).output)
+    assert_rounding(copy.run(random_images(model)).output, model.run(random_images(model)).output)
 
     def loss(each: StagedModel) -> float:
         batch = data.batch(range(64))  # pyright: ignore[reportAttributeAccessIssue]

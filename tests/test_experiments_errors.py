@@ -256,8 +256,8 @@ def test_pictures_can_be_filtered(detector) -> None:
             stages = [(each.labels["stage"], each.labels["shows"]) for each in own]
             assert stages[1:5] == [(stage, "reconstruction") for stage in detector.stages]
             assert stages[5:] == [("decoder", "without query"), ("prediction", "without query")]
-            assert own[5].image.std() == 0  # the stand-in paints grey once a query is silenced
-            assert own[3].image.std() > 0
+            assert own[5].image.std() < 1e-6  # the stand-in paints grey once a query is silenced
+            assert own[3].image.std() > 1e-3
 
 
 def small_subject(family: str) -> Subject:

@@ -74,9 +74,9 @@ def test_the_true_local_inverses_are_local(detector: Subject, classifier: Subjec
     result = Result.join([measure(subject, shares=(0.5,)) for subject in (detector, classifier)])
     for labels in ({"model": "small detr", "inverse": "local"}, {"model": "small vit", "inverse": "chain"}):
         local = result.one(**labels, noised="backbone", stage="backbone", metric="error", region="untouched")
-        assert local.values.abs().max() == 0
+        assert local.values.max() < 1e-13  # colours in [0, 1], which are rounded to 1e-7, squared
         through = result.one(**labels, noised="backbone", stage="encoder", metric="error", region="untouched")
-        assert through.values.min() > 0  # the model's attention spreads it
+        assert through.values.min() > 1e-10  # the model's attention spreads it
 
 
 # ---- the parts
@@ -143,7 +143,7 @@ def test_tokens_cannot_be_swapped_with_nobody(classifier: Subject) -> None:
     with pytest.raises(UserError, match="single image"):
         measure(alone, noise="swap")
     result = measure(classifier, noise="swap", shares=(0.5,))
-    assert result.one(noised="backbone", stage="backbone", metric="containment").mean() == 1
+    assert result.one(noised="backbone", stage="backbone", metric="containment").mean() == pytest.approx(1)
 
 
 def test_contract(detector: Subject, classifier: Subject, tmp_path: Path) -> None:

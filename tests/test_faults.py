@@ -1,17 +1,19 @@
-"""What goes wrong in the middle of a run: kills, full disks, folders that vanish, odd and broken pictures."""
+"""What goes wrong during a run: kills, signals, a second run, full disks, folders that vanish, broken pictures."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import platform
 import random
 import resource
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"
 LONG = {"steps": 48, "batch_size": 2, "evaluate_every": 8, "checkpoint_every": 0.0, "max_validation": 2, "max_test": 2}
 """A checkpoint after every batch, so that many kills meet one that is being written."""
 
+ENDLESS = {**LONG, "steps": 100000}
+
 
 def same(one: Path, other: Path) -> bool:
     states = [ChainEnsemble.from_pretrained(folder).chains[0].state_dict() for folder in (one, other)]
@@ -43,16 +47,14 @@ def newest_step(folder: Path) -> int:
     return int(found[-1].stem.removeprefix("step-")) if found else -1
 
 
-def kill_after(out: Path, step: int, delay: float, said: Path) -> None:
-    """Start or go on with the run in ``out``, and kill it ``delay`` seconds after the checkpoint of ``step``."""
-    (process,) = together(1, said, command, "vit", out, {**LONG, "resume": True})
+def start_until(step: int, out: Path, said: Path, changes: Mapping[str, Any], work: Callable = command) -> BaseProcess:
+    """Start or resume the run in ``out``, and wait for the checkpoint of ``step``."""
+    arguments = ("vit", out, changes) if work is command else (out, changes)
+    (process,) = together(1, said, work, *arguments)
     deadline = time.monotonic() + 120
     while newest_step(out) < step and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.001)
-    time.sleep(delay)
-    process.kill()
-    process.join(30)
-    assert process.exitcode == -signal.SIGKILL, said.read_text()
+    return process
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
@@ -61,7 +63,11 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(kills: int, tmp
     said, out = tmp_path / "said", tmp_path / "killed"
     undisturbed = together(1, said, command, "vit", tmp_path / "whole", LONG)
     for number in range(1, kills + 1):
-        kill_after(out, number * 40 // kills, draw.uniform(0, 0.05), said)
+        process = start_until(number * 40 // kills, out, said, {**LONG, "resume": True})
+        time.sleep(draw.uniform(0, 0.05))
+        process.kill()
+        process.join(30)
+        assert process.exitcode == -signal.SIGKILL, said.read_text()
         assert not (out / "card.md").exists()
     assert codes([*undisturbed, *together(1, said, command, "vit", out, {**LONG, "resume": True})], said) == [0, 0]
     assert same(tmp_path / "whole", out)
@@ -70,34 +76,59 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(kills: int, tmp
     assert not list(out.rglob("*.tmp*"))
 
 
-def command_with_small_files(rank: int, out: Path, changes: Mapping[str, Any]) -> None:
-    """No file may grow beyond 1.5 times the first checkpoint: the disk is full amid a later one."""
-    from backsight.training import checkpoints
+def test_a_run_is_alone_in_its_folder(tmp_path: Path) -> None:
+    said, out = tmp_path / "said", tmp_path / "run"
+    write_pictures(tmp_path / "photos")
+    with_workers = {**LONG, "data": f"folder:{tmp_path / 'photos'}", "workers": 2}
+    first = start_until(5, out, tmp_path / "of the first", with_workers)
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGSTOP)  # or it would end before the others come
+    for given in ({}, {"overwrite": True}, {"resume": True}):
+        assert codes(together(1, said, command, "vit", out, {**with_workers, **given}), said) == [2]
+        assert f"process {first.pid} on {platform.node()} has a run in {out}" in lines(said)[-1]
+    first.kill()
+    first.join()
+    # At once, though the workers of the first may live still.
+    assert codes(together(1, said, command, "vit", out, {**with_workers, "resume": True}), said) == [0]
+    assert not list(out.glob(".*"))
 
-    original = checkpoints.write
 
-    def write(folder: Path, step: int, state: Any, keep: int) -> Path:
-        path = original(folder, step, state, keep)
+def test_of_two_runs_that_begin_together_one_is_refused(tmp_path: Path) -> None:
+    said, out = tmp_path / "said", tmp_path / "run"
+    both = [*together(1, said, command, "vit", out, LONG), *together(1, said, command, "vit", out, LONG)]
+    assert sorted(map(str, codes(both, said))) == ["0", "2"], said.read_text()
+    steps = [record["step"] for record in RunFolder(out).metrics() if "losses" in record]
+    assert steps == sorted(set(steps))
+
+
+def with_small_files(rank: int, out: Path, changes: Mapping[str, Any]) -> None:
+    """No file may grow beyond 1.5 times the first checkpoint, or 64 KiB: the disk is full amid a later one, or this."""
+    changes = dict(changes)
+    if changes.pop("from the start"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+    original = RunFolder.save_checkpoint
+
+    def save(self: RunFolder, step: int, state: Any) -> None:
+        original(self, step, state)
         if step == 0:
-            limit = path.stat().st_size * 3 // 2
+            limit = self.checkpoints()[0].stat().st_size * 3 // 2
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        return path
 
-    checkpoints.write = write
+    RunFolder.save_checkpoint = save
     command(rank, "vit", out, changes)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on file sizes is Linux's")
-def test_a_disk_that_fills_during_a_checkpoint_leaves_the_one_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("from_the_start", [False, True])
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(from_the_start: bool, tmp_path: Path) -> None:
     said, out = tmp_path / "said", tmp_path / "run"
-    assert codes(together(1, said, command_with_small_files, out, {"steps": 4}), said) == [2]
+    given = {"steps": 4, "from the start": from_the_start}
+    assert codes(together(1, said, with_small_files, out, given), said) == [2]
     (line,) = lines(said)
-    assert "step-00000003.pt" in line
+    assert ("step-00000000.pt" if from_the_start else "step-00000003.pt") in line
     assert "Traceback" not in said.read_text()
-    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [
-        "step-00000000.pt",
-        "step-00000000.pt.sha256",
-    ]
+    whole = [] if from_the_start else ["step-00000000.pt", "step-00000000.pt.sha256"]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == whole
     assert codes(together(1, said, command, "vit", out, {"steps": 4, "resume": True}), said) == [0]
     assert codes(together(1, said, command, "vit", tmp_path / "whole", {"steps": 4}), said) == [0]
     assert same(tmp_path / "whole", out)
@@ -130,22 +161,15 @@ def test_broken_and_odd_pictures_are_skipped_or_read_and_counted(
     card = json.loads((tmp_path / "run" / "evaluation.json").read_text())["card"]
     assert card["unreadable_images_skipped"] == 2
     assert card["images_seen"] == 2 * (54 - sum(name in str(skipped) for name in ("007.jpg", "057.jpg")))
-    assert all(np.isfinite(list(each["losses"].values())).all() for each in losses(tmp_path / "run"))
-
-
-def losses(folder: Path) -> list[dict[str, Any]]:
-    return [record for record in RunFolder(folder).metrics() if "losses" in record]
+    losses = [record["losses"] for record in RunFolder(tmp_path / "run").metrics() if "losses" in record]
+    assert all(np.isfinite(list(each.values())).all() for each in losses)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_folder_that_vanishes_is_one_line(workers: int, tmp_path: Path) -> None:
     said, out, photos = tmp_path / "said", tmp_path / "run", tmp_path / "photos"
     write_pictures(photos)
-    changes = {**LONG, "data": f"folder:{photos}", "workers": workers, "steps": 100000}
-    (process,) = together(1, said, command, "vit", out, changes)
-    deadline = time.monotonic() + 120
-    while newest_step(out) < 5 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    process = start_until(5, out, said, {**ENDLESS, "data": f"folder:{photos}", "workers": workers})
     photos.rename(tmp_path / "elsewhere")
     assert codes([process], said) == [2]
     (line,) = lines(said)
@@ -158,7 +182,7 @@ def test_a_folder_that_vanishes_is_one_line(workers: int, tmp_path: Path) -> Non
     shutil.rmtree(out)
 
 
-def command_in_a_group(rank: int, out: Path, changes: Mapping[str, Any]) -> None:
+def in_a_group(rank: int, out: Path, changes: Mapping[str, Any]) -> None:
     """With all its workers, as a scheduler or a terminal sees it."""
     os.setsid()
     command(rank, "vit", out, changes)
@@ -177,11 +201,8 @@ def test_a_signal_to_all_processes_of_a_job_stops_it_with_a_checkpoint(
 ) -> None:
     said, out = tmp_path / "said", tmp_path / "run"
     write_pictures(tmp_path / "photos")
-    changes = {**LONG, "data": f"folder:{tmp_path / 'photos'}", "workers": 2, "steps": 100000}
-    (process,) = together(1, said, command_in_a_group, out, changes)
-    deadline = time.monotonic() + 120
-    while newest_step(out) < 5 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    given = {**ENDLESS, "data": f"folder:{tmp_path / 'photos'}", "workers": 2}
+    process = start_until(5, out, said, given, in_a_group)
     assert process.pid is not None
     os.killpg(process.pid, number)
     assert codes([process], said) == [status], said.read_text()

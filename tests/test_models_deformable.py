@@ -20,7 +20,8 @@ from backsight.options import ModelOptions, TrainOptions
 from backsight.tasks import make_plans
 from backsight.training import train_run
 from backsight.verification import scramble, verify
-from small import random_images, same_answers, save_transformers
+from numerics import assert_rounding
+from small import assert_same_answers, random_images, save_transformers
 
 VARIANTS: dict[str, dict[str, bool]] = {
     "plain": {},
@@ -135,7 +136,7 @@ def test_every_variant_comes_back_from_its_folder(variant: str, tmp_path: Path) 
     original = build(variant)
     module: Any = original.module
     module.save_pretrained(tmp_path)
-    assert same_answers(load_model(str(tmp_path), size=(64, 96)), original)
+    assert_same_answers(load_model(str(tmp_path), size=(64, 96)), original)
 
 
 def test_a_configuration_as_on_the_hub_asks_no_network(tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_a_configuration_as_on_the_hub_asks_no_network(tmp_path: Path) -> None:
     raw |= {"use_pretrained_backbone": True, "backbone_kwargs": {"in_chans": 3, "out_indices": [2, 3, 4]}}
     path.write_text(json.dumps(raw))
     loaded = load_model(str(tmp_path), size=(64, 96))
-    assert same_answers(loaded, stage_module(module, DEFORMABLE_DETR, loaded.pixels, name="original"))
+    assert_same_answers(loaded, stage_module(module, DEFORMABLE_DETR, loaded.pixels, name="original"))
 
 
 def test_the_size_is_detr_s_where_the_folder_names_none(tmp_path: Path) -> None:
@@ -192,8 +193,11 @@ def test_inverses_are_trained_and_come_back(tmp_path: Path) -> None:
     ensemble = train_run(model, settings, ModelOptions(device="cpu"))
     assert "backbone@coarse" in ensemble.entries
     loaded = ChainEnsemble.from_pretrained(tmp_path / "run")
+    ours, theirs = (each.chains[0].state_dict() for each in (ensemble, loaded))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     trace = model.run(random_images(model))
     for at in (*model.stages, "backbone@coarse", "encoder.0", "prediction@onehot"):
         images = loaded.reconstruct(trace, at)
         assert images.shape == (1, 2, 3, 64, 96)
-        assert torch.equal(images, ensemble.reconstruct(trace, at))
+        assert_rounding(images, ensemble.reconstruct(trace, at))

@@ -25,7 +25,8 @@ from backsight.models.propose import find_stages
 from backsight.models.shape_tracing import trace_shapes
 from backsight.models.spec import read_spec
 from backsight.verification import verify
-from small import build_small, noisy, random_images, same_answers
+from numerics import assert_rounding
+from small import assert_same_answers, build_small, noisy, random_images
 
 PAGE = (Path(__file__).parent.parent / "docs" / "your-model.md").read_text(encoding="utf-8")
 TRANSFORMERS = ["vit", "eva", "vit-transformers", "dinov2", "dinov2_with_registers"]
@@ -152,7 +153,7 @@ def test_a_file_and_its_function_are_the_model(here: Path) -> None:
     model = load_model("hybrid.py:build", spec="hybrid.yaml", weights="weights.safetensors")
     assert model.weights == "weights.safetensors"
     original = stage(module, "hybrid.yaml")
-    assert same_answers(model, original)
+    assert_same_answers(model, original)
     assert isinstance(model.predict(model.run(random_images(model))), Classes)
     again = [load_model("hybrid.py:build", spec="hybrid.yaml") for _ in range(2)]
     assert again[0].digest() == again[1].digest(), "the same random weights every time"
@@ -367,7 +368,7 @@ def test_a_duplicate_of_one_s_own_model_keeps_its_own_stages() -> None:
         model.constants["kept"] = torch.ones(2)
         copy = duplicate(model)
         assert (copy.spec, copy.names, copy.read) == (model.spec, ["stem"], read)
-        assert same_answers(copy, model)
+        assert_same_answers(copy, model)
         assert torch.equal(copy.constants["kept"], torch.ones(2))
         with torch.no_grad():
             next(copy.module.parameters()).add_(1)
@@ -434,7 +435,7 @@ def test_resuming_a_model_of_one_s_own_is_its_own_forward(spec: dict[str, Any]) 
     for block in module.blocks:
         tokens = block(tokens)
     expected = module.head(module.norm(tokens)[:, 0])
-    torch.testing.assert_close(model.resume("tokens", edit, trace).output, expected)
+    assert_rounding(model.resume("tokens", edit, trace).output, expected)
 
 
 # ---- proposals

@@ -44,6 +44,7 @@ from backsight.report.reconstruct import reconstruct
 from backsight.tasks import Modular, build_chains, component_loss, make_plans
 from backsight.training import train
 from backsight.verification import verify
+from numerics import assert_rounding
 from pictures import drawn, save_pictures
 from small import build_small, random_images
 
@@ -167,8 +168,8 @@ def test_features_are_those_of_the_library_with_its_own_padding_and_mask(detr: S
         found, known = (trace[name], expected) if counted is None else (trace[name][counted], expected[counted])
         torch.testing.assert_close(found, known, atol=0.02, rtol=0)  # as far as a grey level of resizing goes
     exact = detr.run(detr.pixels.restore(theirs["pixel_values"]), valid=theirs["pixel_mask"].bool())
-    torch.testing.assert_close(exact["decoder"], output.last_hidden_state, atol=1e-5, rtol=0)
-    torch.testing.assert_close(exact.output.pred_boxes, output.pred_boxes, atol=1e-5, rtol=0)
+    assert_rounding(exact["decoder"], output.last_hidden_state)
+    assert_rounding(exact.output.pred_boxes, output.pred_boxes)
 
 
 def sample(image: Tensor) -> Sample:
@@ -192,7 +193,7 @@ def test_a_mask_of_everything_changes_nothing_and_padding_is_not_seen(name: str)
     painted = torch.where(valid[:, None], images, 0.5)
     one, other = model.run(images, valid=valid), model.run(painted, valid=valid)
     for each in model.names:
-        assert torch.equal(plain[each], everything[each])
+        assert_rounding(everything[each], plain[each])  # attention with a mask may be another kernel
         assert torch.equal(one[each], other[each])
         assert not torch.equal(one[each], plain[each])
 

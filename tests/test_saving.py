@@ -1,11 +1,11 @@
-"""What makes training quicker or smaller changes no result: layouts, pieces of a batch, caches, compiled parts."""
+"""What makes training quicker or smaller changes no result: memory formats, micro-batches, caches, compiled parts."""
 
 from __future__ import annotations
 
 import copy
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,11 @@ from backsight.inverses import build_inverse
 from backsight.models import MODELS
 from backsight.options import TrainOptions, parse_bytes
 from backsight.tasks import Modular, build_chains, make_plans
-from backsight.training import Run, RunFolder, compiling, memory, saving
-from backsight.training.feature_cache import FeatureCache
+from backsight.training import Run, RunFolder, compiling, memory
+from backsight.training.feature_cache import FeatureCache, open_feature_cache
 from backsight.training.loop import adam_step, random_states, split
 from backsight.training.memory import bytes_of_one, images_that_fit
-from backsight.training.quicken import arrange_memory, map_sizes, rest_biases
-from backsight.training.saving import keep_features
+from backsight.training.memory_format import choose_memory_format, freeze_biases, map_sizes
 from pictures import save_pictures
 from small import build_small, random_images
 
@@ -54,7 +53,7 @@ def open_run(model: StagedModel, out: Path, **changes: Any) -> Run:
 
 
 LAYER_NORM_ONLY = ("backbone=local",)
-"""No inverse with BatchNorm, whose statistics are those of a piece."""
+"""No inverse with BatchNorm, whose statistics are those of a micro-batch."""
 
 
 def train(run: Run, steps: int = 3) -> dict[str, Tensor]:
@@ -105,17 +104,17 @@ def test_no_number_travels_to_the_device_to_weigh_padded_images() -> None:
     task = Modular(padded, build_chains(padded, make_plans(padded), [0]))
     valid = torch.ones(2, *padded.pixels.size, dtype=torch.bool)
     batch = Batch(random_images(padded), ("a", "b"), (Target(), Target()), valid)
-    with Operations() as asked:
+    with Operations() as operations:
         found = task.weights(batch)
     assert {int(found[Key(0, stage)]) for stage in ("decoder", "backbone")} == {
         int(valid[:, ::32, ::32].sum()),
         valid.numel(),
     }
-    assert "lift_fresh.default" not in asked.names  # a tensor made of a number on the host, to be copied
-    assert "_local_scalar_dense.default" not in asked.names  # a number that is read back
+    assert "lift_fresh.default" not in operations.names  # a tensor made of a number on the host, to be copied
+    assert "_local_scalar_dense.default" not in operations.names  # a number that is read back
 
 
-# ---- memory layouts
+# ---- memory formats
 
 
 def deconvolution(width: int = 8) -> Any:
@@ -130,7 +129,7 @@ def test_late_layers_of_an_inverse_have_their_channels_last_and_give_the_same() 
     names = list(inverse.state_dict())
     sizes = map_sizes(inverse)
     assert list(sizes.values())[:1] == [8 * 12]
-    arrange_memory([inverse], CPU)
+    choose_memory_format([inverse], CPU)
     last = [not layer.weight.is_contiguous() for layer in sizes]
     assert not last[1]
     assert last[-1]
@@ -139,16 +138,16 @@ def test_late_layers_of_an_inverse_have_their_channels_last_and_give_the_same() 
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_every_inverse_can_be_laid_out_for_a_gpu(family: str, small_model: Callable[[str], StagedModel]) -> None:
+def test_every_inverse_has_its_channels_last_on_a_gpu(family: str, small_model: Callable[[str], StagedModel]) -> None:
     model = small_model(family)
     (chain,) = build_chains(model, make_plans(model), range(1))
-    arrange_memory([network for _, network in chain.items()], torch.device("cuda"))
+    choose_memory_format([network for _, network in chain.items()], torch.device("cuda"))
     for layer in chain.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             assert layer.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_bias_in_front_of_a_batch_norm_rests_and_nothing_else_changes() -> None:
+def test_a_bias_in_front_of_a_batch_norm_is_frozen_and_no_other_gradient_changes() -> None:
     inverse, features = deconvolution().double(), torch.randn(2, 12, 8, dtype=torch.float64)
     target = torch.rand(2, 3, 96, 128, dtype=torch.float64)
 
@@ -158,22 +157,22 @@ def test_a_bias_in_front_of_a_batch_norm_rests_and_nothing_else_changes() -> Non
         return {name: each.grad for name, each in inverse.named_parameters()}
 
     before = gradients()
-    rest_biases([inverse])
+    freeze_biases([inverse])
     after = gradients()
-    resting = {name for name, each in after.items() if each is None}
+    frozen = {name for name, each in after.items() if each is None}
     convolutions = [f"layers.{place}.bias" for place in range(0, 24, 3)]
-    assert resting == set(convolutions)
+    assert frozen == set(convolutions)
     largest = max(each.abs().max() for each in before.values() if each is not None)
     for name, gradient in before.items():
         assert gradient is not None
-        expected = after[name] if name not in resting else torch.zeros_like(gradient)
+        expected = after[name] if name not in frozen else torch.zeros_like(gradient)
         torch.testing.assert_close(gradient, expected, rtol=0, atol=float(1e-9 * largest))
 
 
 def test_a_bias_in_front_of_a_batch_norm_that_does_not_follow_the_batch_is_learned() -> None:
     """As in a forward model, which joint training leaves in evaluation mode: its BatchNorm subtracts another mean."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
-    rest_biases([network])
+    freeze_biases([network])
     network(torch.rand(2, 3, 8, 8)).square().sum().backward()
     bias = network.get_parameter("0.bias")
     assert bias.grad is not None
@@ -260,17 +259,16 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     assert torch.equal(layer.weight, before)
 
 
-# ---- pieces of a batch
+# ---- micro-batches
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_pieces_of_a_batch_train_as_the_whole(model: StagedModel, tmp_path: Path, size: int) -> None:
+def test_micro_batches_train_as_the_whole_batch(model: StagedModel, tmp_path: Path, size: int) -> None:
     whole = train(open_run(model, tmp_path))
-    pieces = train(open_run(model, tmp_path, micro_batch=size))
-    assert_same(whole, pieces, 1e-4)
+    assert_same(whole, train(open_run(model, tmp_path, micro_batch=size)), 1e-4)
 
 
-def test_pieces_with_padding_weigh_by_what_is_under_the_pictures(model: StagedModel) -> None:
+def test_padded_micro_batches_weigh_by_what_is_under_the_pictures() -> None:
     padded = build_small("detr").fitting("pad")
     chains = build_chains(padded, make_plans(padded, LAYER_NORM_ONLY), [0])
     task = Modular(padded, chains)
@@ -280,19 +278,18 @@ def test_pieces_with_padding_weigh_by_what_is_under_the_pictures(model: StagedMo
     batch = Batch(images, ("a", "b", "c"), (Target(), Target(), Target()), valid)
     whole = {key: loss for key, loss, _ in task.losses(images, valid)}
     found = dict.fromkeys(whole, torch.tensor(0.0))
-    for piece, shares in split(batch, 2, task):
-        for name, loss, _ in task.losses(piece.images, piece.valid):
+    for part, shares in split(batch, 2, task):
+        for name, loss, _ in task.losses(part.images, part.valid):
             found[name] = found[name] + loss * shares[name]
     for name, loss in whole.items():
         torch.testing.assert_close(found[name], loss)
-    del model
 
 
 def test_a_batch_that_fits_stays_whole(model: StagedModel) -> None:
     task = Modular(model, build_chains(model, make_plans(model), [0]))
     batch = Batch(random_images(model), ("a", "b"), (Target(), Target()))
-    assert [piece for piece, _ in split(batch, None, task)] == [batch]
-    assert [piece for piece, _ in split(batch, 2, task)] == [batch]
+    assert [part for part, _ in split(batch, None, task)] == [batch]
+    assert [part for part, _ in split(batch, 2, task)] == [batch]
 
 
 # ---- memory
@@ -314,9 +311,8 @@ def test_what_an_image_takes_is_found_and_nothing_changed(model: StagedModel) ->
 @pytest.mark.parametrize(
     ("number", "text"), [(2**20, "1MiB"), (3 * 2**29, "1.5GiB"), (1000, "1000B"), (5 * 2**10, "5KiB"), (0, "0B")]
 )
-def test_bytes_are_told_as_they_are_asked_for(number: int, text: str) -> None:
-    assert memory.in_units(number) == text
-    assert parse_bytes(text) == number
+def test_bytes_are_written_as_a_user_writes_them(number: int, text: str) -> None:
+    assert (memory.in_units(number), parse_bytes(text)) == (text, number)
 
 
 def test_as_many_images_pass_as_fit(model: StagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,121 +322,123 @@ def test_as_many_images_pass_as_fit(model: StagedModel, monkeypatch: pytest.Monk
     learned = sum(each.numel() * 4 for network in task.networks.values() for each in network.parameters())
     one = bytes_of_one(task, batch.part(0, 1), "fp32")
     assert images_that_fit(task, batch, 3 * learned + 3 * one + 1, "fp32") == 3
-    with pytest.raises(UserError, match="is too little: one image needs"):
+    with pytest.raises(UserError, match="too little"):
         images_that_fit(task, batch, 3 * learned + one - 1, "fp32")
 
 
-def test_a_run_that_goes_on_keeps_to_what_fitted(
+def test_a_resumed_run_keeps_the_micro_batch_that_fitted_before(
     model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def settled(fitting: int, memory: str) -> int | None:
-        monkeypatch.setattr(saving, "images_that_fit", lambda *_: fitting)
-        run = open_run(model, tmp_path / "run", memory=memory)
+    def chosen(fitting: int, limit: str) -> int | None:
+        monkeypatch.setattr(memory, "images_that_fit", lambda *_: fitting)
+        run = open_run(model, tmp_path / "run", memory=limit)
         run.folder.prepare(overwrite=False)
         loop = run.loop()
         run.begin(loop)
         return loop.micro_batch
 
-    assert settled(3, "8GiB") == 3
-    assert settled(2, "8GiB") == 3
-    assert settled(2, "6GiB") == 2  # another machine, perhaps
+    assert chosen(3, "8GiB") == 3
+    assert chosen(2, "8GiB") == 3
+    assert chosen(2, "6GiB") == 2  # another machine, perhaps
 
 
 # ---- features on disk
 
 
-def test_a_run_with_kept_features_is_the_run_without(model: StagedModel, tmp_path: Path) -> None:
-    pictures = write_pictures(tmp_path / "pictures")
-    data = {"data": f"folder:{pictures}"}
+def test_a_run_with_a_feature_cache_is_the_run_without(model: StagedModel, tmp_path: Path) -> None:
+    data = {"data": f"folder:{write_pictures(tmp_path / 'pictures')}"}
     plain = train(open_run(model, tmp_path / "run", **data), 6)
     first = train(open_run(model, tmp_path / "run", feature_cache=tmp_path / "cache", **data), 6)
     again = train(open_run(model, tmp_path / "run", feature_cache=tmp_path / "cache", **data), 6)
     assert_same(plain, first, 2e-2)  # their features are rounded to bfloat16
-    assert_same(first, again, 1e-6)
-
-
-def announced(cache: FeatureCache, *batches: Batch) -> Iterator[Batch]:
-    return cache.over(iter(batches))
+    assert_same(first, again, 1e-4)
 
 
 def batch_of(model: StagedModel, *ids: str) -> Batch:
     return Batch(random_images(model, batch=len(ids), seed=len(ids)), ids, tuple(Target() for _ in ids))
 
 
-def test_known_features_need_no_forward_pass(
+def encoder_cache(model: StagedModel, folder: Path, limit: float = 1e9, **options: Any) -> FeatureCache:
+    return FeatureCache(model, folder, ["encoder"], "data", limit, **options)
+
+
+def fill(cache: FeatureCache, batch: Batch) -> dict[str, Tensor]:
+    """The features of a batch, which the cache keeps from then on, up to its limit."""
+    (found,) = [cache.features(each.images, cache.names) for each in cache.over(iter([batch]))]
+    return found
+
+
+def bytes_of(model: StagedModel) -> int:
+    """What the features of one image take in bfloat16."""
+    return model.features(random_images(model)[:1], ["encoder"])["encoder"].numel() * 2
+
+
+def test_cached_features_need_no_forward_pass(
     model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names, batch = ["backbone", "encoder", "image"], batch_of(model, "a", "b", "c")
-    cache = FeatureCache(model, tmp_path, names, "data", 1e9)
-    for each in announced(cache, batch):
-        computed = cache.features(each.images, names)
+    computed = fill(FeatureCache(model, tmp_path, names, "data", 1e9), batch)
     again = FeatureCache(model, tmp_path, names, "data", 1e9)
     assert len(again) == 3
     monkeypatch.setattr(model, "features", None)  # nobody may call it
     swapped = Batch(batch.images[[1, 2]], ("b", "c"), batch.targets[:2])
-    for each in announced(again, swapped):
+    for each in again.over(iter([swapped])):
         read = again.features(each.images, names)
         assert read["image"] is each.images
         for name in ("backbone", "encoder"):
             assert torch.equal(read[name], computed[name][1:])
             assert torch.equal(read[name], read[name].bfloat16().float())
-        part = again.features(each.images[1:], names)  # a piece of the batch
+        part = again.features(each.images[1:], names)  # a micro-batch
         assert torch.equal(part["encoder"], computed["encoder"][2:])
 
 
-def test_batches_known_in_part_are_put_together_in_order(model: StagedModel, tmp_path: Path) -> None:
-    names, batch = ["encoder"], batch_of(model, "a", "b", "c")
-    cache = FeatureCache(model, tmp_path, names, "data", 1e9)
-    known = Batch(batch.images[1:2].clone(), ("b",), batch.targets[:1])
-    for each in announced(cache, known):
-        cache.features(each.images, names)
-    for each in announced(cache, batch):
-        found = cache.features(each.images, names)["encoder"]
-    expected = model.features(batch.images, names)["encoder"]
-    torch.testing.assert_close(found, expected, atol=0, rtol=2**-7)
+def test_a_batch_that_is_cached_in_part_is_put_together_in_order(model: StagedModel, tmp_path: Path) -> None:
+    batch, cache = batch_of(model, "a", "b", "c"), encoder_cache(model, tmp_path)
+    fill(cache, Batch(batch.images[1:2].clone(), ("b",), batch.targets[:1]))
+    expected = model.features(batch.images, ["encoder"])["encoder"]
+    torch.testing.assert_close(
+        fill(cache, batch)["encoder"], expected, atol=1e-5, rtol=2**-7
+    )  # bfloat16, and batches of another size
 
 
-def test_images_that_were_not_announced_are_computed_and_not_kept(model: StagedModel, tmp_path: Path) -> None:
-    cache = FeatureCache(model, tmp_path, ["encoder"], "data", 1e9)
-    images = random_images(model)
+def test_other_images_than_those_of_the_batch_are_computed_and_not_kept(model: StagedModel, tmp_path: Path) -> None:
+    cache, images = encoder_cache(model, tmp_path), random_images(model)
     assert torch.equal(cache.features(images, ["encoder"])["encoder"], model.features(images, ["encoder"])["encoder"])
-    for _ in announced(cache, batch_of(model, "a")):
+    for _ in cache.over(iter([batch_of(model, "a")])):
         cache.features(images, ["encoder"])
     assert len(cache) == 0
 
 
 def test_a_cache_stays_below_its_limit(model: StagedModel, tmp_path: Path) -> None:
-    batch = batch_of(model, "a", "b", "c")
-    size = model.features(batch.images[:1], ["encoder"])["encoder"].numel() * 2
-    cache = FeatureCache(model, tmp_path, ["encoder"], "data", 2.5 * size)
-    for each in announced(cache, batch):
-        cache.features(each.images, ["encoder"])
+    cache = encoder_cache(model, tmp_path, 2.5 * bytes_of(model))
+    fill(cache, batch_of(model, "a", "b", "c"))
     assert len(cache) == 2
 
 
 @pytest.mark.parametrize("already", [0, 4])
 def test_processes_share_what_room_there_is(model: StagedModel, tmp_path: Path, already: int) -> None:
-    size = model.features(random_images(model)[:1], ["encoder"])["encoder"].numel() * 2
-    before = FeatureCache(model, tmp_path, ["encoder"], "data", 1e9)
-    fill(before, [f"old {number}" for number in range(already)])
-    limit = before.bytes + 9 * size + 600  # the headers of three shards, and less than an image more for each
-    caches = [FeatureCache(model, tmp_path, ["encoder"], "data", limit, processes=3) for _ in range(3)]
+    before = encoder_cache(model, tmp_path)
+    if already:
+        fill(before, batch_of(model, *(f"old {number}" for number in range(already))))
+    # Beside nine images, the headers of three shards, and less than an image more for each.
+    limit = before.bytes + 9 * bytes_of(model) + 600
+    caches = [encoder_cache(model, tmp_path, limit, processes=3) for _ in range(3)]
     for rank, cache in enumerate(caches):
-        fill(cache, [f"{rank} {number}" for number in range(5)])
-        fill(cache, [f"{rank} {number}" for number in range(5, 10)])
-    again = FeatureCache(model, tmp_path, ["encoder"], "data", limit)
+        for start in (0, 5):
+            fill(cache, batch_of(model, *(f"{rank} {number}" for number in range(start, start + 5))))
+    again = encoder_cache(model, tmp_path, limit)
     assert len(again) == already + 9
     assert again.bytes <= limit
 
 
 def test_runs_that_write_at_once_keep_what_each_has_written(model: StagedModel, tmp_path: Path) -> None:
-    one, other = (FeatureCache(model, tmp_path, ["encoder"], "data", 1e9) for _ in range(2))
-    epochs = [announced(cache, batch_of(model, *ids)) for cache, ids in ((one, "ab"), (other, "cde"))]
-    for cache, batch in [(cache, next(epoch)) for cache, epoch in zip((one, other), epochs, strict=True)]:
-        cache.features(batch.images, cache.names)
+    one, other = encoder_cache(model, tmp_path), encoder_cache(model, tmp_path)
+    epochs = [cache.over(iter([batch_of(model, *ids)])) for cache, ids in ((one, "ab"), (other, "cde"))]
+    for cache, epoch in zip((one, other), epochs, strict=True):
+        cache.features(next(epoch).images, cache.names)
     for epoch in epochs:
-        assert next(epoch, None) is None  # what waits is written
-    again = FeatureCache(model, tmp_path, ["encoder"], "data", 1e9)
+        assert next(epoch, None) is None  # the last shard is written
+    again = encoder_cache(model, tmp_path)
     assert [identity in again for identity in "abcde"] == [True] * 5
     assert again.bytes == sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     one.refresh()
@@ -451,72 +449,55 @@ def test_an_index_that_is_being_written_is_left_alone(
     model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def watched(path: Path, write: Callable[[Path], object]) -> Path:
-        def look(temporary: Path) -> None:
+        def write_and_open(temporary: Path) -> None:
             write(temporary)
-            others.append(len(FeatureCache(model, tmp_path, ["encoder"], "data", 1e9)))
+            others.append(len(encoder_cache(model, tmp_path)))
 
-        return whole(path, look)
+        return whole(path, write_and_open)
 
     others, whole = list[int](), files.write_whole
     monkeypatch.setattr(files, "write_whole", watched)
-    fill(FeatureCache(model, tmp_path, ["encoder"], "data", 1e9), "ab")
+    fill(encoder_cache(model, tmp_path), batch_of(model, "a", "b"))
     assert others == [0, 0]
     assert caplog.records == []
-    assert len(FeatureCache(model, tmp_path, ["encoder"], "data", 1e9)) == 2
+    assert len(encoder_cache(model, tmp_path)) == 2
 
 
-def fill(cache: FeatureCache, ids: Sequence[str]) -> None:
-    """Keep some images, as one batch."""
-    for each in announced(cache, batch_of(cache.model, *ids)) if ids else ():
-        cache.features(each.images, cache.names)
-
-
+@pytest.mark.parametrize("damaged", ["*.safetensors", "*.json"])
 def test_a_damaged_shard_is_computed_again(
-    model: StagedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damaged: str, model: StagedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = FeatureCache(model, tmp_path, ["encoder"], "data", 1e9)
-    for each in announced(cache, batch_of(model, "a")):
-        cache.features(each.images, ["encoder"])
-    (shard,) = tmp_path.rglob("*.safetensors")
-    content = bytearray(shard.read_bytes())
-    content[-1] ^= 1
-    shard.write_bytes(content)
-    with caplog.at_level(logging.WARNING):
-        again = FeatureCache(model, tmp_path, ["encoder"], "data", 1e9)
-    assert len(again) == 0
+    fill(encoder_cache(model, tmp_path), batch_of(model, "a"))
+    (path,) = tmp_path.rglob(damaged)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    again = encoder_cache(model, tmp_path)
     assert "is damaged: its features are computed again" in caplog.text
-    assert (again.bytes, list(tmp_path.rglob("*.safetensors"))) == (0, [])
-    fill(again, "a")
-    (index,) = tmp_path.rglob("*.json")
-    index.write_text("{")
-    caplog.clear()
-    assert len(FeatureCache(model, tmp_path, ["encoder"], "data", 1e9)) == 0
-    assert "is damaged: its features are computed again" in caplog.text
+    assert (len(again), again.bytes, list(tmp_path.rglob("*.safetensors"))) == (0, 0, [])
+    fill(again, batch_of(model, "a"))
+    assert len(encoder_cache(model, tmp_path)) == 1
 
 
-def test_other_weights_or_data_have_a_cache_of_their_own(model: StagedModel, tmp_path: Path) -> None:
-    folders = {
-        FeatureCache(each, tmp_path, names, data, 1e9).folder
-        for each, names, data in (
-            (model, ["encoder"], "data"),
-            (model, ["encoder"], "other data"),
-            (model, ["backbone"], "data"),
-            (build_small("detr", seed=1), ["encoder"], "data"),
-        )
-    }
-    folders.add(FeatureCache(model, tmp_path, ["encoder"], "data", 1e9, precision="bf16").folder)
-    assert len(folders) == 5
+def test_other_weights_data_stages_or_precisions_have_a_cache_of_their_own(model: StagedModel, tmp_path: Path) -> None:
+    caches = [
+        encoder_cache(model, tmp_path),
+        encoder_cache(build_small("detr", seed=1), tmp_path),
+        encoder_cache(model, tmp_path, precision="bf16"),
+        FeatureCache(model, tmp_path, ["encoder"], "other data", 1e9),
+        FeatureCache(model, tmp_path, ["backbone"], "data", 1e9),
+    ]
+    assert len({cache.folder for cache in caches}) == 5
 
 
 def test_the_cache_of_a_run_is_that_of_its_precision_and_its_processes(model: StagedModel, tmp_path: Path) -> None:
-    data, caches = f"folder:{write_pictures(tmp_path / 'pictures')}", []
-    for precision in ("fp32", "bf16"):
-        run = open_run(model, tmp_path / "run", data=data, feature_cache=tmp_path / "cache", precision=precision)
-        assert run.cache is not None
-        caches.append(run.cache)
+    data = f"folder:{write_pictures(tmp_path / 'pictures')}"
+    given = {"data": data, "feature_cache": tmp_path / "cache"}
+    runs = [open_run(model, tmp_path / "run", precision=precision, **given) for precision in ("fp32", "bf16")]
+    caches = [run.cache for run in runs]
+    assert caches[0] is not None
+    assert caches[1] is not None
     assert caches[0].folder != caches[1].folder
-    options, task = TrainOptions(feature_cache=tmp_path / "cache", feature_cache_gb=8), run.task
-    shared = keep_features(task, options, run.splits.train, "fp32", 8)
+    options = TrainOptions(feature_cache=tmp_path / "cache", feature_cache_gb=8)
+    shared = open_feature_cache(runs[0].task, options, runs[0].splits.train, "fp32", 8)
     assert shared is not None
     assert shared.room == 1e9
 
@@ -524,7 +505,7 @@ def test_the_cache_of_a_run_is_that_of_its_precision_and_its_processes(model: St
 # ---- decoded images on disk
 
 
-def test_kept_images_are_the_same_and_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_images_are_the_same_and_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = Pixels((48, 64))
     data = open_data(f"folder:{write_pictures(tmp_path / 'pictures')}", pixels).train
     kept = Kept(data, pixels, tmp_path / "kept", 1e9)
@@ -536,7 +517,7 @@ def test_kept_images_are_the_same_and_are_decoded_once(tmp_path: Path, monkeypat
     assert kept.fingerprint() == data.fingerprint()
 
 
-def test_kept_images_stay_below_their_limit_and_damage_is_mended(tmp_path: Path) -> None:
+def test_cached_images_stay_below_their_limit_and_damaged_ones_are_written_again(tmp_path: Path) -> None:
     pixels = Pixels((16, 16))
     data = open_data(f"folder:{write_pictures(tmp_path / 'pictures')}", pixels).train
     kept = Kept(data, pixels, tmp_path / "kept", 2.5 * 3 * 16 * 16)
@@ -554,66 +535,93 @@ def test_kept_images_stay_below_their_limit_and_damage_is_mended(tmp_path: Path)
     assert read_sample(files[0]) is not None
 
 
-def test_a_sample_is_kept_whole(tmp_path: Path) -> None:
-    target = Target(
-        torch.tensor([[1.0, 2, 3, 4]]),
-        torch.tensor([7]),
-        torch.ones(1, 4, 4, dtype=torch.bool),
-        torch.tensor([True]),
-        3,
-        {"hue": torch.tensor([0.5])},
-    )
+def test_a_sample_is_cached_whole(tmp_path: Path) -> None:
+    boxes, masks, crowd = torch.tensor([[1.0, 2, 3, 4]]), torch.ones(1, 4, 4, dtype=torch.bool), torch.tensor([True])
+    target = Target(boxes, torch.tensor([7]), masks, crowd, 3, {"hue": torch.tensor([0.5])})
     sample = Sample(torch.randint(0, 255, (3, 4, 4), dtype=torch.uint8), "a/b.jpg", target, torch.ones(4, 4).bool())
     (tmp_path / "one").write_bytes(pack_sample(sample))
-    found = read_sample(tmp_path / "one")
-    assert found is not None
+    found: Any = read_sample(tmp_path / "one")
     assert (found.id, found.target.label) == ("a/b.jpg", 3)
-    pairs = [(found.image, sample.image), (found.valid, sample.valid), (found.target.masks, target.masks)]
-    pairs += [(found.target.boxes, target.boxes), (found.target.crowd, target.crowd)]
-    pairs += [(found.target.attributes["hue"], target.attributes["hue"])]
-    assert all(torch.equal(one, other) for one, other in pairs if one is not None and other is not None)
-    assert found.valid is not None
+    assert all(torch.equal(getattr(found, name), getattr(sample, name)) for name in ("image", "valid"))
+    for name in ("boxes", "labels", "masks", "crowd"):
+        assert torch.equal(getattr(found.target, name), getattr(target, name)), name
+    assert torch.equal(found.target.attributes["hue"], target.attributes["hue"])
 
 
 # ---- compiled parts
 
+Forward = Callable[..., Any]
 
-def test_a_part_that_cannot_be_compiled_runs_as_it_is_and_says_so(
-    model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The weights of a few steps in which nothing is compiled."""
+    return train(open_run(build_small("detr"), tmp_path_factory.mktemp("plain")))
+
+
+def compile_by(monkeypatch: pytest.MonkeyPatch, compiler: Callable[[Forward], Forward]) -> None:
+    def compile(forward: Forward, *, dynamic: bool) -> Forward:
+        assert not dynamic
+        return compiler(forward)
+
+    monkeypatch.setattr(torch, "compile", compile)
+
+
+def failing_at_once(forward: Forward) -> Forward:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("no compiler here\nand more lines")
+
+    return fail
+
+
+def failing_later(forward: Forward) -> Forward:
+    calls: list[int] = []
+
+    def compiled(*args: Any, **kwargs: Any) -> Any:
+        if calls:
+            raise TorchDynamoException("another graph than the one that was tried")
+        calls.append(1)
+        return forward(*args, **kwargs)
+
+    return compiled
+
+
+@pytest.mark.parametrize(
+    ("compiler", "messages"),
+    [
+        (failing_at_once, ["'forward model' runs as it is (no compiler here)", "'0/encoder'"]),
+        (failing_later, ["runs as it is (another graph than the one that was tried)"]),
+    ],
+)
+def test_a_part_that_cannot_be_compiled_runs_as_it_is_and_is_named(
+    compiler: Callable[[Forward], Forward],
+    messages: list[str],
+    plain: dict[str, Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def broken(forward: Callable[..., Any], **_: Any) -> Callable[..., Any]:
-        def fail(*args: Any, **kwargs: Any) -> Any:
-            raise RuntimeError("no compiler here\nand more lines")
-
-        del forward
-        return fail
-
-    plain = train(open_run(model, tmp_path))
-    monkeypatch.setattr(torch, "compile", broken)
+    compile_by(monkeypatch, compiler)
     with caplog.at_level(logging.WARNING):
-        found = train(open_run(model, tmp_path, compile="on"))
-    assert "torch.compile: 'forward model' runs as it is (no compiler here)" in caplog.text
-    assert "'0/encoder'" in caplog.text
+        found = train(open_run(build_small("detr"), tmp_path, compile="on"))
+    assert all(message in caplog.text for message in messages)
     assert_same(plain, found, 0)
 
 
 def test_only_whole_batches_of_training_go_through_what_is_compiled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, calls = build_small("detr"), []
+    calls: list[int] = []
 
-    def spy(forward: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        assert options == {"dynamic": False}
-
-        def called(*args: Any, **kwargs: Any) -> Any:
+    def counting(forward: Forward) -> Forward:
+        def compiled(*args: Any, **kwargs: Any) -> Any:
             calls.append(len(args[0] if args else next(iter(kwargs.values()))))
             return forward(*args, **kwargs)
 
-        return called
+        return compiled
 
-    plain = train(open_run(build_small("detr"), tmp_path))
-    monkeypatch.setattr(torch, "compile", spy)
-    run = open_run(model, tmp_path, compile="on")
+    compile_by(monkeypatch, counting)
+    run = open_run(build_small("detr"), tmp_path, compile="on")
     found = train(run)
     assert set(calls) == {5}
     assert_same(plain, found, 0)
@@ -626,50 +634,30 @@ def test_only_whole_batches_of_training_go_through_what_is_compiled(
     assert calls == []
 
 
-def test_what_the_compiler_cannot_do_later_on_runs_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+class FailsBackwards(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise RuntimeError("out of memory")
+
+
+def test_a_failed_attempt_leaves_no_gradients(
+    model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, calls = build_small("detr"), []
-
-    def once(forward: Callable[..., Any], **_: Any) -> Callable[..., Any]:
-        def called(*args: Any, **kwargs: Any) -> Any:
-            if forward in calls:
-                raise TorchDynamoException("another graph than the one that was tried")
-            calls.append(forward)
-            return forward(*args, **kwargs)
-
-        return called
-
-    plain = train(open_run(build_small("detr"), tmp_path))
-    monkeypatch.setattr(torch, "compile", once)
-    with caplog.at_level(logging.WARNING):
-        found = train(open_run(model, tmp_path, compile="on"))
-    assert "runs as it is (another graph than the one that was tried)" in caplog.text
-    assert_same(plain, found, 0)
-
-
-def test_a_failed_try_leaves_no_gradients(model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failing(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, value: Tensor) -> Tensor:
-            return value.clone()
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-            raise RuntimeError("out of memory")
-
-    def fails_in_the_first_layer(forward: Callable[..., Any], **_: Any) -> Callable[..., Any]:
-        return lambda features: forward(Failing.apply(features.clone().requires_grad_()))
-
+    compile_by(
+        monkeypatch,
+        lambda forward: lambda features: forward(FailsBackwards.apply(features.clone().requires_grad_())),
+    )
     run = open_run(model, tmp_path)
-    monkeypatch.setattr(torch, "compile", fails_in_the_first_layer)
     assert "0/encoder" not in compiling.compile_task(run.task, "on", 5, "fp32")
     assert all(weight.grad is None for network in run.task.networks.values() for weight in network.parameters())
 
 
 def test_auto_compiles_nothing_on_a_cpu(model: StagedModel, tmp_path: Path) -> None:
-    run = open_run(model, tmp_path)
-    assert compiling.compile_task(run.task, "auto", 5, "fp32") == []
+    assert compiling.compile_task(open_run(model, tmp_path).task, "auto", 5, "fp32") == []
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from backsight.options import ModelOptions, TrainOptions
 from backsight.training import Processes, RunFolder, heartbeat, joined, loop, train_run
 from backsight.training.norms import SharedBatchNorm, share_statistics
 from backsight.training.run import Run
+from numerics import assert_rounding
 from pictures import drawn
 from together import codes, command, forward_model, lines, together, train
 
@@ -31,7 +32,7 @@ def losses(folder: Path, kind: str = "losses") -> dict[int, Mapping[str, float]]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """The losses of every step, those at every look, and the errors in the end agree."""
+    """The losses of every step, those of every evaluation, and the errors in the end agree."""
     for kind in ("losses", "validation"):
         expected, found = losses(one, kind), losses(other, kind)
         assert expected.keys() == found.keys()
@@ -113,7 +114,7 @@ def fail_before_joining(rank: int, out: Path) -> None:
     module.main([])
 
 
-def test_a_process_without_a_gpu_ends_all_with_a_word(tmp_path: Path) -> None:
+def test_a_process_without_a_gpu_ends_all_with_one_line(tmp_path: Path) -> None:
     said = tmp_path / "said"
     assert codes(together(2, said, fail_before_joining, tmp_path / "run"), said, limit=60) == [1, 2], said.read_text()
     (line,) = lines(said)
@@ -158,7 +159,7 @@ def train_until_one_is_lost(rank: int, out: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["killed", "frozen", "mistaken"])
-def test_a_lost_process_ends_all_with_a_word(how: str, tmp_path: Path) -> None:
+def test_a_lost_process_ends_all_with_one_line(how: str, tmp_path: Path) -> None:
     said = tmp_path / "said"
     one, other = together(2, said, train_until_one_is_lost, tmp_path / "run", how)
     if how != "frozen":
@@ -189,7 +190,7 @@ class Store(dict[str, int]):
         return all(name in self for name in names)
 
 
-def test_nobody_is_lost_while_this_process_could_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_process_is_lost_while_this_one_could_not_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them may read the same large file in one go, or sleep with their machine."""
     now, store = 0.0, Store()
     monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now)
@@ -242,10 +243,10 @@ def test_shared_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path: Path) -> N
     tensors = {"values": 3 + 5 * torch.randn(7, 4, 3, 2), "target": torch.randn(7, 4, 3, 2)}
     torch.save(tensors, tmp_path / "tensors")
     assert codes(together(3, tmp_path / "said", normalise_part, tmp_path), tmp_path / "said") == [0, 0, 0]
-    torch.testing.assert_close(torch.load(tmp_path / "found", weights_only=True), normalise(tensors, Processes()))
+    assert_rounding(torch.load(tmp_path / "found", weights_only=True), normalise(tensors, Processes()))
 
 
-def test_every_held_out_image_is_looked_at_once(tmp_path: Path) -> None:
+def test_every_held_out_image_is_evaluated_once(tmp_path: Path) -> None:
     model = forward_model("vit")
     data: Splits = open_data("world:prior", model.pixels)
     options = TrainOptions(out=tmp_path, data="world:prior", batch_size=4, seeds=1, tracker="none")

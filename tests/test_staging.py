@@ -14,6 +14,7 @@ from torch import Tensor
 from backsight.core import IMAGE, UserError
 from backsight.engine import StagedModel, Trace
 from backsight.verification import tensors
+from numerics import assert_rounding
 from small import build_small, noisy, random_images
 
 
@@ -282,7 +283,7 @@ def test_parallel_threads_give_what_one_gives(model: StagedModel) -> None:
     serial = [work(index) for index in range(12)]
     with ThreadPoolExecutor(4) as pool:
         parallel = list(pool.map(work, range(12)))
-    assert all(map(torch.equal, serial, parallel))
+    assert_rounding(parallel, serial)  # threads of a pool may share a sum among fewer of torch's own
 
 
 # ---- the user's mistakes

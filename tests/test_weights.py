@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from backsight.core import UserError
 from backsight.engine import RANDOM
 from backsight.models import MODELS, load_model
-from small import same_answers, save_timm, save_transformers
+from small import assert_same_answers, save_timm, save_transformers
 
 SIZE = (64, 96)
 
@@ -48,7 +48,7 @@ def test_a_file_of_weights_is_loaded(name: str, file: str, tiny_detr: str, tmp_p
     FILES[file](original.module.state_dict(), tmp_path / file)
     loaded = load_model(name, weights=tmp_path / file, size=SIZE if name == tiny_detr else None)
     assert loaded.weights == str(tmp_path / file)
-    assert same_answers(loaded, original)
+    assert_same_answers(loaded, original)
 
 
 @pytest.mark.parametrize("name", ["detr-tiny", "test_vit"])
@@ -78,7 +78,7 @@ def test_a_folder_is_filled_from_another_file(saved: Path, tmp_path: Path) -> No
     for file in files:
         loaded = load_model(str(saved), weights=file)
         assert loaded.weights == str(file)
-        assert same_answers(loaded, other)
+        assert_same_answers(loaded, other)
         assert load_model(str(saved), weights=file, random_weights=True).digest() == other.digest()
     assert load_model(str(saved)).digest() != other.digest()
     expect_mistake("no file of weights at .*none.pth", str(saved), weights=tmp_path / "none.pth")
@@ -244,7 +244,7 @@ def test_a_configuration_that_names_no_class(family: str, tmp_path: Path) -> Non
         config = json.loads((tmp_path / "config.json").read_text())
         named = load_model(str(tmp_path))
         (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": None}))
-        assert same_answers(load_model(str(tmp_path)), named)
+        assert_same_answers(load_model(str(tmp_path)), named)
         assert type(load_model(str(tmp_path), random_weights=True).module) is type(module)
 
 

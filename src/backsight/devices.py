@@ -1,4 +1,4 @@
-"""Which device to compute on, in which precision it is quick, and how its memory is used."""
+"""Which device to compute on, in which precision, and how its memory is used."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def keep_memory(device: torch.device) -> bool:
 
 
 def give_back_memory() -> None:
-    """Give the kernel what is kept but not in use. A process that is forked now would hold all of it as well."""
+    """Give unused memory back to the kernel. A process that is forked now would hold all of it as well."""
     trim = _of_glibc("malloc_trim")
     if trim is not None:
         trim(0)

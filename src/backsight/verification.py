@@ -39,10 +39,10 @@ class SiteCheck:
 def verify(model: StagedModel, batch_size: int = 1, seed: int = 0) -> Iterator[SiteCheck]:
     """Check every site of ``model`` on random images, one result at a time.
 
-    ``identity``: replaying the unchanged features gives the model's output bit for bit. ``edit_changes_output``: other
-    features give another output. ``gradient``: the output's gradient with respect to the features is not zero.
-    Random weights are scrambled first, so that no head initialised with zeros hides anything. Where pictures are
-    padded, so are these images.
+    ``identity``: replaying the unchanged features gives the model's output bit for bit (this object's, in this process;
+    others agree to rounding). ``edit_changes_output``: other features give another output. ``gradient``: the output's
+    gradient with respect to the features is not zero. Random weights are scrambled first, so that no head initialised
+    with zeros hides anything. Where pictures are padded, so are these images.
     """
     generator = torch.Generator().manual_seed(seed)
     if model.weights == RANDOM:

@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         # By name, since their modules are heavy: whoever raised one has loaded it.
         names = {kind.__name__ for kind in type(error).__mro__}
-        if names & {"Interrupted", "Lost", "WorkerLost", "BrokeOff"}:
+        if names & {"Interrupted", "WorkerLost", "BrokeOff"}:
             _fail(str(error), getattr(error, "status", 1))
         if "OutOfMemoryError" in names:
             _fail(_out_of_memory(str(error)), 2)

@@ -10,11 +10,9 @@ from torch import Tensor
 from backsight.core import Layout, UserError
 from backsight.inverses.analytic import Analytic
 from backsight.inverses.base import Inverse
-from backsight.inverses.convnet import ResidualStage
-from backsight.inverses.convolutional import Deconvolution, Local, Patch
+from backsight.inverses.conv import Deconvolution, Local, Patch, Pyramid, ResidualStage
 from backsight.inverses.deformable import DeformableDecoder, DeformableEncoder
 from backsight.inverses.prediction import PredictionMLP
-from backsight.inverses.pyramid import Pyramid
 from backsight.inverses.swin import SwinStage
 from backsight.inverses.transformer import Blocks, Decoder, Encoder, sine_positions
 from backsight.validation import convert_arguments

@@ -17,8 +17,8 @@ from backsight.inverses.base import Inverse
 class Analytic(Inverse):
     """ViT's backbone inverse in closed form: subtract position and bias, apply the pseudo-inverse of the projection.
 
-    Exact on features of a real image where ``D >= 3 p p``; ill-conditioned, so it amplifies the errors of reconstructed
-    features (the paper's reason for learning this inverse instead). The result is not clipped.
+    Exact, but for rounding, on features of a real image where ``D >= 3 p p``; ill-conditioned, so it amplifies the
+    errors of reconstructed features (the paper's reason for learning this inverse instead). The result is not clipped.
     """
 
     trainable: ClassVar[bool] = False

@@ -63,7 +63,7 @@ def _stage_of(model: StagedModel, options: TrainOptions) -> str:
     """The stage that classic and joint training reconstruct from: the last that is no prediction (the paper's choice).
 
     Raises:
-        UserError: the model has no stage of the name that is asked for.
+        UserError: the model has no such stage.
     """
     if options.stage is not None:
         return model.spec.stage(options.stage).name

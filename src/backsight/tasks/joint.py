@@ -170,7 +170,7 @@ def scale_gradient(values: Tensor, factor: float) -> Tensor:
 
 
 def has_truth(model: StagedModel, target: Target) -> bool:
-    """Whether ``target`` says what the model should have answered."""
+    """Whether ``target`` has what the model should have answered."""
     if model.spec.task == "classify":
         return target.label is not None
     return bool((~target.crowd).any())
@@ -257,7 +257,7 @@ def check_truth(model: StagedModel, data: ImageData) -> None:
 
 @torch.no_grad()
 def num_classes(model: StagedModel) -> int:
-    """How many classes the model tells apart, "no object" not counted."""
+    """How many classes the model has, "no object" not counted."""
     if model.spec.task == "detect":
         config: Any = model.module.config
         return int(config.num_labels)

@@ -35,8 +35,7 @@ class Modular(Task):
 
         Of padded images, whose pictures are where ``valid`` (``B H W``, bool) says, only that part counts: the pixels
         of an image, the tokens on a grid that are at least partly under it, and all object queries. An inverse reads
-        all tokens nevertheless, those of the padding too: what it makes of them there has no loss. ``targets`` are not
-        looked at.
+        all tokens nevertheless, those of the padding too: what it makes of them there has no loss.
         """
         del targets
         features = {name: value.float() for name, value in self.features(images, self.stages, valid).items()}

@@ -1,10 +1,9 @@
 """Training: one loop for every task, and the folder that a run leaves."""
 
-from backsight.training.budget import Budget
-from backsight.training.loop import Loop, NotFinite, State
-from backsight.training.processes import Processes, joined, launched
+from backsight.training.distributed import Processes, joined, launched
+from backsight.training.folder import RunFolder
+from backsight.training.loop import Budget, Loop, NotFinite, State
 from backsight.training.run import Run, command
-from backsight.training.run_folder import RunFolder
 from backsight.training.signals import Interrupted
 from backsight.training.start import open_model, train, train_run
 

@@ -28,13 +28,13 @@ Choice = Literal["auto", "on", "off"]
 class Compiled:
     """A module's forward, compiled for batches of ``size`` images in training; any other call goes to the original.
 
-    A call that is not as the one that was tried, in a way that the compiler minds (whether a gradient is asked of what
-    comes in), is compiled once more; if that fails, the original takes over from there.
+    A call that the compiler takes for another than the one that was tried (as where its input needs a gradient) is
+    compiled once more; if that fails, the original takes over from there.
     """
 
     def __init__(self, module: nn.Module, size: int, *, trained: bool) -> None:
         self.original: Callable[..., Any] = module.forward
-        self.quick: Callable[..., Any] = torch.compile(self.original, dynamic=False)
+        self.compiled: Callable[..., Any] = torch.compile(self.original, dynamic=False)
         self.module, self.size, self.trained = module, size, trained
         self.tried = False
 
@@ -45,12 +45,12 @@ class Compiled:
         if not usual or self.module.training != self.trained:
             return self.original(*args, **kwargs)
         try:
-            return self.quick(*args, **kwargs)
+            return self.compiled(*args, **kwargs)
         except Exception as error:
             if not (self.tried and _of_the_compiler(error)):
                 raise
             logger.warning("torch.compile: a %s runs as it is (%s)", type(self.module).__name__, _first_line(error))
-            self.quick = self.original
+            self.compiled = self.original
             return self.original(*args, **kwargs)
 
 
@@ -66,16 +66,16 @@ def compile_task(task: Task, choice: Choice, size: int, precision: str) -> list[
     model = task.model
     if choice == "off" or (choice == "auto" and model.device.type != "cuda"):
         return []
-    pictures = torch.zeros(size, 3, *model.pixels.size, device=model.device)
+    images = torch.zeros(size, 3, *model.pixels.size, device=model.device)
     inverses = {key: network for key, network in task.networks.items() if isinstance(network, Inverse)}
     # The features themselves: the compiler minds how they lie in memory.
-    features = cache(lambda: model.features(pictures, list(dict.fromkeys(key.stage for key in inverses))))
+    features = cache(lambda: model.features(images, list(dict.fromkeys(key.stage for key in inverses))))
     parts: dict[str, tuple[list[nn.Module], Callable[[], object]]] = {
         str(key): ([network], lambda key=key, network=network: _try_inverse(network, features()[key.stage].float()))
         for key, network in inverses.items()
     }
-    if len(inverses) == len(task.networks):  # else copies of the forward model are trained, and it rests
-        parts["forward model"] = (list(repeated_blocks(model)), lambda: model.features(pictures, model.stages))
+    if len(inverses) == len(task.networks):  # else copies of the forward model are trained, not itself
+        parts["forward model"] = (list(repeated_blocks(model)), lambda: model.features(images, model.stages))
     return [name for name, (modules, attempt) in parts.items() if _compile(name, modules, attempt, size, precision)]
 
 

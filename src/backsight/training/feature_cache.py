@@ -1,4 +1,4 @@
-"""The forward model's features, kept on disk, so that later epochs need no forward pass.
+"""The forward model's features, cached on disk, so that later epochs need no forward pass.
 
 Shards of some hundred MiB in bfloat16, mapped into memory when they are read. Each lies beside an index of its own, so
 that several runs may write at once. The index has the shard's SHA-256; one that does not have it any more is dropped
@@ -24,9 +24,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from backsight.core import IMAGE
-from backsight.data import Batch
+from backsight.data import Batch, ImageData
 from backsight.engine import StagedModel
 from backsight.io import write_bytes, write_json
+from backsight.options import TrainOptions
+from backsight.tasks import Modular, Task
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class FeatureCache:
     Args:
         model: the forward model.
         folder: one of many; those of a model, its pixels, some data and some stages have a folder of their own in it.
-        names: the stages whose features are kept.
+        names: the stages whose features are cached.
         data: the fingerprint of the images.
         limit: the most bytes in the folder.
         precision: that the model computes in.
@@ -73,11 +75,11 @@ class FeatureCache:
         self.room = (limit - self.bytes) / processes
 
     def __len__(self) -> int:
-        """How many images are kept."""
+        """How many images are cached."""
         return len(self._places) + len(self._waiting)
 
     def over(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same ``batches``, whose features are kept: those of any other images are computed as usual."""
+        """The same ``batches``, whose features are cached: those of any other images are computed as usual."""
         self.refresh()
         try:
             for batch in batches:
@@ -187,7 +189,7 @@ class FeatureCache:
 
 
 def _index(path: Path) -> Path:
-    """What tells of the shard ``path``."""
+    """The index of the shard ``path``."""
     return path.with_suffix(".json")
 
 
@@ -205,6 +207,18 @@ def _drop(path: Path) -> None:
     with suppress(OSError):
         _index(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
+
+
+def open_feature_cache(
+    task: Task, options: TrainOptions, data: ImageData, precision: str, processes: int
+) -> FeatureCache | None:
+    """Let ``task`` take its features from ``--feature-cache``, where that is given."""
+    if options.feature_cache is None or not isinstance(task, Modular):
+        return None
+    limit, own = options.feature_cache_gb * 1e9, {"precision": precision, "processes": processes}
+    cache = FeatureCache(task.model, options.feature_cache, task.stages, data.fingerprint(), limit, **own)
+    task.features = cache.features
+    return cache
 
 
 def _size(path: Path) -> int:

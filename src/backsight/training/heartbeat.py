@@ -21,7 +21,7 @@ SAID, NEW = "said: ", "new: "
 """Before the word that is left of a loss: the process itself has said it, or nobody yet."""
 
 
-class Lost(Exception):
+class WorkerLost(Exception):
     """Another process of the run is gone. The command line ends with ``status``."""
 
     status = 1
@@ -75,7 +75,7 @@ class Heartbeat(threading.Thread):
         try:
             print(f"backsight: {self.loss()}", file=sys.stderr, flush=True)
         finally:
-            os._exit(Lost.status)
+            os._exit(WorkerLost.status)
 
     # ---- what the main thread asks
 
@@ -125,7 +125,7 @@ class Heartbeat(threading.Thread):
                 self._put(f"{named} of {self.count} was lost (killed, or the machine is gone)")
         return bool(silent)
 
-    def loss(self) -> Lost:
+    def loss(self) -> WorkerLost:
         """Who is gone, and how to go on.
 
         Raises:
@@ -133,14 +133,14 @@ class Heartbeat(threading.Thread):
         """
         try:
             with self._lock:
-                told = self.store.get("gone").decode() if self.store.check(["gone"]) else ""
+                message = self.store.get("gone").decode() if self.store.check(["gone"]) else ""
         except RuntimeError:
-            told = ""
-        told = told or f"the main process of {self.count} was lost"
-        told = f"{told.removeprefix(NEW)}: the same command with --resume goes on from the last checkpoint"
-        if told.startswith(SAID) or not self._first(told):
-            raise SystemExit(Lost.status)
-        return Lost(told)
+            message = ""
+        message = message or f"the main process of {self.count} was lost"
+        message = f"{message.removeprefix(NEW)}: the same command with --resume goes on from the last checkpoint"
+        if message.startswith(SAID) or not self._first(message):
+            raise SystemExit(WorkerLost.status)
+        return WorkerLost(message)
 
     def _known(self) -> bool:
         with self._lock:

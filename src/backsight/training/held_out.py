@@ -12,7 +12,7 @@ from backsight.core import Key, UserError
 from backsight.data import Batch, ImageData, loader
 from backsight.devices import autocast, exact
 from backsight.tasks import Task
-from backsight.training.processes import Processes
+from backsight.training.distributed import Processes
 from backsight.training.signals import StopRequested
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backsight.training.processes import Processes
+from backsight.training.distributed import Processes
 
 
 class SharedBatchNorm(nn.Module):

@@ -22,19 +22,18 @@ from backsight.io import write_bytes, write_json, write_text
 from backsight.models import vocabulary
 from backsight.options import TrainOptions
 from backsight.tasks import Task, check_truth, make_task, settings_of
-from backsight.training.budget import Budget
+from backsight.training.batches import cache_images, count_batches, length, train_batches
 from backsight.training.card import task_in_words, versions, write_card
 from backsight.training.compiling import compile_task
-from backsight.training.feature_cache import FeatureCache
+from backsight.training.distributed import Processes
+from backsight.training.feature_cache import FeatureCache, open_feature_cache
+from backsight.training.folder import RunFolder
 from backsight.training.held_out import HeldOut
-from backsight.training.loop import Loop, NotFinite, State, stopped_in_words
+from backsight.training.loop import Budget, Loop, NotFinite, State, stopped_in_words
+from backsight.training.memory import choose_micro_batch
+from backsight.training.memory_format import choose_memory_format, freeze_biases
 from backsight.training.norms import share_statistics
 from backsight.training.outcome import measure, measure_performance, save_models
-from backsight.training.processes import Processes
-from backsight.training.quicken import arrange_memory, rest_biases
-from backsight.training.reading import count_batches, length, train_batches
-from backsight.training.run_folder import RunFolder
-from backsight.training.saving import keep_features, keep_images, settle_micro_batch
 
 TASK = ("task", "trade_off", "update", "stage", "forward_learning_rate", "begins_with")
 
@@ -61,7 +60,7 @@ class Run:
     signals: list[int] = field(default_factory=list)
     """The signals to stop that have come."""
     cache: FeatureCache | None = None
-    """The forward model's features of the training images, where they are kept."""
+    """The forward model's features of the training images, where they are cached."""
     frozen_performance: dict[str, list[float]] | None = None
     """What a forward model that is not trained does on the validation images: the same at every evaluation."""
 
@@ -69,10 +68,10 @@ class Run:
     def of(
         cls, model: StagedModel, options: TrainOptions, folder: RunFolder, processes: Processes | None = None
     ) -> Run:
-        """Open the data, build the inverses, and settle what was left open. Writes nothing."""
+        """Open the data, build the inverses, and choose what was left open. Writes nothing."""
         words = vocabulary(model)
         splits = open_data(options.data, model.pixels, seed=options.seed, strict=options.strict, vocabulary=words)
-        splits = keep_images(splits, options, model.pixels)
+        splits = cache_images(splits, options, model.pixels)
         an_epoch = count_batches(splits.train, options.batch_size)
         budget = Budget.of(options.steps, options.epochs, options.minutes, an_epoch)
         if options.task == "joint":
@@ -81,11 +80,11 @@ class Run:
         task, processes = make_task(model, options), processes or Processes()
         processes.same_weights([model.module, *task.networks.values()])
         keep_memory(model.device)
-        rest_biases(task.networks.values())
-        arrange_memory(task.networks.values(), model.device)
+        freeze_biases(task.networks.values())
+        choose_memory_format(task.networks.values(), model.device)
         for network in task.networks.values():
             share_statistics(network, processes)
-        cache = keep_features(task, options, splits.train, precision, processes.count)
+        cache = open_feature_cache(task, options, splits.train, precision, processes.count)
         return cls(model, task, splits, budget, precision, options, folder, processes, cache=cache)
 
     @property
@@ -146,7 +145,7 @@ class Run:
             signals=self.signals,
         )
         batches, before = self.epoch(0, 0), {} if options.overwrite else self.folder.config()
-        loop.micro_batch = settle_micro_batch(self.task, options, batches, self.precision, before)
+        loop.micro_batch = choose_micro_batch(self.task, options, batches, self.precision, before)
         own = max(1, len(self.processes.part(range(options.batch_size))))
         compile_task(self.task, options.compile, loop.micro_batch or own, self.precision)
         return loop
@@ -155,14 +154,14 @@ class Run:
         """Write the configuration; on a resumed run, go back to the newest checkpoint."""
         config, folder = {**self.config(), "micro_batch": loop.micro_batch}, self.folder
 
-        def kept() -> dict[str, Any] | None:
+        def saved() -> dict[str, Any] | None:
             if not folder.started:
                 folder.write_config(config)
                 return None
             folder.check_config(config, SAME_TO_RESUME)
             return folder.load_checkpoint()
 
-        checkpoint = self.processes.from_main(kept)
+        checkpoint = self.processes.from_main(saved)
         if checkpoint is not None:
             loop.load(checkpoint)
         folder.forget_after(loop.state.step)
@@ -181,7 +180,7 @@ class Run:
 
     @property
     def held_out(self) -> HeldOut:
-        """How images are looked at that are not trained on."""
+        """The evaluator of images that are not trained on."""
         return HeldOut(self.options.batch_size, self.device, self.processes, self.signals)
 
     @property
@@ -204,8 +203,8 @@ class Run:
         if self.frozen_performance is not None:
             return self.frozen_performance
         with autocast(self.precision, self.device):
-            look = self.held_out
-            found = measure_performance(self.task, lambda: look.batches(*self.validation), look.gather)
+            held_out = self.held_out
+            found = measure_performance(self.task, lambda: held_out.batches(*self.validation), held_out.gather)
         if self.options.task != "joint":
             self.frozen_performance = found
         return found

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it finishes its batch, writes a checkpoint, and says how to go on."""
+"""Signals that stop a run: it finishes its batch, writes a checkpoint, and reports how to go on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is written.
+    """A signal stopped the run; its checkpoint is written.
 
     Attributes:
-        status: the command line's exit status: 130 for Ctrl-C, 0 where a scheduler asked, who may start it again.
+        status: the command line's exit status: 130 for Ctrl-C, 0 for a scheduler's signal, who may start it again.
     """
 
     def __init__(self, number: int, steps: int) -> None:

@@ -16,13 +16,11 @@ from backsight.engine import StagedModel
 from backsight.metrics import expect_measurable
 from backsight.models import load_model
 from backsight.options import ModelOptions, Precision, TaskName, TrainOptions, Update, parse_size
-from backsight.training.lock import check_free
-from backsight.training.processes import joined
-from backsight.training.progress import ProgressLine
+from backsight.training.distributed import joined
+from backsight.training.folder import RunFolder
 from backsight.training.run import Run
-from backsight.training.run_folder import RunFolder
 from backsight.training.signals import Interrupted, StopRequested, stop_signals
-from backsight.training.trackers import Tracker
+from backsight.training.tracking import ProgressLine, Tracker
 
 
 def train(
@@ -126,7 +124,7 @@ def _claim(run: Run, held: ExitStack) -> None:
 
 
 def _check_folder(folder: RunFolder, options: TrainOptions) -> None:
-    check_free(folder.path)
+    folder.check_free()
     folder.check(resume=options.resume, overwrite=options.overwrite)
 
 

@@ -72,7 +72,7 @@ class World:
         return label(scenes, render(scenes, self.size), [self._id(index) for index in indices])
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The scenes ``indices`` as one batch, equal to the collated samples."""
+        """The scenes ``indices`` as one batch, the collated samples but for rounding."""
         scenes = self.scenes(indices)
         rendering = render(scenes, self.size)
         samples = label(scenes, rendering, [self._id(index) for index in indices])

@@ -58,7 +58,7 @@ class _Stroke:
 
 
 def render(scenes: Scenes, size: tuple[int, int] = (96, 96)) -> Rendering:
-    """Draw ``scenes`` at ``size`` (H, W) pixels. A scene looks the same in whatever batch it is drawn."""
+    """Draw ``scenes`` at ``size`` (H, W) pixels. A scene looks the same in whatever batch, but for rounding."""
     num = scenes.classes.shape[1]
     images = torch.empty(len(scenes), 3, *size, dtype=torch.uint8)
     masks = torch.zeros(len(scenes), num, *size, dtype=torch.bool)

@@ -1,8 +1,8 @@
 """What the drawn world contains: the laws of colour, and the parameters of scenes before anything is drawn.
 
 Every number of a scene comes from its (seed, index, slot) by a hash, so a scene is the same alone, in any batch, in
-any order and on any machine. The law only decides the hues: under two laws, the same (seed, index) gives the
-same scene in other colours.
+any order and, up to the rounding of its pixels, on any machine. The law only decides the hues: under two laws, the
+same (seed, index) gives the same scene in other colours.
 """
 
 from __future__ import annotations

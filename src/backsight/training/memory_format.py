@@ -1,4 +1,4 @@
-"""What makes a step quick and leaves its outcome: how numbers lie in memory, and which of them are not needed."""
+"""What makes a step quicker and not different: the memory format of convolutions, biases that need no gradient."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Convolution = nn.Conv2d | nn.ConvTranspose2d
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
-def rest_biases(networks: Iterable[nn.Module]) -> None:
+def freeze_biases(networks: Iterable[nn.Module]) -> None:
     """Leave out the gradients of biases that a BatchNorm takes away again: they are zero but for rounding.
 
     The mean that it subtracts holds the bias. (One in evaluation mode, as in a forward model that is trained too,
@@ -32,7 +32,7 @@ def rest_biases(networks: Iterable[nn.Module]) -> None:
                         layer.bias.requires_grad_(False)
 
 
-def arrange_memory(networks: Iterable[nn.Module], device: torch.device) -> None:
+def choose_memory_format(networks: Iterable[nn.Module], device: torch.device) -> None:
     """Put the channels of convolutions last in memory where that is quicker; the maps between them follow.
 
     On a GPU that is everywhere: its matrix units read them so. A CPU gains where the map is larger than the weights

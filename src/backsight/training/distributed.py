@@ -1,7 +1,7 @@
 """The processes that share a run: ``torchrun`` starts them, each takes its part of every batch.
 
-All of them hold the same weights and take the same decisions; the main one alone writes. What they tell each other
-goes through :class:`Processes`; one that works alone is told what it said.
+All of them hold the same weights and take the same decisions; the main one alone writes. They communicate by
+:class:`Processes`, which works for a process alone too.
 """
 
 from __future__ import annotations
@@ -137,13 +137,13 @@ def launched() -> tuple[int, int]:
 def joined(device: str = "auto") -> Iterator[Processes]:
     """Join the processes that ``torchrun`` or ``accelerate launch`` started (by their environment variables).
 
-    If one fails, or is killed, or its machine is gone, all end within half a minute, and one of them says why.
+    If one fails, or is killed, or its machine is gone, all end within half a minute, and one of them reports why.
 
     Args:
         device: where the run computes; NCCL connects GPUs, Gloo CPUs.
 
     Raises:
-        Lost: another process is gone.
+        WorkerLost: another process is gone.
     """
     if launched()[1] < 2:
         yield Processes()
@@ -181,11 +181,11 @@ def _own_gpu() -> int:
 
 
 def _leave(error: Exception, heartbeat: Heartbeat) -> None:
-    """Tell the others of ``error``, or find out which of them it came from; only the first to say a thing says it.
+    """Tell the others of ``error``, or find out which of them it came from; each message is printed once.
 
     Raises:
-        Lost: it came from another that has not said so itself.
-        SystemExit: another process says it.
+        WorkerLost: it came from another that has not reported it itself.
+        SystemExit: another process reports it.
     """
     if isinstance(error, RuntimeError) and not isinstance(error, UserError) and heartbeat.somebody_gone():
         raise heartbeat.loss() from error

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
-from backsight.data import Batch, ImageData, Stream, loader
+from backsight.core import Pixels
+from backsight.data import Batch, ImageData, Splits, Stream, loader
+from backsight.data.cache import Kept
+from backsight.data.loader import MadeInBatches
 from backsight.options import TrainOptions
-from backsight.training.processes import Processes
+from backsight.training.distributed import Processes
 
 
 def count_batches(data: ImageData, batch_size: int) -> int:
@@ -34,3 +38,16 @@ def train_batches(
     else:
         order = {"seed": options.seed, "epoch": number, "shuffle": True, "start": start}
         yield from loader(data, size, workers=workers, device=device, part=processes.part, **order)
+
+
+def cache_images(splits: Splits, options: TrainOptions, pixels: Pixels) -> Splits:
+    """The same data, read from ``--image-cache`` once it has been decoded. Drawn scenes are quicker to draw again."""
+    folder = options.image_cache
+    if folder is None:
+        return splits
+
+    def cached(data: ImageData, share: float) -> ImageData:
+        limit = share * options.image_cache_gb * 1e9
+        return data if isinstance(data, MadeInBatches) else Kept(data, pixels, folder, limit)
+
+    return replace(splits, train=cached(splits.train, 0.9), validation=cached(splits.validation, 0.1))

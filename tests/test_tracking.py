@@ -11,7 +11,7 @@ import pytest
 
 from backsight.core import Key, UserError
 from backsight.training.loop import State
-from backsight.training.trackers import Tracker
+from backsight.training.tracking import Tracker
 
 
 def send(tracker: Tracker, *steps: int) -> None:
