@@ -18,11 +18,12 @@ from backsight.chain import ChainEnsemble
 from backsight.core import UserError
 from backsight.data import loader, open_data
 from backsight.engine import StagedModel
-from backsight.evaluation import Evaluation, evaluate
+from backsight.evaluation import evaluate
 from backsight.io import write_bytes, write_json
 from backsight.metrics import mse
 from backsight.models import load_model
 from backsight.options import ModelOptions, TrainOptions
+from backsight.results import MEAN_IMAGE, Result
 from backsight.training import train_run
 from backsight.validation import Number, convert
 from recipes.recipe import CHAINS, ChainRecipe, find_recipe
@@ -80,7 +81,7 @@ def train_chains(
     return card
 
 
-def _evaluate(model: StagedModel, chains: ChainEnsemble, data: str, mean: Tensor, num: int) -> Evaluation:
+def _evaluate(model: StagedModel, chains: ChainEnsemble, data: str, mean: Tensor, num: int) -> Result:
     splits = open_data(data, model.pixels)
     batches = []
     for batch in loader(splits.test, 50):
@@ -90,16 +91,17 @@ def _evaluate(model: StagedModel, chains: ChainEnsemble, data: str, mean: Tensor
     return evaluate(model, chains, batches, mean, {"mse": mse})
 
 
-def _card(name: str, recipe: ChainRecipe, options: TrainOptions, found: Evaluation, seconds: float) -> dict[str, Any]:
+def _card(name: str, recipe: ChainRecipe, options: TrainOptions, found: Result, seconds: float) -> dict[str, Any]:
     """``mse`` (RGB in [0, 1]) by stage and seed, and ``relative`` to that of the training data's mean image."""
-    mean = float(found.mean_image["mse"].mean())
-    errors = {entry: each.image["mse"].mean(1).tolist() for entry, each in found.entries.items()}
+    mean = found.one(stage=MEAN_IMAGE, metric="mse").mean()
+    errors = {str(each.labels["stage"]): each.by_seed() for each in found.select(metric="mse")}
+    del errors[MEAN_IMAGE]
     return {
         "recipe": asdict(recipe),
         "steps": options.steps,
         "images": (options.steps or 0) * recipe.batch_size,
         "seconds": round(seconds),
-        "test_images": len(found.ids),
+        "test_images": found.subjects[0]["num_images"],
         "mse": {"mean image": mean, **errors},
         "relative": {entry: [round(value / mean, 4) for value in values] for entry, values in errors.items()},
         "command": f"python -m recipes {name} --chains",

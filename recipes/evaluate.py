@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DeformableDetrForObjectDetection, DetrForObjectDetection
 
-from backsight.core import Detections
+from backsight.core import Classes, Detections
 from backsight.data.base import Batch, Target
 from backsight.data.world import World
+from backsight.evaluation import right_answers
 from backsight.metrics import average_precision
 from backsight.shipped import ZOO
 from recipes import classifier, detector
@@ -65,13 +66,13 @@ def measure_detector(model: nn.Module, world: World) -> dict[str, float]:
 def measure_classifier(model: nn.Module, world: World) -> dict[str, float]:
     """``accuracy`` (0..1) over all scenes of ``world``, and apart over those whose object wears its class's hue
     (``typical``) and over the others (``atypical``; absent where there are none)."""
-    right, typical = [], []
+    right: list[float] = []
+    typical: list[Tensor] = []
     for batch in _batches(world):
-        answers = model(classifier.PIXELS.normalise(batch.images)).argmax(-1)
-        right.append(answers == torch.tensor([target.label for target in batch.targets]))
+        right += right_answers(Classes(model(classifier.PIXELS.normalise(batch.images))), batch.targets)
         # An object hidden below the limit has no attributes, which a single one never is.
         typical.append(torch.stack([target.attributes["prototypical"].any() for target in batch.targets]))
-    correct, usual = torch.cat(right).float(), torch.cat(typical)
+    correct, usual = torch.tensor(right), torch.cat(typical)
     parts = {"accuracy": correct, "typical": correct[usual], "atypical": correct[~usual]}
     return {name: float(part.mean()) for name, part in parts.items() if len(part)} | {"images": len(world)}
 

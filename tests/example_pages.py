@@ -3,59 +3,71 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from math import nan
 from pathlib import Path
 
 import torch
 
-from backsight.experiments import Measurement, Result
 from backsight.experiments.claims import Judgement, Part, save_claims
 from backsight.figures import image_png
 from backsight.io import write_bytes
-from backsight.report import DataCard, ModelCard, Results, StageErrors, save_pictures, write_report
+from backsight.metrics import Interval
+from backsight.report import write_report
 from backsight.report.experiments import FORMAT, write_experiments_report
+from backsight.report.reconstruct import picture_file
+from backsight.results import LAYER_ERROR, MEAN_IMAGE, TRAINING_LOSS, Measurement, Picture, Result
 
 STAGES = ("backbone", "encoder", "decoder")
 ERRORS = {"backbone": 0.009, "encoder": 0.08, "decoder": 0.0101}
 """As words they would be in another order than as numbers with an exponent and with three digits."""
 
 
+def error_measurements(model: str, errors: Mapping[str, float], mean_image: float) -> list[Measurement]:
+    """Errors of one image and two seeds, and those of the mean image."""
+    labels = {"model": model, "metric": "mse"}
+    measurements = [
+        Measurement({**labels, "stage": MEAN_IMAGE}, torch.tensor([[mean_image]]), Interval(mean_image, nan, nan))
+    ]
+    for stage, error in errors.items():
+        interval = Interval(error, error / 2, error * 2)
+        measurements.append(Measurement({**labels, "stage": stage}, torch.full((2, 1), error), interval))
+        layer = torch.tensor([[0.25], [0.75]])
+        measurements.append(Measurement({"model": model, "stage": stage, "metric": LAYER_ERROR}, layer))
+    return measurements
+
+
 def run_page(folder: Path) -> Path:
     """Two images, three stages, two seeds, every error with its interval, and the losses of ninety steps."""
-    return write_report(run_results(folder), folder / "report.html")
+    return write_report(Result.load(run_result().write(folder / "results.json")), folder / "report.html")
 
 
-def run_results(folder: Path) -> Results:
-    """What :func:`run_page` shows; the pictures lie in ``folder``."""
-    stages = [
-        StageErrors(stage, {"mse": [error, error]}, {"mse": (error, error / 2, error * 2)}, [0.25, 0.75])
-        for stage, error in ERRORS.items()
-    ]
+def run_result() -> Result:
+    """What :func:`run_page` shows."""
+    model = "a/model"
     shades = {name: index / 4 for index, name in enumerate(("input", *STAGES))}
-    rows = [
-        save_pictures(
-            folder,
-            f"photos/{name}.jpg",
-            "detects a cat",
-            {
-                stage: [torch.full((3, 12, 16), shade)] * (1 if stage == "input" else 2)
-                for stage, shade in shades.items()
-            },
+    pictures = [
+        Picture(
+            {"model": model, "image": f"photos/{name}.jpg", "stage": stage, "row": f"seed {seed}", "caption": "a cat"},
+            torch.full((3, 12, 16), shade),
+            picture_file(name, stage, seed),
         )
         for name in ("first", "second")
+        for stage, shade in shades.items()
+        for seed in range(1 if stage == "input" else 2)
     ]
-    return Results(
-        title="Through the eyes of a model",
-        command="backsight reconstruct runs/model photos",
-        model=ModelCard("a/model", "a" * 120, random=True),
-        data=DataCard("folder:photos", "test", 40, "b" * 64, (12, 16)),
-        card={"images seen": 1000},
-        stages=stages,
-        mean_image={"mse": 0.1},
-        pictures=rows,
-        curves=[
-            {"step": step, "entry": stage, "seed": 0, "loss": 1 / step} for step in range(1, 90) for stage in STAGES
-        ],
-    )
+    losses = [
+        Measurement({"model": model, "stage": stage, "metric": TRAINING_LOSS, "step": step}, torch.tensor([[1 / step]]))
+        for step in range(1, 90)
+        for stage in STAGES
+    ]
+    card = {
+        **{"model": model, "weights": "a" * 120, "random": True, "data": "folder:photos", "num_images": 40},
+        **{"data_fingerprint": "b" * 64, "size": [12, 16], "fit": "stretch", "value_range": "RGB in [0, 1]"},
+        "training": {"images_seen": 1000},
+    }
+    measurements = [*error_measurements(model, ERRORS, 0.1), *losses]
+    return Result("reconstruct", [card], measurements, pictures, command="backsight reconstruct runs/model photos")
 
 
 def claim(verdict: str, mean: float | None) -> Judgement:

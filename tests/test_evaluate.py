@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from backsight import evaluation
 from backsight.chain import ChainEnsemble, InverseChain, Plan, build_chain, describe
-from backsight.core import IMAGE, Layout
+from backsight.core import IMAGE, Detections, Layout
 from backsight.data import Batch
 from backsight.data.base import Target
 from backsight.engine import StagedModel
-from backsight.evaluation import Evaluation, evaluate
+from backsight.error_table import error_table, markdown_table
+from backsight.evaluation import _Variance, evaluate, join_seeds, mean_scores, task_scores
 from backsight.inverses import Inverse
-from small import random_images
+from backsight.results import Result
+from small import build_small, random_images
 
 NUM_IMAGES = 6
 
@@ -83,7 +86,7 @@ def mean_of_channels(target: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda features: mean.expand(len(features), *mean.shape[1:])
 
 
-def measure(model: StagedModel, chains: list[InverseChain], images: Tensor, size: int = 2) -> Evaluation:
+def measure(model: StagedModel, chains: list[InverseChain], images: Tensor, size: int = 2) -> Result:
     grey = torch.full(images.shape[1:], 0.5)
     return evaluate(model, ChainEnsemble(chains), batches(images, size), grey)
 
@@ -92,72 +95,165 @@ def test_a_perfect_inverse_has_no_error(detr: StagedModel, images: Tensor) -> No
     known = truths(detr, images)
     answers = {stage: truth(known[stage], known[detr.spec.before(stage)]) for stage in detr.stages}
     found = measure(detr, [chain_of(detr, answers)], images)
-    for errors in found.entries.values():
-        assert errors.layer.tolist() == pytest.approx([0], abs=1e-6)
-        assert errors.image["mse"].shape == (1, NUM_IMAGES)
-        assert errors.image["mse"].max() < 1e-12
-        assert errors.image["ssim"].min() > 0.999999
-    assert list(found.entries) == detr.stages
+    for stage in detr.stages:
+        assert found.one(stage=stage, metric="layer error").values.max() < 1e-6
+        assert found.one(stage=stage, metric="mse").values.shape == (1, NUM_IMAGES)
+        assert found.one(stage=stage, metric="mse").values.max() < 1e-12
+        assert found.one(stage=stage, metric="ssim").values.min() > 0.999999
+    assert found.values_of("stage") == [*detr.stages, "mean image"]
 
 
-def test_the_mean_of_every_channel_has_the_error_one(detr: StagedModel, images: Tensor) -> None:
+def test_the_mean_of_every_channel_has_the_layer_error_one(detr: StagedModel, images: Tensor) -> None:
     known = truths(detr, images)
     answers = {stage: mean_of_channels(known[detr.spec.before(stage)]) for stage in detr.stages}
     found = measure(detr, [chain_of(detr, answers)], images)
-    for errors in found.entries.values():
-        assert errors.layer.tolist() == pytest.approx([1], abs=1e-4)
+    for each in found.select(metric="layer error"):
+        assert each.mean() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("offset", [0.0, 3e3], ids=["around zero", "far from zero"])
+def test_the_variance_of_a_target_is_exact_over_batches_and_processes(offset: float) -> None:
+    target = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(0)) + offset
+    counted = torch.rand(6, 5, generator=torch.Generator().manual_seed(1)) > 0.5
+    for mask in (None, counted):
+        one, other = _Variance(), _Variance()
+        one.add(target[:2], None if mask is None else mask[:2])
+        one.add(target[2:3], None if mask is None else mask[2:3])
+        other.add(target[3:], None if mask is None else mask[3:])
+        tokens = target.double().flatten(0, 1) if mask is None else target.double()[mask]
+        expected = float(tokens.var(0, correction=0).mean())
+        assert _Variance.joined([one.on_cpu(), other.on_cpu()]).value() == pytest.approx(expected, rel=1e-9)
 
 
 def test_one_bad_inverse_is_no_other_layer_s_error(detr: StagedModel, images: Tensor) -> None:
     known = truths(detr, images)
     answers = {stage: truth(known[stage], known[detr.spec.before(stage)]) for stage in detr.stages}
     answers["encoder"] = mean_of_channels(known["backbone"])
-    found = measure(detr, [chain_of(detr, answers)], images).entries
-    assert [round(errors.layer.item(), 3) for errors in found.values()] == [0, 1, 0, 0]
-    assert found["backbone"].image["mse"].max() < 1e-12
-    assert all(found[stage].image["mse"].mean() > 0.01 for stage in ("encoder", "decoder", "prediction"))
+    found = measure(detr, [chain_of(detr, answers)], images)
+    assert [round(each.mean(), 3) for each in found.select(metric="layer error")] == [0, 1, 0, 0]
+    assert found.one(stage="backbone", metric="mse").values.max() < 1e-12
+    assert all(found.one(stage=stage, metric="mse").mean() > 0.01 for stage in ("encoder", "decoder", "prediction"))
+
+
+def untrained(model: StagedModel, *seeds: int) -> list[InverseChain]:
+    plans = {stage.name: Plan(*stage.inverses[""]) for stage in model.spec.stages}
+    return [build_chain(model, plans, seed).eval() for seed in seeds]
+
+
+def assert_same(one: Result, other: Result) -> None:
+    assert one.images == other.images
+    assert len(one.measurements) == len(other.measurements)
+    for each in one.measurements:
+        torch.testing.assert_close(each.values, other.one(**each.labels).values, rtol=1e-3, atol=1e-5)
 
 
 def test_an_image_error_is_that_of_the_whole_chain(model: StagedModel) -> None:
-    plans = {stage.name: Plan(*stage.inverses[""]) for stage in model.spec.stages}
-    chains = [build_chain(model, plans, seed).eval() for seed in (0, 1)]
-    images = random_images(model, 3)
-    found = measure(model, chains, images)
-    trace = model.run(images)
+    chains, images = untrained(model, 0, 1), random_images(model, 3)
+    found, trace = measure(model, chains, images), model.run(images)
     for stage in model.stages:
-        expected = torch.stack(
-            [
-                (chain.reconstruct(trace, stage).clamp(0, 1) - images).double().square().mean((1, 2, 3))
-                for chain in chains
-            ]
-        )
-        torch.testing.assert_close(found.entries[stage].image["mse"], expected.detach(), rtol=1e-4, atol=1e-7)
-    assert found.seeds == (0, 1)
+        painted = [chain.reconstruct(trace, stage).detach().clamp(0, 1) for chain in chains]
+        expected = torch.stack([(each - images).double().square().mean((1, 2, 3)) for each in painted])
+        torch.testing.assert_close(found.one(stage=stage, metric="mse").values, expected, rtol=1e-4, atol=1e-7)
+    assert found.subjects[0]["seeds"] == [0, 1]
 
 
-def test_an_evaluation_does_not_hang_on_the_batches(model: StagedModel) -> None:
-    plans = {stage.name: Plan(*stage.inverses[""]) for stage in model.spec.stages}
-    chain, images = build_chain(model, plans, 0).eval(), random_images(model, NUM_IMAGES)
-    one, other = (measure(model, [chain], images, size) for size in (1, NUM_IMAGES))
-    assert one.ids == other.ids == tuple(map(str, range(NUM_IMAGES)))
-    for stage in model.stages:
-        torch.testing.assert_close(one.entries[stage].layer, other.entries[stage].layer, rtol=1e-4, atol=1e-6)
-        for metric, values in one.entries[stage].image.items():
-            torch.testing.assert_close(values, other.entries[stage].image[metric], rtol=1e-3, atol=1e-5)
+def test_an_evaluation_does_not_depend_on_the_batches(model: StagedModel) -> None:
+    chains, images = untrained(model, 0), random_images(model, NUM_IMAGES)
+    one = measure(model, chains, images, 1)
+    assert one.images == {model.name: [str(index) for index in range(NUM_IMAGES)]}
+    assert_same(one, measure(model, chains, images, NUM_IMAGES))
 
 
-def test_the_mean_image_stands_beside(detr: StagedModel, images: Tensor) -> None:
+def test_processes_together_measure_what_one_does(small_model: Callable[[str], StagedModel]) -> None:
+    """The second has no image of the last batch."""
+    model = small_model("vit")
+    ensemble, images, grey = ChainEnsemble(untrained(model, 0)), random_images(model, 5), torch.tensor(0.5)
+    grey = grey.expand(images.shape[1:])
+    whole = [*batches(images, 4)]
+    parts: list[Any] = []
+
+    def keep(found: Any) -> list[Any]:
+        parts.append(found)
+        return [found]
+
+    shares = [[whole[0].part(0, 2), whole[1]], [whole[0].part(2, 4), whole[1].part(0, 0)]]
+    for share in shares:
+        evaluate(model, ensemble, share, grey, gather=keep)
+    together = evaluate(model, ensemble, shares[0], grey, gather=lambda found: parts)
+    assert_same(together, evaluate(model, ensemble, whole, grey))
+
+
+def test_seeds_with_forward_models_of_their_own_are_joined(detr: StagedModel, images: Tensor) -> None:
+    plans = {"backbone": Plan("local", {"depth": 1})}
+    chains = [build_chain(detr, plans, seed).eval() for seed in (3, 5)]
+    joined, whole = join_seeds([measure(detr, [chain], images) for chain in chains]), measure(detr, chains, images)
+    assert joined.subjects == whole.subjects
+    assert_same(joined, whole)
+
+
+def test_the_mean_image_stands_beside_in_the_table(detr: StagedModel, images: Tensor) -> None:
     plans = {"backbone": Plan("local"), "backbone@deep": Plan("local", {"depth": 6})}
     chains = [build_chain(detr, plans, seed).eval() for seed in (0, 1, 2)]
     empty = Batch(torch.zeros(0, 3, 0, 0), (), ())
     grey = torch.full(images.shape[1:], 0.5)
     found = evaluate(detr, ChainEnsemble(chains), [empty, *batches(images)], grey)
-    torch.testing.assert_close(found.mean_image["mse"], (images.double() - 0.5).square().mean((1, 2, 3)))
-    written = json.loads(json.dumps(found.as_json()))
-    assert (written["num_images"], written["seeds"]) == (NUM_IMAGES, [0, 1, 2])
-    assert set(written["entries"]) == {"backbone", "backbone@deep"}
-    entry = written["entries"]["backbone@deep"]
-    assert entry["mse"] == pytest.approx(found.entries["backbone@deep"].image["mse"].mean(1).tolist())
-    mean, low, high = entry["interval"]["mse"]
+    expected = (images.double() - 0.5).square().mean((1, 2, 3))
+    torch.testing.assert_close(found.one(stage="mean image", metric="mse").values[0], expected)
+    columns, rows = error_table(found)
+    assert [column.metric for column in columns] == ["mse", "psnr", "ssim", "layer error"]
+    assert [row.stage for row in rows] == ["backbone", "backbone@deep", "mean image"]
+    deep = found.one(stage="backbone@deep", metric="mse")
+    assert rows[1].cells[0] is deep
+    assert rows[1].share == pytest.approx(deep.mean() / float(expected.mean()))
+    mean, low, high = deep.interval()
     assert low < mean < high
-    assert mean == pytest.approx(sum(entry["mse"]) / 3)
+    assert f"| backbone@deep | {rows[1].share:.2f} | {mean:.4g} ({low:.4g} to {high:.4g}) |" in markdown_table(found)
+
+
+# ---- scores of the forward model
+
+
+def scene(*labels: int, label: int | None = None) -> Target:
+    """Objects of some classes side by side, or one class of the whole image."""
+    boxes = torch.tensor([[8.0 * index, 8.0, 8.0 * index + 6, 24.0] for index in range(len(labels))]).reshape(-1, 4)
+    crowd = torch.zeros(len(labels), dtype=torch.bool)
+    return Target(boxes, torch.tensor(labels, dtype=torch.int64), crowd=crowd, label=label)
+
+
+def test_the_accuracy_is_the_share_of_right_answers(small_model: Callable[[str], StagedModel]) -> None:
+    model = small_model("vit")
+    images = random_images(model, 4)
+    top = model.predict(model.run(images)).top().tolist()
+    labels = [top[0], top[1], (top[2] + 1) % 5, None]
+    batch = Batch(images, tuple("abcd"), tuple(scene(label=each) for each in labels))
+    scores = task_scores(model, [batch, batch])
+    torch.testing.assert_close(scores["accuracy"].nan_to_num(-1), torch.tensor([[1.0, 1, 0, -1] * 2]).double())
+    assert mean_scores(scores) == {"accuracy": pytest.approx(2 / 3)}
+    assert mean_scores(task_scores(model, [Batch(images, batch.ids, (scene(),) * 4)])) == {}
+
+
+def test_a_detector_that_answers_the_truth_has_the_precision_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_small("detr")
+    batch = Batch(random_images(model), ("a", "b"), (scene(0), scene(1, 2)))
+    answers = [Detections(each.boxes, torch.ones(len(each.boxes)), each.labels) for each in batch.targets]
+    monkeypatch.setattr(model, "read", lambda output, size: answers)
+    scores = task_scores(model, [batch])
+    assert scores["found"].tolist() == [[1, 1]]
+    assert mean_scores(scores) == {"AP": pytest.approx(1.0)}
+    assert task_scores(model, [Batch(batch.images, batch.ids, (scene(), scene()))]) == {}
+
+
+def test_data_without_answers_are_not_read_to_their_end(
+    small_model: Callable[[str], StagedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, taken = small_model("vit"), []
+    monkeypatch.setattr(evaluation, "BLANK", 3)
+    batch = Batch(random_images(model, 2), ("a", "b"), (scene(), scene()))
+
+    def data() -> Iterator[Batch]:
+        for index in range(9):
+            taken.append(index)
+            yield batch
+
+    assert mean_scores(task_scores(model, data())) == {}
+    assert len(taken) == 2

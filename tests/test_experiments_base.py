@@ -21,8 +21,8 @@ from backsight.chain import ChainEnsemble
 from backsight.core import UserError
 from backsight.data.base import Batch, Target
 from backsight.engine import StagedModel
+from backsight.evaluation import MeanImage, mean_image_of
 from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Picture, Result, Subject, run_experiment
-from backsight.experiments.mean_image import MeanImage, mean_image_of
 from backsight.figures import error_bars
 from backsight.metrics import bootstrap
 from backsight.results import FORMAT

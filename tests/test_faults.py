@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -23,6 +22,7 @@ import torch
 from PIL import Image
 
 from backsight.chain import ChainEnsemble
+from backsight.results import Result
 from backsight.training import RunFolder
 from together import codes, command, forward_model, lines, together, train
 
@@ -158,7 +158,7 @@ def test_broken_and_odd_pictures_are_skipped_or_read_and_counted(
         train(forward_model("vit"), tmp_path / "run", data=f"folder:{tmp_path / 'photos'}", steps=None, epochs=2.0)
     skipped = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
     assert sorted("007.jpg" in line for line in skipped) == [False, True]  # once each, although seen twice
-    card = json.loads((tmp_path / "run" / "evaluation.json").read_text())["card"]
+    card = Result.load(tmp_path / "run" / "evaluation.json").subjects[0]["training"]
     assert card["unreadable_images_skipped"] == 2
     assert card["images_seen"] == 2 * (54 - sum(name in str(skipped) for name in ("007.jpg", "057.jpg")))
     losses = [record["losses"] for record in RunFolder(tmp_path / "run").metrics() if "losses" in record]

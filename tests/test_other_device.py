@@ -14,12 +14,12 @@ from torch import Tensor
 from backsight.chain import ChainEnsemble, build_chain
 from backsight.data.world import World
 from backsight.devices import exact
-from backsight.evaluation import evaluate
+from backsight.evaluation import evaluate, task_scores
 from backsight.experiments import EXPERIMENTS, Subject
 from backsight.metrics.probe import fit_probe
 from backsight.options import ModelOptions, TrainOptions
+from backsight.results import Result
 from backsight.tasks import make_plans
-from backsight.tasks.performance import performance
 from backsight.training import train_run
 from numerics import assert_rounding
 from pretend_device import Mixed, PretendDevice
@@ -121,8 +121,8 @@ def test_padded_images_are_measured_on_another_device(device: PretendDevice):
         assert EXPERIMENTS[name].measure(subject).measurements
     mean = torch.full((3, 1, 1), 0.5).expand_as(batch.images[0]).to(device.device)
     for batches in (subject.batches, [batch]):
-        assert evaluate(subject.model, subject.ensemble, batches, mean).as_json()["num_images"] == 4
-        assert performance(subject.model, batches)
+        assert evaluate(subject.model, subject.ensemble, batches, mean).subjects[0]["num_images"] == 4
+        assert task_scores(subject.model, batches)
 
 
 @pytest.mark.parametrize(("num", "width"), [(40, 6), (20, 30)], ids=["more examples", "more features"])
@@ -144,4 +144,4 @@ def test_a_run_needs_no_float64_of_its_device(tmp_path: Path):
         options = TrainOptions(data="world:prior:single", out=tmp_path / "run", tracker="none", **small)
         model = build_small("vit")
         assert train_run(model.to("mps"), options, ModelOptions(device="mps")).chains
-    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["num_images"] == 4
+    assert Result.load(tmp_path / "run" / "evaluation.json").subjects[0]["num_images"] == 4

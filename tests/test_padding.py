@@ -31,7 +31,6 @@ from backsight.data import (
     loader,
     mean_of,
     open_data,
-    read_image,
     sum_images,
 )
 from backsight.data.resize import valid_pixels
@@ -288,7 +287,7 @@ def test_no_error_depends_on_what_is_painted_in_the_padding(name: str) -> None:
         assert one[0] == other[0]
         assert torch.equal(one[1], other[1])
     found = [
-        evaluate(model, ensemble, [Batch(each, ("a", "b"), (Target(), Target()), valid)], mean).as_json()
+        evaluate(model, ensemble, [Batch(each, ("a", "b"), (Target(), Target()), valid)], mean).to_json()
         for each in (images, painted)
     ]
     assert found[0] == found[1]
@@ -310,10 +309,10 @@ def test_a_run_on_mixed_sizes_trains_reopens_and_is_shown_without_padding(mixed:
     model = open_forward_model(ChainEnsemble.from_pretrained(out))
     assert model.pixels.fit == "pad"
     results = reconstruct(out, [mixed / "0a.png", mixed / "1a.png"], tmp_path / "shown", device="cpu")
-    for row, size in zip(results.pictures, [(32, 96), (64, 32)], strict=True):
-        for names in row.images.values():
-            (shown,) = (read_image(tmp_path / "shown" / name) for name in names)
-            assert shown.shape[1] * size[1] == shown.shape[2] * size[0], "detections are drawn on an enlarged one"
+    sizes = {"0a.png": (32, 96), "1a.png": (64, 32)}
+    for each in results.pictures:
+        high, wide = sizes[Path(str(each.labels["image"])).name]
+        assert each.image.shape[1] * wide == each.image.shape[2] * high, "detections are drawn on an enlarged one"
 
 
 def test_experiments_measure_pictures_and_refuse_where_they_cannot(mixed: Path, detr: StagedModel) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from torch.distributed import TCPStore
 from backsight.core import UserError
 from backsight.data import Batch, Splits, open_data
 from backsight.options import ModelOptions, TrainOptions
+from backsight.results import Result
 from backsight.training import Processes, RunFolder, heartbeat, joined, loop, train_run
 from backsight.training.norms import SharedBatchNorm, share_statistics
 from backsight.training.run import Run
@@ -38,13 +38,11 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert expected.keys() == found.keys()
         for step, values in expected.items():
             assert found[step] == pytest.approx(values, rel=1e-4, abs=1e-4), (kind, step)
-    errors = [json.loads((folder / "evaluation.json").read_text()) for folder in (one, other)]
-    assert errors[0]["num_images"] == errors[1]["num_images"]
-    for entry, values in errors[0]["entries"].items():
-        assert errors[1]["entries"][entry]["mse"] == pytest.approx(values["mse"], rel=1e-4)
-        assert errors[1]["entries"][entry]["layer_error"] == pytest.approx(values["layer_error"], rel=1e-4)
-    assert errors[0]["mean_image"] == pytest.approx(errors[1]["mean_image"], rel=1e-5)
-    seen = [json.loads((folder / "evaluation.json").read_text())["card"]["images_seen"] for folder in (one, other)]
+    first, second = (Result.load(folder / "evaluation.json") for folder in (one, other))
+    assert first.images == second.images
+    for each in first.measurements:
+        assert second.one(**each.labels).by_seed() == pytest.approx(each.by_seed(), rel=1e-4), each.labels
+    seen = [each.subjects[0]["training"]["images_seen"] for each in (first, second)]
     assert seen[0] == seen[1]
 
 
@@ -254,7 +252,7 @@ def test_every_held_out_image_is_evaluated_once(tmp_path: Path) -> None:
     def ids(rank: int, count: int) -> list[tuple[str, ...]]:
         run = Run.of(model, options, RunFolder(tmp_path))
         run.processes = Processes(rank, count)
-        return [batch.ids for batch in run.held_out.batches(data.test, 10)]
+        return [batch.ids for batch in run.evaluator.batches(data.test, 10)]
 
     whole = ids(0, 1)
     parts: Any = zip(*(ids(rank, 3) for rank in range(3)), strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from backsight.core import UserError
 from backsight.data.world import World
 from backsight.data.world.scenes import LAWS
 from backsight.demos import SUBJECTS, demo
+from backsight.error_table import error_table
 from backsight.experiments.subject import open_subject
 from backsight.figures import image_png
 from backsight.metrics import mse
 from backsight.models import load_model
-from backsight.report import Results
 from backsight.report.reconstruct import reconstruct
+from backsight.results import Result
 from backsight.shipped import ZOO, find_shipped, shipped_card, shipped_names
 from backsight.verification import verify
 from recipes.evaluate import evaluate_forward
@@ -74,6 +76,10 @@ def test_the_shipped_mean_image_is_that_which_the_cards_were_made_with() -> None
         assert float(errors.mean()) == pytest.approx(card["chains"]["mse"]["mean image"], rel=1e-5)
 
 
+def mean_error(result: Result) -> float:
+    return result.one(stage="mean image", metric="mse").mean()
+
+
 def test_pictures_are_held_against_the_training_mean_and_not_against_themselves(tmp_path: Path) -> None:
     pixels = load_model("zoo/vit-prior").pixels
     scenes = World("prior", pixels.size, seed=2, single=True).batch(range(3)).images
@@ -82,13 +88,13 @@ def test_pictures_are_held_against_the_training_mean_and_not_against_themselves(
         photo.write_bytes(image_png(scene))
     found = reconstruct("zoo/vit-prior", photos[:1], tmp_path / "shipped", device="cpu")
     given = open_subject("zoo/vit-prior", num_images=1).mean_image[None]
-    assert found.mean_image["mse"] == pytest.approx(float(mse(given, scenes[:1])), rel=1e-5)
+    assert mean_error(found) == pytest.approx(float(mse(given, scenes[:1])), rel=1e-5)
     alone = shutil.copytree(ZOO / "vit-prior/chains/0", tmp_path / "alone")
     own = reconstruct(alone, photos, tmp_path / "own", device="cpu")
-    assert own.mean_image["mse"] == pytest.approx(float(scenes.var(0).mean()), rel=1e-5)
-    assert "corrected" in own.card["mean image"]
+    assert mean_error(own) == pytest.approx(float(scenes.var(0).mean()), rel=1e-5)
+    assert "corrected" in own.subjects[0]["mean_image"]
     one = reconstruct(alone, photos[:1], tmp_path / "one", device="cpu")
-    assert set(one.mean_image.values()) == {None}
+    assert math.isnan(mean_error(one))
 
 
 def test_names_that_are_not_there() -> None:
@@ -105,13 +111,13 @@ def test_the_demo_leaves_its_pages(tmp_path: Path) -> None:
     pages = demo(tmp_path, minutes=0.1, seeds=1)
     assert pages == [tmp_path / "report.html", tmp_path / "vit" / "report.html"]
     for page, subject in zip(pages, SUBJECTS, strict=True):
-        results = Results.load(page.parent)
-        assert results.model.name == subject.model
-        assert not results.model.random
+        results = Result.load(page.parent)
+        found = results.subjects[0]
+        assert (found["model"], found["random"]) == (subject.model, False)
         card = shipped_card(subject.model)["figures"]
-        assert results.model.figures == {name: value for name, value in card.items() if name != "images"}
-        assert len(results.pictures) == 12
+        assert found["figures"] == card
+        assert len(results.shown(stage="input")) == 12
         run = tmp_path / "runs" / subject.model.removeprefix("zoo/")
-        assert ChainEnsemble.from_pretrained(run).entries == [stage.entry for stage in results.stages]
+        assert ChainEnsemble.from_pretrained(run).entries == [row.stage for row in error_table(results)[1][:-1]]
     with pytest.raises(UserError, match="is a file"):
         demo(tmp_path / "results.json")

@@ -18,6 +18,7 @@ from backsight.cli import main
 from backsight.core import UserError
 from backsight.experiments.subject import open_subject
 from backsight.options import ModelOptions, TrainOptions
+from backsight.results import Result
 from backsight.training import Interrupted, Run, train_run
 from backsight.training.loop import Loop
 
@@ -36,10 +37,10 @@ def words(out: Path, **changes: Any) -> list[str]:
     return [each for name, value in pairs for each in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def train(which: tuple[str, str], out: Path, *more: str, **changes: Any) -> dict[str, Any]:
+def train(which: tuple[str, str], out: Path, *more: str, **changes: Any) -> Result:
     """A run through the command line -> its ``evaluation.json``."""
     main(["train", which[0], "--data", which[1], "--chain", which[0], "--device", "cpu", *words(out, **changes), *more])
-    return json.loads((out / "evaluation.json").read_text())
+    return Result.load(out / "evaluation.json")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -68,11 +69,12 @@ def test_a_joint_run_says_what_it_is_and_how_well_its_models_do(detr_run: Path):
     assert told == {
         **{"task": "joint", "trade_off": 0.9, "update": "chain", "stage": "decoder", "forward_learning_rate": 1e-3}
     }
-    evaluation = json.loads((detr_run / "evaluation.json").read_text())
-    assert list(evaluation["entries"]) == ["backbone", "encoder", "decoder"]
-    assert evaluation["seeds"] == [0, 1]
-    assert [len(each["mse"]) for each in evaluation["entries"].values()] == [2, 2, 2]
-    precisions = evaluation["task_metrics"]["AP"]
+    evaluation = Result.load(detr_run / "evaluation.json")
+    errors = evaluation.select(metric="mse")
+    assert [each.labels["stage"] for each in errors] == ["backbone", "encoder", "decoder", "mean image"]
+    assert evaluation.subjects[0]["seeds"] == [0, 1]
+    assert [len(each.values) for each in errors] == [2, 2, 2, 1]
+    precisions = evaluation.one(metric="AP").by_seed()
     assert len(precisions) == 2
     assert all(0 < each <= 1 for each in precisions)
     records = [json.loads(line) for line in (detr_run / "metrics.jsonl").read_text().splitlines()]

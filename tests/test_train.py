@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import math
 import os
@@ -24,6 +23,7 @@ from backsight.data import Batch
 from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, stage_module
 from backsight.options import ModelOptions, TrainOptions
+from backsight.results import Result
 from backsight.training import Budget, Interrupted, NotFinite, Processes, RunFolder, loop, train, train_run
 from backsight.training.folder import LOCK
 from backsight.training.loop import Loop
@@ -90,8 +90,9 @@ def test_every_family_trains_and_leaves_a_whole_run_folder(family: str, tmp_path
         *("evaluation.json", "card.md"),
     }
     assert same(ensemble, ChainEnsemble.from_pretrained(tmp_path / "run"))
-    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert (list(evaluation["entries"]), evaluation["num_images"]) == (ensemble.entries, 8)
+    evaluation = Result.load(tmp_path / "run" / "evaluation.json")
+    assert evaluation.values_of("stage") == [*ensemble.entries, "mean image"]
+    assert evaluation.subjects[0]["num_images"] == 8
     assert "Random weights" in (tmp_path / "run" / "card.md").read_text()
 
 
@@ -365,7 +366,7 @@ def test_the_wait_for_a_device_is_time_of_training(tmp_path: Path, monkeypatch: 
     run(tmp_path / "run", steps=25, seeds=1)
     seconds = {record["step"]: record["seconds"] for record in records(tmp_path / "run", "losses")}
     assert seconds == {10: 110, 20: 220, 25: 325}
-    card = json.loads((tmp_path / "run" / "evaluation.json").read_text())["card"]
+    card = Result.load(tmp_path / "run" / "evaluation.json").subjects[0]["training"]
     assert card["images_per_second"] == round(100 / 325, 2)
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from backsight.core import UserError
 from backsight.data import collate, open_data
 from backsight.models import load_model
-from backsight.report.output import check_output
-from backsight.report.reconstruct import write_results
+from backsight.report.reconstruct import check_output, write_results
 from backsight.training import RunFolder, train
 
 logger = logging.getLogger(__name__)

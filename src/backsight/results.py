@@ -37,6 +37,12 @@ NAMES = ("result.json", "results.json", "evaluation.json")
 MEAN_IMAGE = "mean image"
 """The stage of what is measured of the mean image of the training data: a reconstruction that knows nothing."""
 
+LAYER_ERROR = "layer error"
+"""The metric of an inverse on its own, in units of the variance of its target."""
+
+TRAINING_LOSS = "training loss"
+"""The metric of the losses of training, which have a label ``step`` and one column."""
+
 _FIX = "restore it, or make it again"
 
 Label = str | int | float | bool

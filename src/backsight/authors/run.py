@@ -15,7 +15,7 @@ from backsight.core import Pixels, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.io import write_text
 from backsight.training import RunFolder, command
-from backsight.training.card import versions
+from backsight.training.outputs import versions
 
 
 def import_authors(path: str | Path, model: StagedModel, out: str | Path, *, overwrite: bool = False) -> ChainEnsemble:

@@ -105,6 +105,6 @@ def report(folder: Annotated[Positional[Path], arg(metavar="DIR")]) -> None:
         folder: What reconstruct, demo, experiment or reproduce left: a folder with results.json, result.json or
             reproduce.json.
     """
-    from backsight.report.rewrite import rewrite_report
+    from backsight.report import rewrite_report
 
     print(rewrite_report(folder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from backsight.core import Classes, UserError
 from backsight.data import Batch, ImageData, loader, open_data
 from backsight.data.world import LENGTHS, World
 from backsight.engine import StagedModel, Trace
+from backsight.evaluation import right_answers
 from backsight.experiments.lines import lines_of, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber, Number, Range
@@ -125,11 +125,9 @@ class _Condition:
         trace = self.trace(batch)
         answer = self.model.predict(trace)
         assert isinstance(answer, Classes)
-        pairs = zip(answer.top().tolist(), batch.targets, strict=True)
-        right = [math.nan if target.label is None else float(top == target.label) for top, target in pairs]
         painted = {stage: self.reconstruct(batch, trace, stage) for stage in self.subject.stages}
         errors = {stage: by_seed(mse, images, batch.images) for stage, images in painted.items()}
-        return {"": torch.tensor(right), **errors}
+        return {"": torch.tensor(right_answers(answer, batch.targets)), **errors}
 
     def pictures(self, num: int) -> Iterator[Picture]:
         """The first images, and the last stage's reconstructions by the first seed."""
@@ -247,7 +245,7 @@ def fine_tune(
 ) -> StagedModel:
     """Train a classifier on ``data`` by cross-entropy, in place, as long as ``changed`` is in force; returns it.
 
-    Gradients are cut to a norm of 1. Take :func:`~backsight.models.duplicate` first to keep a model as it is.
+    Gradients are cut to a norm of 1. Take :func:`~backsight.models.family` first to keep a model as it is.
 
     Raises:
         UserError: the data has classes that the model does not.

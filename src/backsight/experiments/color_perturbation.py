@@ -13,12 +13,12 @@ from torch import Tensor
 from backsight.data import Batch
 from backsight.devices import exact
 from backsight.engine import Trace
+from backsight.evaluation import task_scores
 from backsight.experiments.lines import lines_of, title_of
 from backsight.experiments.objects import category_mask, find_class
 from backsight.experiments.run import Experiment
 from backsight.experiments.settings import AnyNumber
 from backsight.experiments.subject import Subject
-from backsight.experiments.task_answers import measure_task
 from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
 from backsight.perturb import FILTERS, HUES, VISIBLE, colour_vector, recolour, region_mean
 from backsight.results import Measurement, Picture, Result
@@ -204,7 +204,10 @@ def _measure_task(subject: Subject, name: str) -> list[Measurement]:
             return subject.trace(batch)
         return subject.model.run(recolour(batch.images, name), valid=batch.valid)
 
-    return measure_task(subject, trace, {"model": subject.name, "filter": name})
+    scores = task_scores(subject.model, subject.batches, run=trace)
+    return [
+        Measurement({"model": subject.name, "filter": name, "metric": each}, found) for each, found in scores.items()
+    ]
 
 
 # ---- the figure

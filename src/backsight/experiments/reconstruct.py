@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from backsight.core import Detections, UserError
+from backsight.core import Classes, Detections, UserError
 from backsight.data import Batch
+from backsight.engine import StagedModel, Trace
 from backsight.experiments.lines import title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.settings import Number, Share
@@ -33,7 +34,8 @@ MEAN, SPREAD, SEEDS = "mean", "spread", "seeds"
 WHITE = 0.25
 """The standard deviation between seeds, of values in [0, 1], that is white in a map of the spread."""
 
-_LETTERS = 0.12  # height of the letters on a drawn input, as a share of its width: 7 points at eight columns
+LETTERS = 0.12
+"""Height of the letters on a drawn input, as a share of its width: 7 points at eight columns."""
 
 
 def measure(
@@ -89,24 +91,72 @@ def _errors(subject: Subject) -> Iterator[Measurement]:
 
 def _pictures(subject: Subject, count: int, rows: Sequence[str], threshold: float) -> Iterator[Picture]:
     for batch in subject.batches:
-        detections = _detections(subject, batch)
-        for index in range(min(max(0, count), len(batch.ids))):
-            image = batch.cut(index, batch.images[index])
-            labels = {"model": subject.name, "image": batch.ids[index]}
-            yield Picture({**labels, "stage": INPUT, "row": PLAIN}, image.cpu())
-            if detections is not None:
-                drawn = draw_detections(image.cpu(), detections[index], threshold, letters=_LETTERS)
-                yield Picture({**labels, "stage": INPUT, "row": DETECTED}, drawn)
-            for entry in subject.ensemble.entries:
-                seeds = batch.cut(index, subject.reconstruct(batch, entry)[:, index]).cpu()
-                for row, picture in _versions(seeds, subject.seeds, rows):
-                    yield Picture({**labels, "stage": entry, "row": row}, picture)
-        count -= len(batch.ids)
+        shown, count = batch.part(0, min(max(0, count), len(batch.ids))), count - len(batch.ids)
+        if shown.ids:
+            images = {entry: subject.reconstruct(batch, entry) for entry in subject.ensemble.entries}
+            yield from show(subject.model, shown, subject.trace(batch), images, subject.seeds, rows, threshold)
 
 
-def _detections(subject: Subject, batch: Batch) -> list[Detections] | None:
-    found = subject.model.predict(subject.trace(batch)) if subject.model.spec.task == "detect" else None
-    return found if isinstance(found, list) else None
+def show(
+    model: StagedModel,
+    batch: Batch,
+    trace: Trace,
+    reconstructions: Mapping[str, Tensor],
+    seeds: Sequence[int],
+    rows: Sequence[str],
+    threshold: float = 0.5,
+    letters: float = LETTERS,
+) -> Iterator[Picture]:
+    """The pictures of a batch, each cut to its valid part: the input, and its reconstructions.
+
+    Args:
+        model: the forward model.
+        batch: the images; there may be more in ``trace`` and ``reconstructions``, after them.
+        trace: their forward pass.
+        reconstructions: ``S B 3 H W`` in [0, 1] by entry.
+        seeds: of the chains.
+        rows: of each reconstruction: ``mean``, ``spread``, ``seeds``.
+        threshold: the least score of a detection that is drawn, in [0, 1].
+        letters: the height of the letters beside a detection, as a share of the picture's width.
+
+    Yields:
+        Pictures with the labels of :func:`measure`, those of the input also with ``caption``: the model's answer.
+    """
+    answers = _answers(model, trace)
+    for index, name in enumerate(batch.ids):
+        image, answer = batch.cut(index, batch.images[index]).cpu(), answers[index]
+        labels = {"model": model.name, "image": name}
+        own = {**labels, "stage": INPUT, "caption": caption(answer, threshold)}
+        yield Picture({**own, "row": PLAIN}, image)
+        if isinstance(answer, Detections):
+            drawn = draw_detections(image, answer, threshold, letters)
+            yield Picture({**own, "row": DETECTED}, drawn)
+        for entry, images in reconstructions.items():
+            for row, picture in _versions(batch.cut(index, images[:, index]).cpu(), seeds, rows):
+                yield Picture({**labels, "stage": entry, "row": row}, picture)
+
+
+def _answers(model: StagedModel, trace: Trace) -> Sequence[Classes | Detections | None]:
+    """The model's answer for each image."""
+    if model.read is None or model.spec.task == "features":
+        return [None] * len(trace.images)
+    answer = model.predict(trace)
+    return [Classes(logits, answer.labels) for logits in answer.logits] if isinstance(answer, Classes) else answer
+
+
+def caption(answer: Classes | Detections | None, threshold: float = 0.5) -> str:
+    """The model's answer for one image in words."""
+
+    def name(label: int, labels: Mapping[int, str]) -> str:
+        return labels.get(label, f"class {label}")
+
+    if isinstance(answer, Detections):
+        sure = answer.above(threshold)
+        return f"detects {', '.join(name(int(each), sure.labels) for each in sure.classes) or 'nothing'}"
+    if isinstance(answer, Classes):
+        probability, top = answer.logits.softmax(-1).max(-1)
+        return f"says {name(int(top), answer.labels)} ({probability:.0%})"
+    return ""
 
 
 def _versions(pictures: Tensor, seeds: Sequence[int], rows: Sequence[str]) -> Iterator[tuple[str, Tensor]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,24 +11,22 @@ from torch import Tensor
 
 from backsight.core import IMAGE, UserError
 from backsight.data import Batch
+from backsight.evaluation import Inverted, Metric, evaluate
 from backsight.experiments.lines import lines_of, title_of
 from backsight.experiments.run import Experiment
-from backsight.experiments.subject import Subject, baseline_notes, by_seed
+from backsight.experiments.subject import Subject, baseline_notes
 from backsight.figures import Panel, page, panel_part
-from backsight.metrics import lpips, mse, on_valid, psnr, ssim
-from backsight.results import Measurement, Result
+from backsight.metrics import lpips, mse, psnr, ssim
+from backsight.results import MEAN_IMAGE, Measurement, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse, "psnr": psnr, "ssim": ssim, "lpips": lpips}
+METRICS: Mapping[str, Metric] = {"mse": mse, "psnr": psnr, "ssim": ssim, "lpips": lpips}
 """Of images, RGB in [0, 1]. LPIPS only where its weights are at hand."""
 
 SMALLEST = {"ssim": 11, "lpips": 64}
 """The sides that an image has to have for a metric, in pixels."""
-
-MEAN_IMAGE = "mean image"
-"""The stage of what is measured against the training data's mean image."""
 
 TITLES = {
     "mse": "MSE, RGB in [0, 1]: lower is closer",
@@ -50,8 +49,12 @@ def measure(subject: Subject) -> Result:
     """
     missing = _missing(subject)
     notes = [f"{subject.name}: no {metric}: {reason}" for metric, reason in missing.items()]
-    notes += baseline_notes(subject)
-    return Result("stage_error", [subject.card()], list(_measure(subject, missing)), notes=notes)
+    return replace(
+        _measure(subject, missing),
+        experiment="stage_error",
+        subjects=[subject.card()],
+        notes=[*notes, *baseline_notes(subject)],
+    )
 
 
 def _missing(subject: Subject) -> dict[str, str]:
@@ -71,56 +74,31 @@ def _missing(subject: Subject) -> dict[str, str]:
     return missing
 
 
-def _measure(subject: Subject, missing: Mapping[str, str]) -> Iterator[Measurement]:
+def _measure(subject: Subject, missing: Mapping[str, str]) -> Result:
     metrics = {name: metric for name, metric in METRICS.items() if name not in missing}
 
-    def errors(batch: Batch) -> dict[tuple[str, str], Tensor]:
-        nothing, own = subject.baseline.against(batch), {n: on_valid(m, batch.valid) for n, m in metrics.items()}
-        found = {(name, MEAN_IMAGE): metric(nothing, batch.images) for name, metric in own.items()}
-        for stage in subject.stages:
-            images = subject.reconstruct(batch, stage)
-            found |= {(name, stage): by_seed(metric, images, batch.images) for name, metric in own.items()}
-        return found
+    def invert(batch: Batch) -> Inverted:
+        trace = subject.trace(batch)
+        return {name: trace[name] for name in [IMAGE, *subject.model.stages]}, _outputs(subject, batch)
 
-    values = subject.gather(errors)
-    unit = values["mse", MEAN_IMAGE].mean().clamp(min=1e-12)
-    values |= {("relative mse", stage): values["mse", stage] / unit for stage in [MEAN_IMAGE, *subject.stages]}
-    values |= {("layer error", stage): layer_error(subject, stage) for stage in subject.stages}
-    for (name, stage), each in values.items():
-        yield Measurement({"model": subject.name, "metric": name, "stage": stage}, each)
-
-
-def layer_error(subject: Subject, stage: str) -> Tensor:
-    """``S images``: the squared error of the inverse of ``stage`` on true features, as a share of the variance that
-    its target has about its channels' means over all images."""
-    before = subject.model.spec.before(stage)
-    variance = _variance(subject, before)
-
-    def error(batch: Batch) -> Tensor:
-        target = subject.trace(batch)[before]
-        errors = (subject.reconstruct(batch, stage, before) - target).square()
-        counted = subject.model.layout(before).under(batch.valid)
-        if counted is None:
-            return errors.flatten(2).mean(2) / variance
-        channels = 2 if before == IMAGE else 3  # S B 3 H W, or S B N D
-        return (errors.mean(channels).flatten(2) * counted).sum(2) / counted.sum(1) / variance
-
-    return subject.collect(error)
+    result = evaluate(
+        subject.model, subject.ensemble, subject.batches, subject.baseline, metrics=metrics, invert=invert
+    )
+    unit = result.one(stage=MEAN_IMAGE, metric="mse").values.mean().clamp(min=1e-12)
+    relative = [
+        Measurement({**each.labels, "metric": "relative mse"}, each.values / unit)
+        for each in result.select(metric="mse")
+    ]
+    return replace(result, measurements=[*result.measurements, *relative])
 
 
-def _variance(subject: Subject, stage: str) -> float:
-    """The mean over channels of the variance over images and places, in sums: all features at once may be too much."""
-    count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    origin: Tensor | None = None  # near the mean, so that the difference of the sums keeps its digits
-    for batch in subject.batches:
-        features = subject.trace(batch)[stage].cpu().double()
-        by_channel = features.movedim(1 if stage == IMAGE else 2, -1).flatten(0, -2)  # B 3 H W, or B N D
-        counted = subject.model.layout(stage).under(batch.valid)
-        by_channel = by_channel if counted is None else by_channel[counted.flatten().cpu()]
-        origin = by_channel.mean(0) if origin is None else origin
-        centred = by_channel - origin
-        count, total, squares = count + len(centred), total + centred.sum(0), squares + centred.square().sum(0)
-    return max(float((squares / count - (total / count).square()).mean()), 1e-12)
+def _outputs(subject: Subject, batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What every stage's own inverse makes of true features, and the whole chain, by each seed; as the subject keeps
+    them."""
+    for stage in subject.stages:
+        own = subject.reconstruct(batch, stage, subject.model.spec.before(stage))
+        for output, image in zip(own, subject.reconstruct(batch, stage), strict=True):
+            yield stage, output, image
 
 
 def draw(result: Result) -> Figure:

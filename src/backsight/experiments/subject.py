@@ -17,7 +17,7 @@ from backsight.core import IMAGE, UserError, split_entry
 from backsight.data import Batch, ImageData, collate, open_data
 from backsight.devices import choose_device
 from backsight.engine import RANDOM, StagedModel, Trace
-from backsight.experiments.mean_image import MeanImage, mean_image_of
+from backsight.evaluation import MeanImage, mean_image_of
 from backsight.io import read_json, read_yaml
 from backsight.models import vocabulary
 from backsight.results import Measurement, Picture, Result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from backsight.engine import RANDOM
 from backsight.experiments.run import Experiment
 from backsight.figures import ScatterPoint, page, scatter_part
 from backsight.io import in_words
-from backsight.results import Label, Measurement, Result
+from backsight.results import MEAN_IMAGE, Label, Measurement, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,12 +47,18 @@ class FinishedRun:
     update: str | None
     model: Mapping[str, Any]
     seeds: Sequence[int]
-    evaluation: Mapping[str, Any]
+    evaluation: Result
 
     @property
     def entries(self) -> list[str]:
         """The entries that images were reconstructed from, in the order of the forward pass."""
-        return list(self.evaluation["entries"])
+        stages = [each.labels.get("stage") for each in self.evaluation.select(metric="mse")]
+        return [str(stage) for stage in stages if stage != MEAN_IMAGE]
+
+    @property
+    def task_metrics(self) -> list[Measurement]:
+        """How well the forward model does its task: what was measured of no stage."""
+        return [each for each in self.evaluation.measurements if "stage" not in each.labels]
 
     @classmethod
     def read(cls, path: str | Path) -> FinishedRun:
@@ -69,26 +74,17 @@ class FinishedRun:
             raise UserError(f"the run in {path} has not finished: go on with it by --resume")
         try:
             config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-            evaluation = json.loads((path / "evaluation.json").read_text(encoding="utf-8"))
+            evaluation = Result.load(path / "evaluation.json")
             model, task, weight = config["model"], config.get("task") or "modular", config.get("trade_off")
             model = {"name": model} if isinstance(model, str) else dict(model)
             weight = None if weight is None else float(weight)
             update = str(config.get("update") or CHAIN) if task == "joint" else None
-            found = cls(path, str(task), weight, update, model, evaluation["seeds"], evaluation)
-            _check_errors(found)
-        except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            found = cls(path, str(task), weight, update, model, evaluation.subjects[0]["seeds"], evaluation)
+        except (UserError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             raise UserError(f"the run in {path} cannot be read ({in_words(error)}): train it again") from error
         if found.task not in TASKS:
             raise UserError(f"the run in {path} is of the task '{found.task}': known are {', '.join(TASKS)}")
         return found
-
-
-def _check_errors(run: FinishedRun) -> None:
-    """Touch all that is used later, so that a damaged file is found here."""
-    for entry in run.entries:
-        torch.tensor(run.evaluation["entries"][entry]["mse"], dtype=torch.float64)
-    for values in (run.evaluation.get("task_metrics") or {}).values():
-        torch.tensor(values, dtype=torch.float64)
 
 
 def compare_runs(runs: Sequence[str | Path] | str | Path = (), *, stage: str = "") -> Result:
@@ -149,28 +145,25 @@ def _values(run: FinishedRun, model: str, entry: str, name: str) -> Iterator[Mea
         labels["trade_off"] = run.trade_off
     if run.update is not None:
         labels["update"] = run.update
-    found = run.evaluation["entries"][entry]
-    of_images = {metric: found[metric] for metric in OF_IMAGES if metric in found}
-    metrics = {**of_images, **(run.evaluation.get("task_metrics") or {})}
-    for metric, values in metrics.items():
-        yield Measurement({**labels, "metric": metric}, torch.tensor(values, dtype=torch.float64).reshape(-1, 1))
+    of_images = [each for metric in OF_IMAGES for each in run.evaluation.select(stage=entry, metric=metric)]
+    for each in [*of_images, *run.task_metrics]:
+        means = torch.tensor(each.by_seed(), dtype=torch.float64)
+        yield Measurement({**labels, "metric": each.labels["metric"]}, means.reshape(-1, 1))
 
 
 def _cards(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
     """A card for every run, with the fields of a subject's."""
     cards = []
     for run in runs:
-        facts = run.evaluation.get("card") or {}
+        measured = run.evaluation.subjects[0]
+        shared = ("data", "data_fingerprint", "num_images", "value_range")
         cards.append(
             {
                 "run": str(run.path),
                 "model": run.model["name"],
                 "weights": run.model.get("weights", ""),
                 "random": run.model.get("weights") == RANDOM,
-                "data": facts.get("data", ""),
-                "data_fingerprint": facts.get("data_fingerprint", ""),
-                "num_images": run.evaluation.get("num_images"),
-                "value_range": run.evaluation.get("value_range", ""),
+                **{name: measured.get(name, "") for name in shared},
                 "seeds": list(run.seeds),
             }
         )
@@ -179,7 +172,7 @@ def _cards(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
 
 def _notes(runs: Sequence[FinishedRun]) -> list[str]:
     names = _names(runs)
-    silent = [names[run.path] for run in runs if not run.evaluation.get("task_metrics")]
+    silent = [names[run.path] for run in runs if not run.task_metrics]
     notes = (
         [f"no performance at the task is known of {', '.join(silent)}: drawn as lines at their error"] if silent else []
     )

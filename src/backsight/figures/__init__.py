@@ -9,7 +9,7 @@ from backsight.figures.heat_maps import heat_map_part
 from backsight.figures.house_style import DARK_PALETTE, PALETTE, style, to_pdf, to_png, to_svg
 from backsight.figures.lines import ErrorPoint, curves, error_bars
 from backsight.figures.page import Block, Part, page, picture_part, picture_parts
-from backsight.figures.pictures import draw_detections, image_png
+from backsight.figures.pictures import draw_detections, image_png, to_array
 from backsight.figures.scatter import ScatterPoint, scatter_part
 from backsight.figures.side_by_side import grid
 
@@ -33,6 +33,7 @@ __all__ = [
     "picture_parts",
     "scatter_part",
     "style",
+    "to_array",
     "to_pdf",
     "to_png",
     "to_svg",

@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-METRICS = {"mse": "MSE", "psnr": "PSNR (dB)", "ssim": "SSIM"}
+from backsight.error_table import error_table, markdown_table
+from backsight.results import LAYER_ERROR, MEAN_IMAGE, Result
+
 TAGS = ["feature-inversion", "interpretability", "image-reconstruction", "vision-transformer"]
 PRIVATE = ("command",)
 """Facts of a run that tell of the machine it ran on."""
@@ -30,7 +32,7 @@ def write_readme(
     repository: str,
     model: Mapping[str, Any],
     seeds: Sequence[int],
-    evaluation: Mapping[str, Any] | None,
+    evaluation: Result | None,
     pictures: Sequence[str],
 ) -> str:
     """The repository's README.md: metadata that the hub reads, then the page.
@@ -39,7 +41,7 @@ def write_readme(
         repository: ``owner/name``.
         model: the forward model, as a chain keeps it.
         seeds: of the chains.
-        evaluation: the run's errors on its test images with its facts, None if nothing was measured.
+        evaluation: the run's errors on its test images; None if nothing was measured.
         pictures: paths in the repository.
     """
     parts = [
@@ -48,14 +50,14 @@ def write_readme(
         _introduction(model, seeds),
         *(f"![Input and reconstructions from every stage]({picture})" for picture in pictures),
         _use(repository),
-        _errors(evaluation) if evaluation else "## Errors\n\nNone were measured for these chains.",
-        _facts(evaluation["card"]) if evaluation else "",
+        markdown_table(evaluation) if evaluation else "## Errors\n\nNone were measured for these chains.",
+        _facts(evaluation.subjects[0].get("training", {})) if evaluation else "",
         _caution(),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(repository: str, model: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
+def _metadata(repository: str, model: Mapping[str, Any], evaluation: Result | None) -> str:
     """The YAML that the hub reads: library, tags, the forward model, every figure by stage."""
     from huggingface_hub import ModelCardData
 
@@ -70,10 +72,11 @@ def _metadata(repository: str, model: Mapping[str, Any], evaluation: Mapping[str
     return data.to_yaml()
 
 
-def _results(evaluation: Mapping[str, Any]) -> list[Any]:
+def _results(evaluation: Result) -> list[Any]:
     from huggingface_hub import EvalResult
 
-    data = str(evaluation["card"]["data"])
+    data = str(evaluation.subjects[0]["data"])
+    columns, rows = error_table(evaluation)
     return [
         EvalResult(
             task_type="image-to-image",
@@ -81,12 +84,14 @@ def _results(evaluation: Mapping[str, Any]) -> list[Any]:
             dataset_type=re.sub(r"[^\w.-]+", "-", data).strip("-"),
             dataset_name=data,
             dataset_split="test",
-            metric_type=metric,
-            metric_name=f"{name}, from {entry}",
-            metric_value=round(found["interval"][metric][0], 6),
+            metric_type=column.metric,
+            metric_name=f"{column.name}, from {row.stage}",
+            metric_value=round(cell.mean(), 6),
         )
-        for entry, found in evaluation["entries"].items()
-        for metric, name in METRICS.items()
+        for row in rows
+        if row.stage != MEAN_IMAGE
+        for column, cell in zip(columns, row.cells, strict=True)
+        if cell is not None and column.metric != LAYER_ERROR
     ]
 
 
@@ -122,32 +127,6 @@ pictures = chains.reconstruct(model.run(images), at="backbone")  # S B 3 H W
 ```
 
 Nothing here is a pickle. Every file is checked against `manifest.json` when it is fetched."""
-
-
-def _errors(evaluation: Mapping[str, Any]) -> str:
-    mean = evaluation["mean_image"]
-    rows = [
-        f"| {entry} | " + " | ".join(_interval(found["interval"][metric]) for metric in METRICS) + " |"
-        for entry, found in evaluation["entries"].items()
-    ]
-    return "\n".join(
-        [
-            f"## Errors on {evaluation['num_images']} test images",
-            "",
-            f"Images are {evaluation['value_range']}. Means over {len(evaluation['seeds'])} seeds, with 95 % intervals",
-            "over images and seeds. The mean training image is what an inverse that knows nothing would return.",
-            "",
-            f"| from | {' | '.join(METRICS.values())} |",
-            "| --- | --- | --- | --- |",
-            *rows,
-            "| *mean image* | " + " | ".join(f"{mean[metric]:.4g}" for metric in METRICS) + " |",
-        ]
-    )
-
-
-def _interval(values: Sequence[float]) -> str:
-    average, low, high = values
-    return f"{average:.4g} ({low:.4g} to {high:.4g})"
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

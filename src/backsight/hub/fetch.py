@@ -99,7 +99,7 @@ def explained(name: str, revision: str | None = None, *, writing: bool = False) 
     """The errors of the hub's client as one line each.
 
     Raises:
-        UserError: with the cause in words, and what would mend it.
+        UserError: with the cause in words, and what would fix it.
     """
     from huggingface_hub import errors
 
@@ -108,36 +108,24 @@ def explained(name: str, revision: str | None = None, *, writing: bool = False) 
     except errors.OfflineModeIsEnabled as error:
         raise UserError(f"HF_HUB_OFFLINE is set: unset it to push {name}") from error
     except errors.LocalEntryNotFoundError as error:
-        raise UserError(_not_cached(name, revision)) from error
+        which = f"{name} at revision '{revision}'" if revision else name
+        raise UserError(
+            f"there is no folder {name}, {which} is not whole in the local cache, and the hub cannot be reached (or "
+            "HF_HUB_OFFLINE is set): check the name, or try again with a network"
+        ) from error
     except errors.RevisionNotFoundError as error:
         raise UserError(f"{name} has no revision '{revision}': give a branch, a tag or a commit that it has") from error
     except errors.HFValidationError as error:
         raise UserError(f"'{name}' is no name of a repository: write owner/name") from error
     except errors.HfHubHTTPError as error:
-        raise UserError(_refused(name, error.response.status_code, writing)) from error
+        status = error.response.status_code
+        if status not in (401, 403, 404):
+            raise UserError(f"the hub answers {status} for {name}: try again later") from error
+        what = "let you write to" if writing else "have, or let you read,"
+        raise UserError(
+            f"the hub does not {what} {name} ({status}): check the name, or log in with `hf auth login`"
+        ) from error
     except Exception as error:
         if not is_network_error(error):
             raise
         raise UserError(f"no network ({type(error).__name__}): the hub cannot be reached for {name}") from error
-
-
-def _not_cached(name: str, revision: str | None) -> str:
-    from huggingface_hub import constants
-
-    which = f"{name} at revision '{revision}'" if revision else name
-    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
-    return (
-        f"there is no folder {name}, {which} is not whole in the local cache, and {reason}: check the name, "
-        "or try again with a network"
-    )
-
-
-def _refused(name: str, status: int, writing: bool) -> str:
-    if writing and status in (401, 403):
-        return f"the hub does not let this token write to {name} ({status}): log in with `hf auth login` as its owner"
-    if status in (401, 403, 404):
-        return (
-            f"there is no folder {name}, and the hub has no repository of that name that you may read ({status}): "
-            "check the name, or log in with `hf auth login` if it is private"
-        )
-    return f"the hub answers {status} for {name}: try again later"

@@ -38,8 +38,7 @@ def read_manifest(path: Path, name: str) -> dict[str, str]:
         raise UserError(f"the {MANIFEST} of {name} cannot be read: its owner should push the chains again") from error
     if version > FORMAT:
         raise UserError(f"the {MANIFEST} of {name} has format {version}, this version reads up to {FORMAT}: upgrade")
-    strange = [file for file in files if not _LISTED.fullmatch(file)]
-    if strange:
+    if strange := [file for file in files if not _LISTED.fullmatch(file)]:
         raise UserError(f"the {MANIFEST} of {name} lists '{strange[0]}', which is no file of a chain: nothing was read")
     if not any(file.endswith("/chain.json") for file in files):
         raise UserError(f"{name} holds no chains: its {MANIFEST} lists no chain.json")
@@ -52,18 +51,13 @@ def check_files(folder: Path, files: dict[str, str], name: str, listed: Sequence
     Raises:
         UserError: it is not as the manifest says; the message names the first file.
     """
-    for file, expected in files.items():
-        if not (folder / file).is_file():
-            raise UserError(f"{file} of {name} is missing in {folder}: delete that folder and fetch it again")
-        if digest(folder / file) != expected:
-            raise UserError(
-                f"{file} of {name} is not what its {MANIFEST} says (SHA-256 differs): "
-                f"delete {folder} and fetch it again, or ask its owner to push it again"
-            )
-    for path in folder.glob("chains/*/chain.json"):
-        file = path.relative_to(folder).as_posix()
-        if file not in listed:
-            raise UserError(f"{file} of {name} is not in its {MANIFEST}: ask its owner to push the chains again")
+    chains = [path.relative_to(folder).as_posix() for path in folder.glob("chains/*/chain.json")]
+    wrong = [file for file, sha256 in files.items() if not (folder / file).is_file() or digest(folder / file) != sha256]
+    for file in [*wrong, *(chain for chain in chains if chain not in listed)]:
+        raise UserError(
+            f"{file} of {name} is not what its {MANIFEST} says (SHA-256): delete {folder} and fetch it again, or ask "
+            "its owner to push it again"
+        )
 
 
 def digest(path: Path) -> str:

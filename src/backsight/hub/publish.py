@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,8 @@ from backsight.core import UserError
 from backsight.hub.card import public_facts, write_readme
 from backsight.hub.fetch import explained
 from backsight.hub.manifest import MANIFEST, write_manifest
-from backsight.io import read_json, write_json, write_text
+from backsight.io import write_json, write_text
+from backsight.results import Result
 
 OWN = ("chains/", "pictures/", "evaluation.json", "mean_image.safetensors", "card.md", MANIFEST)
 """What a push replaces in the repository; other files of its owner stay."""
@@ -86,7 +88,7 @@ def fill(folder: Path, chains: Sequence[Saves], repository: str, run: Path | Non
         write_json(saved, {**index, "model": _without_paths(index["model"])})
     evaluation = _evaluation(run)
     if evaluation is not None:
-        write_json(folder / "evaluation.json", evaluation)
+        evaluation.write(folder / "evaluation.json")
     if run is not None and (run / "mean_image.safetensors").is_file():
         shutil.copy(run / "mean_image.safetensors", folder / "mean_image.safetensors")
     for picture in pictures:
@@ -109,12 +111,16 @@ def _is_path(name: str) -> bool:
     return Path(name).is_absolute() or name.startswith((".", "~")) or (os.sep in name and Path(name).exists())
 
 
-def _evaluation(run: Path | None) -> dict[str, Any] | None:
+def _evaluation(run: Path | None) -> Result | None:
+    """The run's errors as they are published: without the names of images, the command, and paths of this machine."""
     path = None if run is None else run / "evaluation.json"
     if path is None or not path.is_file():
         return None
-    found = read_json(path, "restore it, or remove it to publish the chains without their errors", ("card",))
-    return {**found, "card": public_facts(found["card"])}
+    result = Result.load(path)
+    cards = []
+    for card in result.subjects:
+        cards.append({**public_facts(card), "training": public_facts(card.get("training", {}))})
+    return replace(result, subjects=cards, images={}, command="")
 
 
 def _pictures(given: Sequence[str | Path], run: Path | None) -> list[Path]:
@@ -122,13 +128,12 @@ def _pictures(given: Sequence[str | Path], run: Path | None) -> list[Path]:
     paths = [path / "figure.png" if path.is_dir() else path for path in map(Path, given)]
     if not paths and run is not None and (run / "figure.png").is_file():
         paths = [run / "figure.png"]
-    if len(paths) > MOST_PICTURES:
-        raise UserError(f"{len(paths)} pictures are too many for a model card: give {MOST_PICTURES} at the most")
-    for path in paths:
-        if not path.is_file() or path.suffix.lower() not in PICTURES:
-            raise UserError(f"no picture at {path}: give {', '.join(PICTURES)} files, or a folder with a figure.png")
-    if len({path.name for path in paths}) < len(paths):
-        raise UserError(f"two pictures are called {paths[0].name}: give them other names")
+    fine = all(path.is_file() and path.suffix.lower() in PICTURES for path in paths)
+    if not fine or len(paths) > MOST_PICTURES or len({path.name for path in paths}) < len(paths):
+        raise UserError(
+            f"{', '.join(map(str, paths))}: give up to {MOST_PICTURES} picture files ({', '.join(PICTURES)}), or "
+            "folders with a figure.png, each under another name"
+        )
     return paths
 
 

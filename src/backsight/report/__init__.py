@@ -1,6 +1,6 @@
 """Results -> one HTML page that can be sent, printed and kept."""
 
-from backsight.report.page import write_report
-from backsight.report.results import DataCard, ModelCard, PictureRow, Results, StageErrors, save_pictures
+from backsight.report.experiments import rewrite_report
+from backsight.report.render import write_report
 
-__all__ = ["DataCard", "ModelCard", "PictureRow", "Results", "StageErrors", "save_pictures", "write_report"]
+__all__ = ["rewrite_report", "write_report"]

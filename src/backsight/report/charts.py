@@ -10,9 +10,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from backsight.figures import ErrorPoint, curves, error_bars, to_svg
-from backsight.report.numbers import entry_title, format_number, known
-from backsight.report.results import Bounds, Results, StageErrors
-from backsight.report.views import data_uri
+from backsight.report.views import data_uri, entry_title, format_number
+from backsight.results import LAYER_ERROR, MEAN_IMAGE, TRAINING_LOSS, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +24,7 @@ MOST_BANDS = 40
 
 
 @dataclass(frozen=True)
-class Reading:
+class Value:
     """What a chart says at ``at`` on its horizontal axis, in lines of text."""
 
     at: float
@@ -54,21 +53,25 @@ class Chart:
     bands: tuple[Band, ...]
 
 
-def error_charts(results: Results) -> list[Chart]:
+def error_charts(result: Result) -> list[Chart]:
     """Image error and layer error per stage, whichever was measured."""
-    image = [_point(stage, stage.metrics.get("mse", []), stage.intervals.get("mse")) for stage in results.stages]
-    layer = [_point(stage, stage.layer_error or []) for stage in results.stages]
-    mean_image = known([results.mean_image.get("mse")])
+    guess = [each.mean() for each in result.select(stage=MEAN_IMAGE, metric="mse") if math.isfinite(each.mean())]
+    baselines = {"mean image": guess[0]} if guess else {}
     charts = [
-        _error_chart(image, {"mean image": mean_image[0]} if mean_image else {}, "MSE of the image, RGB in [0, 1]"),
-        _error_chart(layer, {"the target's mean": 1.0}, "layer error, in the target's variance"),
+        _error_chart(_points(result, "mse"), baselines, "MSE of the image, RGB in [0, 1]"),
+        _error_chart(_points(result, LAYER_ERROR), {"the target's mean": 1.0}, "layer error, in the target's variance"),
     ]
     return [chart for chart in charts if chart]
 
 
-def training_chart(results: Results) -> Chart | None:
+def training_chart(result: Result) -> Chart | None:
     """The losses over the steps; None where nothing was recorded."""
-    records = [{**record, "entry": entry_title(record["entry"])} for record in results.curves]
+    records = [
+        {"step": each.labels["step"], "entry": entry_title(str(each.labels["stage"])), "seed": seed, "loss": loss}
+        for each in result.select(metric=TRAINING_LOSS)
+        for seed, loss in enumerate(each.values[:, 0].tolist())
+        if math.isfinite(loss)
+    ]
     if not records:
         return None
     return _chart(
@@ -79,30 +82,32 @@ def training_chart(results: Results) -> Chart | None:
     )
 
 
-def _point(stage: StageErrors, values: Sequence[float | None], interval: Bounds | None = None) -> ErrorPoint | None:
-    """The stage as a figure needs it; None when nothing of it is known."""
-    seeds = known(values)
-    bounds = known(interval or ())
-    whole = (bounds[0], bounds[1], bounds[2]) if len(bounds) == 3 else None
-    return ErrorPoint(entry_title(stage.entry), seeds, whole) if seeds else None
+def _points(result: Result, metric: str) -> list[ErrorPoint]:
+    """A point for every entry of which the metric is known."""
+    points = []
+    for each in result.select(metric=metric):
+        interval = each.interval()
+        if each.labels["stage"] != MEAN_IMAGE and math.isfinite(interval.mean):
+            bounds = interval if math.isfinite(interval.low) else None
+            points.append(ErrorPoint(entry_title(str(each.labels["stage"])), each.by_seed(), bounds))
+    return points
 
 
-def _error_chart(points: Sequence[ErrorPoint | None], baselines: Mapping[str, float], label: str) -> Chart | None:
-    found = [point for point in points if point]
-    if not found:
+def _error_chart(points: Sequence[ErrorPoint], baselines: Mapping[str, float], label: str) -> Chart | None:
+    if not points:
         return None
-    name = "mean, 95 % interval" if any(point.interval for point in found) else "mean of seeds"
-    said = ", ".join(f"{point.stage} {format_number(point.bounds[0])}" for point in found)
+    name = "mean, 95 % interval" if any(point.interval for point in points) else "mean of seeds"
+    values = ", ".join(f"{point.stage} {format_number(point.bounds[0])}" for point in points)
     against = "".join(f"; {name} {format_number(value)}" for name, value in baselines.items())
     return _chart(
-        lambda dark: error_bars({name: found}, baselines, label, size=SIZE, dark=dark),
-        [Reading(place, _told(point, baselines)) for place, point in enumerate(found)],
-        text=f"{label}, per stage: {said}{against}",
+        lambda dark: error_bars({name: points}, baselines, label, size=SIZE, dark=dark),
+        [Value(place, _describe(point, baselines)) for place, point in enumerate(points)],
+        text=f"{label}, per stage: {values}{against}",
         caption=f"{label[0].upper()}{label[1:]}, per stage. Lower is better.",
     )
 
 
-def _told(point: ErrorPoint, baselines: Mapping[str, float]) -> str:
+def _describe(point: ErrorPoint, baselines: Mapping[str, float]) -> str:
     """A point in words: its value, its interval, each seed, and what to compare it with."""
     mean, low, high = map(format_number, point.bounds)
     lines = [f"{point.stage}: {mean}"]
@@ -111,40 +116,40 @@ def _told(point: ErrorPoint, baselines: Mapping[str, float]) -> str:
     return "\n".join([*lines, *(f"{name} {format_number(value)}" for name, value in baselines.items())])
 
 
-def _losses(records: Sequence[Mapping[str, Any]]) -> list[Reading]:
+def _losses(records: Sequence[Mapping[str, Any]]) -> list[Value]:
     """The mean loss over seeds of every inverse, at some of the steps, the largest first."""
-    losses: dict[int, dict[str, list[float | None]]] = defaultdict(lambda: defaultdict(list))
+    losses: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         losses[record["step"]][record["entry"]].append(record["loss"])
     steps = sorted(losses)
     chosen = steps[:: math.ceil(len(steps) / MOST_BANDS)]
-    return [Reading(step, "\n".join([f"step {step:,}", *_by_size(losses[step])])) for step in chosen]
+    return [Value(step, "\n".join([f"step {step:,}", *_by_size(losses[step])])) for step in chosen]
 
 
-def _by_size(losses: Mapping[str, Sequence[float | None]]) -> list[str]:
-    means = {entry: math.fsum(known(values)) / len(known(values)) for entry, values in losses.items() if known(values)}
+def _by_size(losses: Mapping[str, Sequence[float]]) -> list[str]:
+    means = {entry: math.fsum(values) / len(values) for entry, values in losses.items()}
     return [f"{entry} {format_number(mean)}" for entry, mean in sorted(means.items(), key=lambda each: -each[1])]
 
 
-def _chart(draw: Callable[[bool], Figure], readings: Sequence[Reading], text: str, caption: str) -> Chart:
+def _chart(draw: Callable[[bool], Figure], values: Sequence[Value], text: str, caption: str) -> Chart:
     figure = draw(False)
     light = to_svg(figure)
     images = [data_uri(content, "image/svg+xml") for content in (light, to_svg(draw(True)))]
-    return Chart(images[0], images[1], text, caption, _bands(figure, readings))
+    return Chart(images[0], images[1], text, caption, _bands(figure, values))
 
 
-def _bands(figure: Figure, readings: Sequence[Reading]) -> tuple[Band, ...]:
-    """The places of the readings in a figure that has been saved: its layout is settled then, and not before."""
+def _bands(figure: Figure, values: Sequence[Value]) -> tuple[Band, ...]:
+    """The places of the values in a figure that has been saved: its layout is settled then, and not before."""
     axes = figure.axes[0]
     panel = axes.get_position()
-    scaled = axes.transData.transform([(reading.at, axes.get_ylim()[1]) for reading in readings])
+    scaled = axes.transData.transform([(value.at, axes.get_ylim()[1]) for value in values])
     places = [float(place) for place, _ in figure.transFigure.inverted().transform(scaled)]
     middles = [(one + other) / 2 for one, other in pairwise(places)]
     starts, ends = [panel.x0, *middles], [*middles, panel.x1]
     top, high = _percent(1 - panel.y1), _percent(panel.height)
     return tuple(
-        Band(_percent(start), _percent(end - start), top, high, reading.text)
-        for start, end, reading in zip(starts, ends, readings, strict=True)
+        Band(_percent(start), _percent(end - start), top, high, value.text)
+        for start, end, value in zip(starts, ends, values, strict=True)
     )
 
 

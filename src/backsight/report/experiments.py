@@ -15,9 +15,8 @@ from backsight.core import UserError
 from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Result
 from backsight.experiments.claims import VERDICTS, Judgement, Part, load_claims
 from backsight.io import in_words, read_json, write_text
-from backsight.report.numbers import format_bounds, format_effect
-from backsight.report.page import environment
-from backsight.report.views import data_uri
+from backsight.report.render import environment, write_report
+from backsight.report.views import data_uri, format_bounds, format_effect
 
 FORMAT = "backsight.reproduce/1"
 """Of ``reproduce.json``; changes when a reader of the old schema would misread the new one."""
@@ -202,3 +201,23 @@ def _bar(claim: Judgement) -> Bar | None:
     expected = (0.0 if claim.bounds[0] is None else place(low), 100.0 if claim.bounds[1] is None else place(high))
     ends = [place(end) for end in part.ends]
     return Bar(place(part.mean), ends[0], ends[1], place(claim.null), expected)
+
+
+# ---- the page of a folder, whatever is in it
+
+
+def rewrite_report(folder: str | Path) -> Path:
+    """Write ``report.html`` again: of reconstructed pictures, of one experiment, or of a reproduction.
+
+    ``folder`` may be the file of results itself, the page is then written beside it.
+
+    Raises:
+        UserError: the folder holds none of them, or a file in it cannot be read.
+    """
+    names, folder = ("results.json", "result.json", "reproduce.json"), Path(folder)
+    if folder.is_file() and folder.name not in names:
+        raise UserError(f"{folder} holds no results: give {', '.join(names)}, or the folder it is in")
+    folder = folder.parent if folder.is_file() else folder
+    if (folder / names[0]).is_file() or not any((folder / name).is_file() for name in names[1:]):
+        return write_report(Result.load(folder / names[0]), folder / "report.html")
+    return write_experiments_report(folder)

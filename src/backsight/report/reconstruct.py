@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from backsight.chain import ChainEnsemble
 from backsight.chain.model import open_forward_model
-from backsight.core import Classes, Detections, valid_sizes
-from backsight.data import Batch, find_pictures, load_images, read_image
+from backsight.core import Key, UserError
+from backsight.data import Batch, find_pictures, load_images
 from backsight.devices import choose_device
-from backsight.engine import RANDOM, Prediction, StagedModel, Trace
-from backsight.evaluation import evaluate
-from backsight.experiments.mean_image import MeanImage
+from backsight.engine import RANDOM, StagedModel
+from backsight.evaluation import MeanImage, evaluate
+from backsight.experiments.reconstruct import DETECTED, INPUT, PLAIN, SEEDS, show
 from backsight.experiments.subject import training_mean
-from backsight.figures import draw_detections, grid, to_png
+from backsight.figures import page, picture_part, to_png
 from backsight.io import read_json, write_bytes
-from backsight.report.output import check_output, drop_pictures, pictures_of
-from backsight.report.page import write_report
-from backsight.report.results import INPUT, DataCard, ModelCard, PictureRow, Results, StageErrors, save_pictures
+from backsight.old_results import convert
+from backsight.report.render import write_report
+from backsight.results import FORMAT, TRAINING_LOSS, Measurement, Picture, Result
 from backsight.shipped import shipped_card
 from backsight.training import RunFolder, command
 
 AT_ONCE = 8
 """Pictures that go through the model together."""
-THRESHOLD = 0.5
-"""The least score of a detection that is drawn."""
+
+LETTERS = 0.05
+"""Height of the letters on an input with detections, as a share of its width."""
+
+PICTURE = re.compile(r"pictures/[a-z0-9-]*-[0-9a-f]{8}/[a-z0-9-]*-[0-9a-f]{8}\.\d+\.png")
+"""The names that :func:`picture_file` gives."""
+
+RESULTS = "results.json"
 
 
 def reconstruct(
@@ -40,7 +49,7 @@ def reconstruct(
     model: StagedModel | str | None = None,
     device: str = "auto",
     strict: bool = False,
-) -> Results:
+) -> Result:
     """Reconstruct pictures from every stage and seed of a run, and write them, ``results.json`` and ``report.html``.
 
     Args:
@@ -53,161 +62,170 @@ def reconstruct(
 
     Raises:
         UserError: no chain there, no picture that can be read, the forward model is not to be had any more, or
-            something else lies in ``out`` (:func:`~backsight.report.output.check_output`).
+            something else lies in ``out`` (:func:`check_output`).
     """
     out = Path(out)
     check_output(out, images)
     ensemble = ChainEnsemble.from_pretrained(run)
-    find_pictures(images)  # a path that is wrong is told before the model is loaded
-    _of_the_run(ensemble.folder or run)  # a damaged file is told before anything is computed
+    find_pictures(images)  # a path that is wrong is reported before the model is loaded
+    _errors_of(ensemble.folder or run)  # a damaged file is reported before anything is computed
     model = open_forward_model(ensemble, choose_device(device), model)
     batch = load_images(images, model.pixels, strict=strict)
     return write_results(ensemble.folder or run, model, ensemble, batch, out)
 
 
-def write_results(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batch: Batch, out: Path) -> Results:
+def write_results(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batch: Batch, out: Path) -> Result:
     """The pictures of ``batch`` and the run's errors on its test images, as files in ``out``.
 
     These are the pictures, ``figure.png`` (the same for print), ``results.json`` and ``report.html``. A chain that
     comes without its run is measured on ``batch`` itself.
     """
-    earlier = pictures_of(out)
+    earlier = _written_before(out)
     parts = [batch.part(start, start + AT_ONCE) for start in range(0, len(batch.ids), AT_ONCE)]
-    rows = [row for part in parts for row in _rows(model, ensemble, part.to(model.device), out)]
-    results = _results(run, model, _measured(run, model, ensemble, batch), rows)
-    results.save(out)  # before the figure: by it the folder is known as ours
-    drop_pictures(out, earlier, rows)
-    _print_figure(rows, out, "random weights" if model.weights == RANDOM else "")
-    write_report(results, out / "report.html")
-    return results
-
-
-def _results(run: str | Path, model: StagedModel, measured: Mapping[str, Any], rows: list[PictureRow]) -> Results:
-    card = measured["card"]
-    return Results(
-        title=f"Through the eyes of {model.name}",
-        command=command(),
-        model=_model_card(model),
-        data=DataCard(
-            name=card["data"],
-            split="test",
-            num_images=measured["num_images"],
-            fingerprint=card["data_fingerprint"],
-            size=model.pixels.size,
-            fit=model.pixels.fit,
-            skipped=card["unreadable_images_skipped"],
-        ),
-        card={name.replace("_", " "): value for name, value in card.items()},
-        stages=[_stage(entry, found) for entry, found in measured["entries"].items()],
-        mean_image=measured["mean_image"],
-        pictures=rows,
-        curves=list(_curves(run)),
-    )
+    pictures = [each for part in parts for each in _pictures(model, ensemble, part.to(model.device))]
+    errors = _errors_of(run) or _measure(run, model, ensemble, batch.to(model.device))
+    card = {**errors.subjects[0], "model": model.name, "weights": model.weights, "random": model.weights == RANDOM}
+    card |= {"family": model.spec.family, "stages": model.stages}
+    card |= {"size": list(model.pixels.size), "fit": model.pixels.fit}
+    card["figures"] = dict(shipped_card(model.name).get("figures", {}))
+    measurements = [*errors.measurements, *_losses(run, model.name)]
+    result = Result("reconstruct", [card], measurements, pictures, notes=errors.notes, command=command())
+    # Before the figure: by it the folder is known as ours. The page is made from the file, as `backsight report` does.
+    result = Result.load(result.write(out / RESULTS))
+    _drop(out, set(earlier) - {each.file for each in pictures})
+    write_bytes(out / "figure.png", to_png(_figure(pictures, "random weights" if card["random"] else "")))
+    write_report(result, out / "report.html")
+    return result
 
 
 @torch.no_grad()
-def reconstruct_all(
-    model: StagedModel, ensemble: ChainEnsemble, images: Tensor, valid: Tensor | None = None
-) -> tuple[Trace, dict[str, Tensor]]:
-    """One forward pass of ``B 3 H W``, and its reconstructions by entry, ``S B 3 H W`` in [0, 1]."""
-    trace = model.run(images, valid=valid)
-    return trace, {entry: ensemble.reconstruct(trace, entry).clamp(0, 1) for entry in ensemble.entries}
+def _pictures(model: StagedModel, ensemble: ChainEnsemble, batch: Batch) -> Iterator[Picture]:
+    """The input of each image, with detections drawn on it, and its reconstructions; each with a file."""
+    trace = model.run(batch.images, valid=batch.valid)
+    images = {entry: ensemble.reconstruct(trace, entry).clamp(0, 1) for entry in ensemble.entries}
+    found = list(show(model, batch, trace, images, [chain.seed for chain in ensemble.chains], [SEEDS], letters=LETTERS))
+    input_row = DETECTED if any(each.labels["row"] == DETECTED for each in found) else PLAIN
+    numbers: dict[tuple[str, str], int] = {}
+    for each in found:
+        place = str(each.labels["image"]), str(each.labels["stage"])
+        if place[1] == INPUT and each.labels["row"] != input_row:
+            continue
+        numbers[place] = numbers.get(place, -1) + 1
+        yield replace(each, file=picture_file(*place, numbers[place]))
 
 
-def _rows(model: StagedModel, ensemble: ChainEnsemble, batch: Batch, out: Path) -> list[PictureRow]:
-    """The images of ``batch``, all that is shown of them cut to their valid part."""
-    trace, found = reconstruct_all(model, ensemble, batch.images, batch.valid)
-    answers = _answers(model, trace)
-    whole = [model.pixels.size] * len(batch.ids)
-    rows = []
-    for index, (high, wide) in enumerate(whole if batch.valid is None else valid_sizes(batch.valid)):
-        drawn, caption = _told(batch.images[index, :, :high, :wide], answers[index])
-        pictures = {INPUT: [drawn], **{entry: list(seeds[:, index, :, :high, :wide]) for entry, seeds in found.items()}}
-        rows.append(save_pictures(out, batch.ids[index], caption, pictures))
-    return rows
+def picture_file(image: str, stage: str, seed: int = 0) -> str:
+    """Where the picture of an image goes, relative to the folder. The id of an image may be anything, a path too."""
+    return f"pictures/{_file_name(image)}/{_file_name(stage)}.{seed}.png"
 
 
-def _answers(model: StagedModel, trace: Trace) -> Sequence[Any]:
-    if model.spec.task == "features":
-        return [None] * len(trace.images)
-    answer: Prediction = model.predict(trace)
-    return [Classes(logits, answer.labels) for logits in answer.logits] if isinstance(answer, Classes) else answer
+def _file_name(text: str) -> str:
+    """A short name that every file system takes; the digest keeps names apart whose letters look alike."""
+    letters = re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")[:40]
+    return f"{letters}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _told(image: Tensor, answer: Classes | Detections | None) -> tuple[Tensor, str]:
-    """The picture with the model's detections drawn on it, and its answer in words."""
-    if isinstance(answer, Detections):
-        sure = answer.above(THRESHOLD)
-        names = [_name(sure.labels, int(each)) for each in sure.classes]
-        return draw_detections(image.cpu(), sure, THRESHOLD), f"detects {', '.join(names) or 'nothing'}"
-    if isinstance(answer, Classes):
-        probability, top = answer.logits.softmax(-1).max(-1)
-        return image.cpu(), f"says {_name(answer.labels, int(top))} ({probability:.0%})"
-    return image.cpu(), ""
-
-
-def _name(labels: Mapping[int, str], label: int) -> str:
-    return labels.get(label, f"class {label}")
-
-
-def _measured(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batch: Batch) -> dict[str, Any]:
-    """The errors that the run itself measured, else those on ``batch``."""
-    own = _of_the_run(run)
-    if own is not None:
-        return own
-    mean, batch = training_mean(Path(run)), batch.to(model.device)
-    card = {"data": "the pictures below", "data_fingerprint": "", "unreadable_images_skipped": 0}
-    if mean is not None:
-        return {**evaluate(model, ensemble, [batch], mean.to(model.device)).as_json(), "card": card}
-    own, alone = MeanImage.over([batch]), len(batch.ids) == 1
-    found = evaluate(model, ensemble, [batch], batch.images[0] if alone else own.against(batch)).as_json()
-    if alone:  # a picture is its own mean, whose error says nothing
-        found["mean_image"] = dict.fromkeys(found["mean_image"])
-    return {**found, "card": {**card, "mean_image": "of the pictures below, its errors corrected for this"}}
-
-
-def _of_the_run(run: str | Path) -> dict[str, Any] | None:
-    """The errors that a run measured, None where there are none.
+def _errors_of(run: str | Path) -> Result | None:
+    """The errors that a run measured on its test images, None where there are none.
 
     Raises:
         UserError: the file is damaged.
     """
     path = Path(run) / "evaluation.json"
-    mend = "restore it, or remove it to measure on your pictures"
-    return read_json(path, mend, ("num_images", "mean_image", "entries", "card")) if path.is_file() else None
+    return Result.load(path) if path.is_file() else None
 
 
-def _curves(run: str | Path) -> Iterator[dict[str, Any]]:
-    """The training losses of a run, one record for every reading of every inverse."""
+def _measure(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batch: Batch) -> Result:
+    """The errors on the pictures themselves."""
+    mean = training_mean(Path(run))
+    baseline = MeanImage.over([batch]) if mean is None else MeanImage(mean)
+    found = evaluate(model, ensemble, [batch], baseline)
+    card: dict[str, Any] = {**found.subjects[0], "data": "the pictures below"}
+    if mean is None:
+        card["mean_image"] = "of the pictures below, its errors corrected for this"
+    return replace(found, subjects=[card])
+
+
+def _losses(run: str | Path, model: str) -> Iterator[Measurement]:
+    """The training losses of a run: for each step and inverse a row for each seed."""
     for record in RunFolder(run).metrics():
+        losses: dict[str, list[float]] = {}
         for name, loss in record.get("losses", {}).items():
-            seed, _, entry = name.partition("/")
-            yield {"step": record["step"], "entry": entry, "seed": int(seed), "loss": loss}
+            losses.setdefault(Key.parse(name).entry, []).append(loss)
+        for entry, values in losses.items():
+            labels = {"model": model, "stage": entry, "metric": TRAINING_LOSS, "step": record["step"]}
+            yield Measurement(labels, torch.tensor([values], dtype=torch.float64).T)
 
 
-def _model_card(model: StagedModel) -> ModelCard:
-    height, width = model.pixels.size
-    details = {"family": model.spec.family, "stages": ", ".join(model.stages), "image size": f"{height} x {width}"}
-    figures = dict(shipped_card(model.name).get("figures", {}))
-    if figures:
-        num = figures.pop("images")
-        details["test figures"] = (
-            ", ".join(f"{name} {value:.3f}" for name, value in figures.items()) + f" on {num} scenes"
-        )
-    return ModelCard(model.name, model.weights, model.weights == RANDOM, details, figures)
+def _figure(pictures: Sequence[Picture], warning: str) -> Any:
+    """The first pictures beside their reconstructions by the first seed, for print."""
+    rows: dict[str, dict[str, Picture]] = {}
+    for each in pictures:
+        rows.setdefault(str(each.labels["image"]), {}).setdefault(str(each.labels["stage"]), each)
+    shown = dict(list(rows.items())[:6])
+    stages = list(next(iter(shown.values())))
+    titles = [stage if stage == INPUT or not warning else f"{stage}, {warning}" for stage in stages]
+    images = [[row[stage].image for stage in stages] for row in shown.values()]
+    return page([picture_part(images, titles, [Path(name).name for name in shown])])
 
 
-def _stage(entry: str, found: Mapping[str, Any]) -> StageErrors:
-    metrics = {name: found[name] for name in ("mse", "psnr", "ssim")}
-    intervals = {name: tuple(bounds) for name, bounds in found["interval"].items() if name in metrics}
-    return StageErrors(entry, metrics, intervals, found["layer_error"])
+# ---- the folder that pictures go to
 
 
-def _print_figure(rows: Sequence[PictureRow], out: Path, warning: str) -> None:
-    """``figure.png``: the first pictures beside their reconstructions by the first seed, for print."""
-    shown = rows[:6]
-    columns = list(shown[0].images)
-    pictures = [[read_image(out / row.images[column][0]).float() / 255 for column in columns] for row in shown]
-    titles = [column if column == INPUT or not warning else f"{column}, {warning}" for column in columns]
-    figure = grid(pictures, titles, [Path(row.id).name for row in shown])
-    write_bytes(out / "figure.png", to_png(figure))
+def check_output(out: Path, images: Sequence[str | Path] = ()) -> None:
+    """Refuse to write where something else than reconstructions lies.
+
+    Args:
+        out: the folder to write to; it need not exist.
+        images: what is to be reconstructed: files and folders.
+
+    Raises:
+        UserError: a file, the folder of a run or a chain, a folder with one of ``images``, or with files that
+            would be written over and are not ours.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: --out names a folder")
+    if RunFolder(out).config() or (out / "chain.json").is_file() or any(out.glob("chains/*/chain.json")):
+        raise UserError(f"{out} is the folder of a run: choose another --out for what is seen through it")
+    for image in map(Path, images):
+        if out.resolve() in (image.resolve(), *image.resolve().parents):
+            raise UserError(f"{image}, which is to be reconstructed, lies in {out}: choose another --out")
+    if foreign := _not_ours(out):
+        raise UserError(f"{out} has a '{foreign}' that no reconstruction wrote: choose another --out")
+
+
+def _not_ours(out: Path) -> str | None:
+    """What would be written over, and no earlier call has written."""
+    if (out / RESULTS).exists():
+        try:
+            _written_before(out)
+        except (UserError, ValueError, KeyError, TypeError, AttributeError):
+            return RESULTS
+        return None
+    strange = next((name for name in ("report.html", "figure.png") if (out / name).exists()), None)
+    pictures = [path for path in (out / "pictures").rglob("*") if not path.is_dir()]
+    known = all(PICTURE.fullmatch(path.relative_to(out).as_posix()) for path in pictures)  # of an interrupted call
+    return strange or (None if known else "pictures")
+
+
+def _written_before(out: Path) -> set[str]:
+    """The pictures that ``results.json`` in ``out`` names, none where there is none.
+
+    Raises:
+        UserError: it is no result.
+    """
+    if not (out / RESULTS).is_file():
+        return set()
+    content: Mapping[str, Any] = convert(read_json(out / RESULTS, "choose another --out"))
+    if content.get("format") != FORMAT:
+        raise UserError(f"{out / RESULTS} is no result of backsight")
+    files = {each.get("file", "") for each in content["pictures"]}
+    return {file for file in files if PICTURE.fullmatch(file)}  # a name that we do not give leads somewhere else
+
+
+def _drop(out: Path, files: set[str]) -> None:
+    """Remove pictures of an earlier call, and the folders that are empty then."""
+    for name in files:
+        (out / name).unlink(missing_ok=True)
+        with suppress(OSError):  # it holds other pictures
+            (out / name).parent.rmdir()

@@ -1,4 +1,4 @@
-"""The pictures of a report as the page carries them: read, averaged over seeds, and written into its text."""
+"""What a page carries: pictures, read off a result and averaged over seeds, and numbers and names as it writes them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy
 from PIL import Image
 
-from backsight.core import UserError
-from backsight.report.results import PictureRow
+from backsight.core import UserError, split_entry
+from backsight.figures import to_array
+from backsight.results import Picture
 
 LARGEST_PNG = 60_000
 """A larger picture goes into the page as WebP of quality 90, which looks the same; in bytes."""
@@ -47,38 +47,68 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Row:
+    """The pictures of one image: its ``id``, the model's answer, and a cell for each stage."""
+
+    id: str
+    caption: str
+    cells: Sequence[Cell]
+
+
+@dataclass(frozen=True)
 class Gallery:
     """The rows of cells, the names of the views, and the spread that the brightest colour stands for."""
 
-    columns: tuple[str, ...]
-    rows: tuple[tuple[PictureRow, tuple[Cell, ...]], ...]
-    views: tuple[str, ...]
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    views: Sequence[str]
     largest_spread: float
 
 
-def build_gallery(rows: Sequence[PictureRow], folder: Path) -> Gallery:
-    """Read the pictures of ``rows`` from ``folder`` and make every view of them.
+def build_gallery(pictures: Sequence[Picture]) -> Gallery:
+    """Make every view of pictures with the labels ``image``, ``stage`` and ``row`` (``seed 0``, ...), and ``caption``.
 
     Where there are several seeds, the views are each seed, their mean, and their spread: the standard
     deviation between seeds, averaged over the colours, on one scale for all pictures.
 
     Raises:
-        UserError: a picture is missing, is no image, lies outside ``folder``, or seeds differ in size.
+        UserError: seeds differ in size, or a stage has neither one picture nor as many as there are seeds.
     """
-    arrays = [{column: _read_all(folder, names) for column, names in row.images.items()} for row in rows]
-    spreads = [{column: _spread(seeds) for column, seeds in row.items()} for row in arrays]
-    every = [spread for row in spreads for spread in row.values() if spread is not None]
-    largest = _round_up(max((float(numpy.quantile(spread, 0.995)) for spread in every), default=0.0))
-    num_seeds = max((len(seeds) for row in arrays for seeds in row.values()), default=1)
-    views = tuple(f"seed {seed}" for seed in range(num_seeds)) + (("mean", "spread") if num_seeds > 1 else ())
-    cells = [
-        tuple(_cell(column, seeds, spread[column], largest) for column, seeds in row.items())
-        for row, spread in zip(arrays, spreads, strict=True)
+    images: dict[str, dict[str, list[Picture]]] = {}
+    for picture in pictures:
+        columns = images.setdefault(str(picture.labels["image"]), {})
+        columns.setdefault(str(picture.labels["stage"]), []).append(picture)
+    every = [seeds for columns in images.values() for seeds in columns.values()]
+    longest = max(every, key=len, default=[])
+    if any(len(seeds) not in (1, len(longest)) or len({each.image.shape for each in seeds}) > 1 for seeds in every):
+        raise UserError(f"pictures of one size, one for each of {len(longest)} seeds, were expected at every stage")
+    names = [str(picture.labels["row"]) for picture in longest] if len(longest) > 1 else []
+    spreads = [spread for seeds in every if (spread := _spread(_arrays(seeds))) is not None]
+    largest = _round_up(max((float(numpy.quantile(spread, 0.995)) for spread in spreads), default=0.0))
+    rows = [
+        Row(
+            image,
+            next((str(p.labels["caption"]) for seeds in columns.values() for p in seeds if "caption" in p.labels), ""),
+            [_cell(stage, _arrays(seeds), names, largest) for stage, seeds in columns.items()],
+        )
+        for image, columns in images.items()
     ]
-    columns = tuple(dict.fromkeys(column for row in rows for column in row.images))
-    if any(len(seeds) not in (1, num_seeds) for row in arrays for seeds in row.values()):
-        raise UserError(f"every column of the pictures needs one picture, or {num_seeds}: one for each seed")
-    return Gallery(columns, tuple(zip(rows, cells, strict=True)), views, largest)
+    stages = list(dict.fromkeys(stage for columns in images.values() for stage in columns))
+    return Gallery(stages, rows, [*names, "mean", "spread"] if names else [], largest)
+
+
+def _arrays(pictures: Sequence[Picture]) -> Any:
+    """``seeds H W 3`` of uint8."""
+    return numpy.stack([to_array(picture.image) for picture in pictures])
+
+
+def _cell(column: str, seeds: Any, names: Sequence[str], largest: float) -> Cell:
+    views = dict(zip(names, seeds, strict=True)) if len(seeds) > 1 else {"": seeds[0]}
+    spread = _spread(seeds)
+    if spread is not None:
+        views |= {"mean": seeds.mean(0).round().astype("uint8"), "spread": _colour(spread, largest)}
+    shown = tuple(View(name, _picture_uri(picture)) for name, picture in views.items())
+    return Cell(column, shown, width=seeds.shape[2], height=seeds.shape[1])
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -90,37 +120,6 @@ def spread_colours(num: int) -> list[str]:
     """``num`` colours of the scale of spread from none to the largest, as "#rrggbb"."""
     levels = _colour(numpy.linspace(0, 1, num)[None], 1.0)[0]
     return ["#{:02x}{:02x}{:02x}".format(*level) for level in levels]
-
-
-def _cell(column: str, seeds: Any, spread: Any, largest: float) -> Cell:
-    pictures = {f"seed {index}": picture for index, picture in enumerate(seeds)} if len(seeds) > 1 else {"": seeds[0]}
-    if spread is not None:
-        pictures |= {"mean": seeds.mean(0).round().astype("uint8"), "spread": _colour(spread, largest)}
-    views = tuple(View(name, _picture_uri(picture)) for name, picture in pictures.items())
-    return Cell(column, views, width=seeds.shape[2], height=seeds.shape[1])
-
-
-def _read_all(folder: Path, names: Sequence[str]) -> Any:
-    """``seeds H W 3`` of uint8."""
-    pictures = [_read(folder, name) for name in names]
-    if not pictures or len({picture.shape for picture in pictures}) != 1:
-        raise UserError(
-            f"pictures of one size, one for each seed, were expected: {', '.join(names) or 'there are none'}"
-        )
-    return numpy.stack(pictures)
-
-
-def _read(folder: Path, name: str) -> Any:
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise UserError(f"picture '{name}' lies outside the folder of results.json: give a path inside it")
-    try:
-        with Image.open(path) as picture:
-            return numpy.array(picture.convert("RGB"))
-    except OSError as error:
-        raise UserError(
-            f"picture '{path}' of the report cannot be read: {error.strerror or 'it is no image'}"
-        ) from error
 
 
 def _spread(seeds: Any) -> Any:
@@ -157,3 +156,32 @@ def _encoded(picture: Any, **options: Any) -> bytes:
     stream = BytesIO()
     Image.fromarray(picture).save(stream, **options)
     return stream.getvalue()
+
+
+# ---- numbers and names as a page writes them
+
+
+def format_number(value: str | int | float | None) -> str:
+    """Three digits of a fraction, zeros too, all of a whole number, a dash for what is not known, text as it is."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".removesuffix(".")
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def format_effect(value: float) -> str:
+    """Three decimals, of large numbers none: what is smaller than that is no effect in the unit of any claim."""
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
+    return "0.000" if text == "-0.000" else text.replace("-", "\N{MINUS SIGN}")
+
+
+def format_bounds(low: float | None, high: float | None) -> str:
+    """An interval in brackets; where there is none, words that say so."""
+    return "(no interval)" if low is None or high is None else f"[{format_effect(low)}, {format_effect(high)}]"
+
+
+def entry_title(entry: str) -> str:
+    """``backbone@local`` -> ``backbone (local)``."""
+    stage, variant = split_entry(entry)
+    return f"{stage} ({variant})" if variant else stage

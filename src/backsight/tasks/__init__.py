@@ -22,7 +22,6 @@ from backsight.tasks.joint import (
     check_truth,
 )
 from backsight.tasks.modular import Modular
-from backsight.tasks.performance import performance
 from backsight.tasks.task import Task, build_chains, component_loss, learning_rate, make_plans
 
 __all__ = [
@@ -41,7 +40,6 @@ __all__ = [
     "learning_rate",
     "make_plans",
     "make_task",
-    "performance",
     "settings_of",
 ]
 

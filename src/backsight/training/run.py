@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,21 @@ from backsight.core import Key, UserError
 from backsight.data import Batch, ImageData, Splits, mean_of, open_data
 from backsight.devices import autocast, choose_precision, keep_memory, peak_memory
 from backsight.engine import StagedModel
-from backsight.io import write_bytes, write_json, write_text
+from backsight.io import write_bytes, write_text
 from backsight.models import vocabulary
 from backsight.options import TrainOptions
 from backsight.tasks import Task, check_truth, make_task, settings_of
 from backsight.training.batches import cache_images, count_batches, length, train_batches
-from backsight.training.card import task_in_words, versions, write_card
 from backsight.training.compiling import compile_task
 from backsight.training.distributed import Processes
+from backsight.training.evaluator import Evaluator
 from backsight.training.feature_cache import FeatureCache, open_feature_cache
 from backsight.training.folder import RunFolder
-from backsight.training.held_out import HeldOut
 from backsight.training.loop import Budget, Loop, NotFinite, State, stopped_in_words
 from backsight.training.memory import choose_micro_batch
 from backsight.training.memory_format import choose_memory_format, freeze_biases
 from backsight.training.norms import share_statistics
-from backsight.training.outcome import measure, measure_performance, save_models
+from backsight.training.outputs import measure, save_models, score_by_seed, task_in_words, versions, write_card
 
 TASK = ("task", "trade_off", "update", "stage", "forward_learning_rate", "begins_with")
 
@@ -179,9 +178,9 @@ class Run:
             yield batch if batch.ids or self.processes.count == 1 else Batch(nothing, (), ())
 
     @property
-    def held_out(self) -> HeldOut:
-        """The evaluator of images that are not trained on."""
-        return HeldOut(self.options.batch_size, self.device, self.processes, self.signals)
+    def evaluator(self) -> Evaluator:
+        """What gives validation and test images, to every process its part."""
+        return Evaluator(self.options.batch_size, self.device, self.processes, self.signals)
 
     @property
     def validation(self) -> tuple[ImageData, int]:
@@ -193,7 +192,7 @@ class Run:
         """Every loss on the validation images, as in training, and how well the forward models do their task there."""
         self.task.train(False)
         try:
-            losses = self.held_out.losses(self.task, *self.validation, self.precision)
+            losses = self.evaluator.losses(self.task, *self.validation, self.precision)
             return losses, self.performance()
         finally:
             self.task.train()
@@ -203,8 +202,8 @@ class Run:
         if self.frozen_performance is not None:
             return self.frozen_performance
         with autocast(self.precision, self.device):
-            held_out = self.held_out
-            found = measure_performance(self.task, lambda: held_out.batches(*self.validation), held_out.gather)
+            evaluator = self.evaluator
+            found = score_by_seed(self.task, lambda: evaluator.batches(*self.validation), evaluator.gather)
         if self.options.task != "joint":
             self.frozen_performance = found
         return found
@@ -227,13 +226,14 @@ class Run:
             save_models(self.task, self.folder.path)
             write_bytes(self.folder.path / "mean_image.safetensors", save({"mean_image": mean.cpu()}))
         with autocast(self.precision, self.device):
-            errors = measure(self.task, self.test_batches, mean, self.held_out.gather).as_json()
-            task_metrics = measure_performance(self.task, self.test_batches, self.held_out.gather)
+            result = measure(self.task, self.test_batches, mean, self.evaluator.gather)
         facts = self.facts(state)
-        found = {**errors, **({"task_metrics": task_metrics} if task_metrics else {})}
+        data = {"data": self.options.data, "data_fingerprint": facts["data_fingerprint"]}
+        card = {**result.subjects[0], **data, "training": facts}
+        result = replace(result, subjects=[card], command=command())
         if self.processes.main:
-            write_json(self.folder.path / "evaluation.json", {**found, "card": facts})
-            write_text(self.folder.path / "card.md", write_card(facts, found))
+            result.write(self.folder.path / "evaluation.json")
+            write_text(self.folder.path / "card.md", write_card(result))
         self.processes.wait()
         if state.stopped:
             raise NotFinite(f"{self.folder.path} is done, but some stopped: {stopped_in_words(state.stopped)}")
@@ -247,13 +247,13 @@ class Run:
 
     def test_batches(self) -> Iterator[Batch]:
         """The test images that figures are reported on."""
-        return self.held_out.batches(self.splits.test, self.options.max_test)
+        return self.evaluator.batches(self.splits.test, self.options.max_test)
 
     def facts(self, state: State) -> dict[str, Any]:
         """What the card states of the run."""
         pixels, splits = self.model.pixels, self.splits
         unreadable = [set(getattr(data, "unreadable", ())) for data in vars(splits).values()]
-        skipped = [set().union(*found) for found in zip(*self.held_out.gather(unreadable), strict=True)]
+        skipped = [set().union(*found) for found in zip(*self.evaluator.gather(unreadable), strict=True)]
         return {
             "model": self.model.name,
             "weights": self.model.weights,

@@ -1,4 +1,4 @@
-"""Looking at images that are not trained on: each process at its part, every image once."""
+"""Batches of images that are not trained on, each process its part and every image once, and the losses on them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from backsight.training.signals import StopRequested
 
 
 @dataclass
-class HeldOut:
-    """How images are looked at: in batches of ``batch_size``, shared among ``processes``, until a signal comes."""
+class Evaluator:
+    """Validation and test images in batches of ``batch_size``, shared among ``processes``, until a signal comes."""
 
     batch_size: int
     device: torch.device
     processes: Processes
-    asked: list[int]
+    signals: list[int]
 
     def batches(self, data: ImageData, at_most: int) -> Iterator[Batch]:
         """This process's part of the first ``at_most`` images of ``data``, in batches, as long as no signal comes."""
         for batch in loader(data, self.batch_size, limit=at_most, part=self.processes.part, device=self.device):
-            if self.asked:
+            if self.signals:
                 return
             yield batch
 
@@ -38,7 +38,7 @@ class HeldOut:
         Raises:
             StopRequested: a signal to stop came to one of them.
         """
-        parts = self.processes.gather((self.asked[0] if self.asked else 0, found))
+        parts = self.processes.gather((self.signals[0] if self.signals else 0, found))
         if number := max(number for number, _ in parts):
             raise StopRequested(number)
         return [part for _, part in parts]
