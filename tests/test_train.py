@@ -301,7 +301,7 @@ def test_overwriting_removes_the_files_of_the_run_alone(tmp_path: Path) -> None:
         ({"memory": "1MiB"}, "too little"),
         ({"inverse": ("neck=local",)}, "no stage 'neck'"),
         ({"inverse": ("backbone=locl",)}, "no inverse 'locl'"),
-        ({"inverse": ("backbone=patch:depth=3",)}, "has no 'depth'"),
+        ({"inverse": ("backbone=patch:depth=3",)}, "has no .depth."),
         ({"data": "folder:nowhere"}, "nowhere"),
     ],
 )
