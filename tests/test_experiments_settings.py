@@ -17,7 +17,7 @@ from backsight.chain import ChainEnsemble, build_chain
 from backsight.core import UserError
 from backsight.data.world import World
 from backsight.experiments import EXPERIMENTS, Subject, run_experiment, truth
-from backsight.experiments.settings import check_settings
+from backsight.experiments.run import check_settings
 from backsight.figures import grid, page, picture_parts
 from backsight.figures.page import Block
 from backsight.tasks import make_plans

@@ -121,7 +121,6 @@ def test_a_pyramid_is_noised_at_all_levels() -> None:
     [
         ({"shares": (0.5, 1.5)}, "between 0 and 1"),
         ({"shares": ()}, "between 0 and 1"),
-        ({"noise": "pink"}, "no noise 'pink': there are uniform, zero, swap"),
     ],
 )
 def test_mistakes(classifier: Subject, settings: dict, message: str) -> None:

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from backsight.catalogue import list_models, model_lines
+from backsight.catalogue import list_models
+from backsight.cli.inspection import model_lines
 from backsight.core import Layout, Pixels, UserError
 from backsight.engine import StagedModel
 from backsight.inverses import build_inverse

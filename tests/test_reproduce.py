@@ -22,7 +22,7 @@ from backsight.data.world import World
 from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject
 from backsight.experiments.claims import CLAIMS, load_claims
-from backsight.experiments.settings import read_settings
+from backsight.experiments.run import read_settings
 from backsight.experiments.subject import open_subject
 from backsight.figures import image_png
 from backsight.models import load_model

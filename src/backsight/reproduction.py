@@ -18,13 +18,14 @@ from typing import Any
 from backsight.core import UserError
 from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject, find_experiment, run_experiment
 from backsight.experiments.claims import CLAIMS, judge, save_claims
-from backsight.experiments.settings import check_settings, read_settings
+from backsight.experiments.run import check_settings, read_settings
 from backsight.experiments.subject import NUM_IMAGES, has_chains, open_subject
 from backsight.experiments.trade_off import FinishedRun
 from backsight.io import write_json, write_text
 from backsight.report.experiments import FORMAT, Step, write_experiments_report
 from backsight.shipped import find_shipped, shipped_names
 from backsight.training import command
+from backsight.validation import check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,8 @@ def experiment(
         UserError: no such experiment or setting, or a model or data that it cannot be done with.
     """
     chosen = find_experiment(name)
-    out = _folder(out or Path("experiments", name))
+    out = Path(out or Path("experiments", name))
+    check_folder(out, "--out")
     values = dict(settings) if isinstance(settings, Mapping) else read_settings(chosen.measure, settings)
     subjects = [_open(choice, images, device) for choice in choose(models, chains, data)]
     if chosen.compares_runs and not values.get("runs"):
@@ -137,7 +139,8 @@ def reproduce(
         UserError: a name or a run that there is not, a model that cannot be opened, or no experiment could be done.
         BrokeOff: once all else is done, an experiment had ended in an error that is not the user's.
     """
-    out = _folder(out)
+    out = Path(out)
+    check_folder(out, "--out")
     chosen = [find_experiment(name) for name in experiments or EXPERIMENTS]
     values = _settings(settings or {}, runs)
     for run in values["trade_off"]["runs"]:
@@ -224,12 +227,6 @@ def _other_shipped() -> list[Choice]:
 
 def _open(choice: Choice, images: int | None, device: str) -> Subject:
     return open_subject(choice.model, choice.chain, choice.data, num_images=images, device=device)
-
-
-def _folder(out: str | Path) -> Path:
-    if Path(out).exists() and not Path(out).is_dir():
-        raise UserError(f"{out} is a file: --out names a folder")
-    return Path(out)
 
 
 # ---- one experiment

@@ -17,12 +17,12 @@ from backsight.experiments.detection_cases import detections_of
 from backsight.experiments.lines import points, title_of
 from backsight.experiments.objects import object_masks
 from backsight.experiments.run import Experiment
-from backsight.experiments.settings import AnyNumber, Share
 from backsight.experiments.subject import Subject, baseline_notes
 from backsight.figures import PALETTE, ErrorPoint, Panel, Part, page, panel_part, picture_part
 from backsight.figures.outlines import outline
 from backsight.metrics import contrast_kept, found, mse
 from backsight.results import Measurement, Picture, Result
+from backsight.validation import AnyNumber, Share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

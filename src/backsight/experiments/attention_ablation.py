@@ -19,12 +19,12 @@ from backsight.engine import StagedModel, Trace
 from backsight.evaluation import right_answers
 from backsight.experiments.lines import lines_of, title_of
 from backsight.experiments.run import Experiment
-from backsight.experiments.settings import AnyNumber, Number, Range
 from backsight.experiments.subject import Subject, by_seed
 from backsight.figures import Block, Panel, page, panel_part, picture_parts
 from backsight.metrics import mse
 from backsight.models import duplicate, vocabulary
 from backsight.results import Label, Measurement, Picture, Result
+from backsight.validation import AnyNumber, Number, Range
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

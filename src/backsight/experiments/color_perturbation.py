@@ -17,11 +17,11 @@ from backsight.evaluation import task_scores
 from backsight.experiments.lines import lines_of, title_of
 from backsight.experiments.objects import category_mask, find_class
 from backsight.experiments.run import Experiment
-from backsight.experiments.settings import AnyNumber
 from backsight.experiments.subject import Subject
 from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
 from backsight.perturb import FILTERS, HUES, VISIBLE, colour_vector, recolour, region_mean
 from backsight.results import Measurement, Picture, Result
+from backsight.validation import AnyNumber
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

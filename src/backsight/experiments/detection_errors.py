@@ -18,13 +18,13 @@ from backsight.data import Batch
 from backsight.experiments.detection_cases import BY_QUERY, Case, find_cases, query_stages, reconstruct_without
 from backsight.experiments.lines import points, title_of
 from backsight.experiments.run import Experiment
-from backsight.experiments.settings import AnyNumber, Share
 from backsight.experiments.subject import Subject
 from backsight.figures import PALETTE, Panel, Part, page, panel_part, picture_part
 from backsight.figures.bars import bar_part
 from backsight.figures.outlines import crop_around, cut_out
 from backsight.metrics import OUTCOMES, brought_by, presence, root_mean_square, standing_out
 from backsight.results import Label, Measurement, Picture, Result
+from backsight.validation import AnyNumber, Share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

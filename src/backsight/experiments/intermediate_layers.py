@@ -11,11 +11,11 @@ from backsight.core import UserError
 from backsight.data import Batch
 from backsight.experiments.lines import points, title_of
 from backsight.experiments.run import Experiment
-from backsight.experiments.settings import AnyNumber
 from backsight.experiments.subject import Subject, by_seed, distinct_names, is_read_as, layers_of, stage_of
 from backsight.figures import Panel, Part, page, panel_part, picture_part
 from backsight.metrics import mse, on_valid
 from backsight.results import Measurement, Picture, Result
+from backsight.validation import AnyNumber
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,11 +13,11 @@ from backsight.data import Batch
 from backsight.engine import StagedModel, Trace
 from backsight.experiments.lines import title_of
 from backsight.experiments.run import Experiment
-from backsight.experiments.settings import Number, Share
 from backsight.experiments.subject import Subject, by_seed
 from backsight.figures import Part, draw_detections, page, picture_part
 from backsight.metrics import mse, on_valid
 from backsight.results import Measurement, Picture, Result
+from backsight.validation import Number, Share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

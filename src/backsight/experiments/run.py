@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backsight.core import UserError
-from backsight.experiments.settings import check_settings
 from backsight.experiments.subject import Subject
 from backsight.figures import to_pdf, to_png
 from backsight.io import write_bytes
 from backsight.results import Result
+from backsight.validation import convert_arguments, parse
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
+
+# ---- what an experiment is
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,33 @@ class Experiment:
         except UserError as error:
             return f"{self.name}: {error}"
         return ""
+
+
+def read_settings(measure: Callable[..., Any], texts: Sequence[str]) -> dict[str, Any]:
+    """``["num_pictures=3", "shares=[0.1, 0.5]"]`` -> the keyword arguments of an experiment; values are as in YAML.
+
+    Raises:
+        UserError: no such setting, or a value of another type.
+    """
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"'{text}' is no setting: write NAME=VALUE, as num_pictures=3")
+        settings[name] = parse(value, name)
+    return check_settings(measure, settings)
+
+
+def check_settings(measure: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as the types of the arguments of ``measure`` have them.
+
+    Raises:
+        UserError: no such setting, or a value of another type or out of its :class:`~backsight.validation.Range`.
+    """
+    return convert_arguments(measure, settings, "the experiment")
+
+
+# ---- how it is run
 
 
 def run_experiment(

@@ -16,12 +16,12 @@ from backsight.data import Batch
 from backsight.devices import exact
 from backsight.experiments.lines import points, title_of
 from backsight.experiments.run import Experiment
-from backsight.experiments.settings import AnyNumber
 from backsight.experiments.subject import Subject
 from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
 from backsight.inverses.base import times_finer
-from backsight.perturb import NOISES, Noise, choose_tokens, generator_for, noise_tokens, region_mean
+from backsight.perturb import Noise, choose_tokens, generator_for, noise_tokens, region_mean
 from backsight.results import Measurement, Picture, Result
+from backsight.validation import AnyNumber
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +87,7 @@ def measure(
         num_pictures: how many images are kept as pictures.
 
     Raises:
-        UserError: shares or a noise that there are not, or an image alone in its batch that should swap tokens.
+        UserError: shares that cannot be, or an image alone in its batch that should swap tokens.
     """
     _check(subject, shares, noise)
     pictures: list[Picture] = []
@@ -109,8 +109,6 @@ def measure(
 def _check(subject: Subject, shares: Sequence[float], noise: str) -> None:
     if not shares or not all(0 < share < 1 for share in shares):
         raise UserError(f"shares {list(shares)}: give parts of the tokens between 0 and 1, as 0.1 0.3 0.5")
-    if noise not in NOISES:
-        raise UserError(f"no noise '{noise}': there are {', '.join(NOISES)}")
     if noise == "swap" and any(len(batch.ids) < 2 for batch in subject.batches):
         raise UserError("tokens are swapped within a batch, and one has a single image: take one image more or less")
 

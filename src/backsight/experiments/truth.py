@@ -26,12 +26,12 @@ from backsight.data.world.scenes import Scenes, recolour, with_backdrop_of, with
 from backsight.devices import exact
 from backsight.engine import StagedModel, Trace
 from backsight.experiments.run import Experiment
-from backsight.experiments.settings import Number
 from backsight.experiments.subject import Subject
 from backsight.figures import ErrorPoint
 from backsight.figures.panels import Series, panels
 from backsight.metrics.probe import FEWEST, Probe, fit_probe
 from backsight.results import Measurement, Picture, Result
+from backsight.validation import Number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
