@@ -63,10 +63,10 @@ def detr_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_joint_run_says_what_it_is_and_how_well_its_models_do(detr_run: Path):
+def test_a_joint_run_records_its_settings_and_the_scores_of_its_models(detr_run: Path):
     config = yaml.safe_load((detr_run / "config.yaml").read_text())
-    told = {name: config[name] for name in ("task", "trade_off", "update", "stage", "forward_learning_rate")}
-    assert told == {
+    settings = {name: config[name] for name in ("task", "trade_off", "update", "stage", "forward_learning_rate")}
+    assert settings == {
         **{"task": "joint", "trade_off": 0.9, "update": "chain", "stage": "decoder", "forward_learning_rate": 1e-3}
     }
     evaluation = Result.load(detr_run / "evaluation.json")
@@ -78,9 +78,9 @@ def test_a_joint_run_says_what_it_is_and_how_well_its_models_do(detr_run: Path):
     assert len(precisions) == 2
     assert all(0 < each <= 1 for each in precisions)
     records = [json.loads(line) for line in (detr_run / "metrics.jsonl").read_text().splitlines()]
-    looks = [each for each in records if "validation" in each]
-    assert len(looks[-1]["task_metrics"]["AP"]) == 2
-    assert {"0/task", "0/image", "0/joint"} <= looks[-1]["validation"].keys()
+    evaluations = [each for each in records if "validation" in each]
+    assert len(evaluations[-1]["task_metrics"]["AP"]) == 2
+    assert {"0/task", "0/image", "0/joint"} <= evaluations[-1]["validation"].keys()
     card = (detr_run / "card.md").read_text()
     assert "joint, lambda 0.9, update chain, from decoder" in card
     assert f"AP of the forward model on the test images: {precisions[0]:.3f}, {precisions[1]:.3f}" in card
@@ -98,7 +98,7 @@ def test_the_forward_model_of_every_seed_is_loaded_again(detr_run: Path):
     assert len(digests) == 2
 
 
-def test_experiments_look_at_one_seed_of_a_joint_run(detr_run: Path):
+def test_experiments_measure_one_seed_of_a_joint_run(detr_run: Path):
     subject = open_subject(chain=detr_run / "chains" / "1", num_images=2)
     assert subject.stages == ["backbone", "encoder", "decoder"]
     assert subject.data.name == DETR[1]
@@ -116,7 +116,7 @@ def test_reconstruct_takes_a_seed_of_a_joint_run(detr_run: Path, tmp_path: Path,
     assert "RUN/chains/0" in refused(capsys, "reconstruct", str(detr_run), picture, "--out", out)
 
 
-def test_a_forward_model_that_is_lost_or_damaged_is_named(detr_run: Path, tmp_path: Path):
+def test_a_missing_or_damaged_forward_model_is_refused(detr_run: Path, tmp_path: Path):
     chain = ChainEnsemble.from_pretrained(detr_run / "chains" / "0")
     copy = chain.chains[0].save(tmp_path / "chains" / "0")
     with pytest.raises(UserError, match="keep them together"):
@@ -173,7 +173,7 @@ def test_an_interrupted_run_of_every_task_resumes_to_the_same_weights(
 # ---- the sweep
 
 
-def test_a_sweep_trains_every_task_keeps_what_is_done_and_draws(
+def test_a_sweep_trains_every_task_keeps_finished_runs_and_draws(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ):
     out = tmp_path / "sweep"
@@ -216,7 +216,7 @@ def test_a_sweep_trains_every_task_keeps_what_is_done_and_draws(
         (["zoo/detr-prior", "--chain", "zoo/vit-prior"], "use the model that the chain was trained on"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_refused_in_one_line(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = ["--out", str(tmp_path / "run"), "--device", "cpu"]
@@ -224,7 +224,7 @@ def test_mistakes_are_told_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_joint_training_needs_truth_that_the_model_can_learn(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_joint_training_needs_ground_truth_of_the_model_s_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for number in range(40):
         folder = tmp_path / "photos" / f"class{number % 10}"
         folder.mkdir(parents=True, exist_ok=True)

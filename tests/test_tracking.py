@@ -31,7 +31,7 @@ def test_tensorboard_has_the_losses_of_every_tenth_step_and_drops_later_ones_on_
 
 
 @pytest.mark.parametrize("name", ["trackio", "wandb"])
-def test_services_are_told_the_name_of_the_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_services_get_the_name_of_the_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     service = SimpleNamespace(
         init=lambda **options: calls.append(options),
