@@ -264,8 +264,8 @@ def test_an_experiment_for_no_model_says_why(opened, tmp_path):
         ({"experiments": ["xyz"]}, "there are reconstruct, stage_error"),
         ({"models": ["a", "b"], "chains": ["c"]}, "2 models and 1 chains"),
         ({"models": ["a", "b", "c"], "data": ["x", "y"]}, "3 models and 2 data"),
-        ({"settings": {"truth": {"scenes": 1}}}, "no setting 'scenes': there are num_scenes, num_training"),
-        ({"settings": {"truth": {"num_scenes": "many"}}}, "num_scenes=many: it is to be of the kind of 200"),
+        ({"settings": {"truth": {"scenes": 1}}}, "no 'scenes': did you mean 'num_scenes'"),
+        ({"settings": {"truth": {"num_scenes": "many"}}}, "'num_scenes' of .* is 'many': it has to be a whole number"),
         ({"models": ["vit prior", "vit prior"], "data": ["world", "world:single"]}, "have one name"),
     ],
 )
