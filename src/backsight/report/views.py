@@ -162,7 +162,11 @@ def _encoded(picture: Any, **options: Any) -> bytes:
 
 
 def format_number(value: str | int | float | None) -> str:
-    """Three digits of a fraction, zeros too, all of a whole number, a dash for what is not known, text as it is."""
+    """Three digits of a fraction, zeros too, all of a whole number, a dash for what is not known, text as it is.
+
+    >>> format_number(0.5), format_number(5120.7), format_number(38400), format_number(None)
+    ('0.500', '5,121', '38,400', '–')
+    """
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, float):
@@ -182,6 +186,10 @@ def format_bounds(low: float | None, high: float | None) -> str:
 
 
 def entry_title(entry: str) -> str:
-    """``backbone@local`` -> ``backbone (local)``."""
+    """The name of an inverse as a reader sees it.
+
+    >>> entry_title("backbone@local")
+    'backbone (local)'
+    """
     stage, variant = split_entry(entry)
     return f"{stage} ({variant})" if variant else stage
