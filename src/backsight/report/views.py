@@ -80,10 +80,10 @@ def build_gallery(pictures: Sequence[Picture]) -> Gallery:
         columns.setdefault(str(picture.labels["stage"]), []).append(picture)
     every = [seeds for columns in images.values() for seeds in columns.values()]
     longest = max(every, key=len, default=[])
-    if any(len(seeds) not in (1, len(longest)) or len({each.image.shape for each in seeds}) > 1 for seeds in every):
-        raise UserError(f"pictures of one size, one for each of {len(longest)} seeds, were expected at every stage")
+    if any(len(seeds) not in (1, len(longest)) for seeds in every):
+        raise UserError(f"one picture, or one for each of {len(longest)} seeds, was expected at every stage")
     names = [str(picture.labels["row"]) for picture in longest] if len(longest) > 1 else []
-    spreads = [spread for seeds in every if (spread := _spread(_arrays(seeds))) is not None]
+    spreads = (_spread(_arrays(seeds)) for seeds in every if len(seeds) > 1)
     largest = _round_up(max((float(numpy.quantile(spread, 0.995)) for spread in spreads), default=0.0))
     rows = [
         Row(
@@ -99,7 +99,10 @@ def build_gallery(pictures: Sequence[Picture]) -> Gallery:
 
 def _arrays(pictures: Sequence[Picture]) -> Any:
     """``seeds H W 3`` of uint8."""
-    return numpy.stack([to_array(picture.image) for picture in pictures])
+    arrays = [to_array(picture.image) for picture in pictures]
+    if len({array.shape for array in arrays}) > 1:
+        raise UserError(f"pictures of one size were expected for all seeds of {pictures[0].labels['image']}")
+    return numpy.stack(arrays)
 
 
 def _cell(column: str, seeds: Any, names: Sequence[str], largest: float) -> Cell:
