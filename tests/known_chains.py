@@ -11,13 +11,16 @@ from matplotlib.text import Text
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble, InverseChain, Plan, build_chain, describe
-from backsight.core import IMAGE, Layout
+from backsight.core import Layout
+from backsight.data import open_data
 from backsight.data.base import Sample, Target
 from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, Result, Subject, run_experiment
 from backsight.figures import to_png
 from backsight.figures.house_style import LETTERS
 from backsight.inverses import Inverse
+from backsight.tasks import make_plans
+from small import build_small
 
 Answer = Callable[[Tensor], Tensor]
 
@@ -121,6 +124,15 @@ def untrained_subject(model: StagedModel, seeds: int = 2, **options: Any) -> Sub
     return subject_of(model, [untrained_chain(model, seed) for seed in range(seeds)], **options)
 
 
+def random_subject(family: str, *, inverses: Sequence[str] = (), num_images: int = 4, batch_size: int = 3) -> Subject:
+    """A small random model with two random chains, on drawn scenes (of one object each for a classifier)."""
+    model = build_small(family)
+    plans = make_plans(model, inverses)
+    ensemble = ChainEnsemble(build_chain(model, plans, seed).eval() for seed in (0, 1))
+    data = open_data("world:prior:single" if model.spec.task == "classify" else "world:prior", model.pixels).test
+    return Subject(model, ensemble, data, num_images=num_images, batch_size=batch_size)
+
+
 def check_contract(name: str, subjects: Sequence[Subject], folder: Path, **settings: Any) -> Result:
     """What holds for every experiment: its files, its labels, and a figure that the JSON alone gives again."""
     experiment = EXPERIMENTS[name]
@@ -157,8 +169,3 @@ def check_figure(figure: Any) -> None:
         box = text.get_window_extent()
         inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1
         assert inside, f"'{text.get_text()}' is clipped: {box}"
-
-
-def stages_and_image(subject: Subject) -> list[str]:
-    """``image``, then the stages."""
-    return [IMAGE, *subject.stages]

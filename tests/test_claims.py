@@ -171,7 +171,8 @@ def test_what_was_not_done_is_not_tested_and_says_why():
     (found,) = judge([absent], {}, {"toy": "the disk was full"})
     assert (found.verdict, found.reason) == ("not tested", "the disk was full")
     (found,) = judge([claim_of(compare=lambda evidence: [evidence.values(stage="x")])], {"toy": result_of(rows)})
-    assert (found.verdict, found.reason) == ("not tested", "toy has no measurements of a with stage x")
+    assert found.verdict == "not tested"
+    assert found.reason.startswith("0 measurements of toy")
     (found,) = judge([claim_of(compare=lambda evidence: [])], {"toy": result_of(rows)})
     assert found.verdict == "not tested"
 

@@ -13,7 +13,7 @@ from backsight.chain import ChainEnsemble, build_chain
 from backsight.core import UserError
 from backsight.data import open_data
 from backsight.engine import StagedModel
-from backsight.experiments import EXPERIMENTS, Result, Subject, run_experiment
+from backsight.experiments import EXPERIMENTS, Subject, run_experiment
 from backsight.experiments.attention_ablation import (
     ALONE,
     FULL,
@@ -25,10 +25,10 @@ from backsight.experiments.attention_ablation import (
     patch_attention_mask,
     training_data,
 )
-from backsight.figures import to_png
 from backsight.models import VIT, duplicate, stage_module
 from backsight.tasks import make_plans
 from backsight.verification import scramble
+from known_chains import check_contract
 from numerics import assert_rounding
 from small import build_small, random_images, small_pixels
 
@@ -164,10 +164,7 @@ def test_classes_that_the_model_does_not_have_are_refused() -> None:
 
 def test_contract(model: StagedModel, tmp_path: Path) -> None:
     subject = subject_of(model)
-    experiment = EXPERIMENTS["attention_ablation"]
-    run_experiment(experiment, [subject], tmp_path, {"steps": 2, "batch_size": 4, "num_pictures": 2})
-    loaded = Result.load(tmp_path)
-    assert (tmp_path / "figure.png").read_bytes() == to_png(experiment.draw(loaded))
+    loaded = check_contract("attention_ablation", [subject], tmp_path, steps=2, batch_size=4, num_pictures=2)
     assert loaded.values_of("condition")[:3] == [FULL, ALONE, TUNED]
     assert {each.values.shape for each in loaded.select(metric="accuracy")} == {(1, 4)}
     assert {each.values.shape for each in loaded.select(metric="mse")} == {(2, 4)}

@@ -10,22 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from backsight.chain import ChainEnsemble, build_chain
 from backsight.core import UserError
 from backsight.data import Target, open_data
 from backsight.data.world.scenes import class_hues
 from backsight.engine import StagedModel
-from backsight.experiments import EXPERIMENTS, Result, Subject, run_experiment
+from backsight.experiments import Result, Subject
 from backsight.experiments.color_perturbation import SIX, hue_retention, pairwise_error
 from backsight.experiments.color_perturbation import measure as perturb_colours
 from backsight.experiments.objects import category_mask, fill_boxes, find_class, object_masks
 from backsight.experiments.prototypes import OTHERS, OWN, colour_of, hues_of_classes
 from backsight.experiments.prototypes import measure as find_prototypes
-from backsight.figures import to_png
 from backsight.perturb import HUES, hsv_to_rgb, hue_unit, recolour, rgb_to_hsv, to_grey
-from backsight.tasks import make_plans
+from known_chains import check_contract, random_subject
 from pixel_toy import paint_patches, pixel_model
-from small import build_small
 from stand_in_chains import Painter, paint_grey
 
 MASK = torch.zeros(8, 8, dtype=torch.bool)
@@ -217,30 +214,17 @@ def test_class_hues_come_from_the_law_or_from_the_images() -> None:
 # ---- contracts
 
 
-@pytest.fixture(scope="module")
-def subjects() -> list[Subject]:
-    """A random detector and a random classifier, with two random chains each."""
-    found = []
-    for family, data in (("detr", "world:prior"), ("vit", "world:prior:single")):
-        model = build_small(family)
-        ensemble = ChainEnsemble(build_chain(model, make_plans(model), seed).eval() for seed in (0, 1))
-        found.append(Subject(model, ensemble, open_data(data, model.pixels).test, num_images=4, batch_size=3))
-    return found
-
-
-@pytest.mark.parametrize("name", ["color_perturbation", "prototypes"])
-def test_contract(name: str, subjects: list[Subject], tmp_path: Path) -> None:
-    experiment = EXPERIMENTS[name]
-    run_experiment(experiment, subjects, tmp_path, {"num_pictures": 1})
-    loaded = Result.load(tmp_path)
-    assert (tmp_path / "figure.png").read_bytes() == to_png(experiment.draw(loaded))
-    for subject in subjects:
-        for stage in subject.stages:
-            found = loaded.select(model=subject.name, stage=stage)
-            assert found
-            assert all(each.values.shape == (2, 4) for each in found)
-    if name == "color_perturbation":
-        assert len(loaded.select(model="small vit", metric="accuracy")) == 7
-        assert {each.values.shape for each in loaded.select(metric="AP")} == {(1, 1)}
-        assert {each.values.shape for each in loaded.select(metric="found")} == {(1, 4)}
-        assert {each.labels["filter"] for each in loaded.pictures} == {"none", *SIX}
+def test_contract(tmp_path: Path) -> None:
+    subjects = [random_subject("detr"), random_subject("vit")]
+    for name in ("color_perturbation", "prototypes"):
+        loaded = check_contract(name, subjects, tmp_path / name, num_pictures=1)
+        for subject in subjects:
+            for stage in subject.stages:
+                found = loaded.select(model=subject.name, stage=stage)
+                assert found
+                assert all(each.values.shape == (2, 4) for each in found)
+    loaded = Result.load(tmp_path / "color_perturbation")
+    assert len(loaded.select(model="small vit", metric="accuracy")) == 7
+    assert {each.values.shape for each in loaded.select(metric="AP")} == {(1, 1)}
+    assert {each.values.shape for each in loaded.select(metric="found")} == {(1, 4)}
+    assert {each.labels["filter"] for each in loaded.pictures} == {"none", *SIX}

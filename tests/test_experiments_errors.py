@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backsight.chain import ChainEnsemble, build_chain
 from backsight.core import Detections, Layout, UserError
 from backsight.data import Target, open_data
 from backsight.experiments.detection_cases import (
@@ -21,16 +20,14 @@ from backsight.experiments.detection_cases import (
     query_stages,
     reconstruct_without,
 )
-from backsight.experiments.detection_errors import DETECTION_ERRORS, draw, measure
+from backsight.experiments.detection_errors import DETECTION_ERRORS, measure
 from backsight.experiments.objects import fill_boxes
 from backsight.experiments.run import run_experiment
 from backsight.experiments.subject import Subject
-from backsight.figures import to_png
 from backsight.figures.outlines import crop_around, cut_out, outline
 from backsight.metrics import OUTCOMES, brought_by, presence, root_mean_square, standing_out, surroundings
 from backsight.models import load_model
-from backsight.results import Result
-from backsight.tasks import make_plans
+from known_chains import check_contract, random_subject
 from small import build_small
 from stand_in_chains import Painter, features_of, paint_grey, paint_input
 
@@ -196,11 +193,11 @@ def test_every_detection_has_the_query_that_made_it(detector) -> None:
     (batch,) = subject.batches
     prediction = subject.trace(batch)["prediction"]
     layout = detector.layout("prediction")
-    cases = [case for case in find_cases(subject, batch, 0.3) if case.said is not None]
+    cases = [case for case in find_cases(subject, batch, 0.3) if case.answer is not None]
     assert len(cases) > 6
     for case in cases:
         scores = prediction[case.row, case.query, : layout.classes].softmax(0)
-        assert float(scores[case.said[1]]) == pytest.approx(case.said[2], abs=1e-5)
+        assert float(scores[case.answer[1]]) == pytest.approx(case.answer[2], abs=1e-5)
         assert case.mask.any()
         assert not (case.mask & case.ring).any()
 
@@ -260,25 +257,15 @@ def test_pictures_can_be_filtered(detector) -> None:
             assert own[3].image.std() > 1e-3
 
 
-def small_subject(family: str) -> Subject:
-    model = build_small(family)
-    ensemble = ChainEnsemble(build_chain(model, make_plans(model), seed).eval() for seed in (0, 1))
-    return Subject(model, ensemble, open_data("world:prior", model.pixels).test, num_images=4, batch_size=2)
-
-
 def test_contract(tmp_path: Path) -> None:
-    result = measure(small_subject("detr"), threshold=0.2, num_shown=1)
-    result.save(tmp_path)
-    loaded = Result.load(tmp_path)
+    loaded = check_contract("detection_errors", [random_subject("detr")], tmp_path, threshold=0.2, num_shown=1)
     assert loaded.values_of("type") == list(OUTCOMES)
-    assert len(loaded.pictures) == len(result.pictures) > 0
-    again = Result.from_json(loaded.to_json())
-    assert to_png(draw(loaded), dpi=60) == to_png(draw(again), dpi=60)
+    assert loaded.pictures
 
 
 @pytest.mark.parametrize("family", ["detr", "deformable_detr"])
 def test_queries_of_every_family_paint_something(family: str) -> None:
-    result = measure(small_subject(family), threshold=0.2, num_shown=0)
+    result = measure(random_subject(family), threshold=0.2, num_shown=0)
     for stage in ("decoder", "prediction"):
         painted = result.select(stage=stage, metric="painted by query")
         assert any(each.known().numel() and each.mean() > 0 for each in painted)

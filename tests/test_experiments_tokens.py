@@ -7,34 +7,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from backsight.chain import ChainEnsemble, build_chain
 from backsight.core import Layout, UserError
 from backsight.data import open_data
-from backsight.experiments import EXPERIMENTS, Result, Subject, run_experiment
+from backsight.experiments import EXPERIMENTS, Result, Subject
 from backsight.experiments.token_noise import Route, measure, patch_pixels, routes
 from backsight.figures import to_png
 from backsight.perturb import choose_tokens, generator_for
-from backsight.tasks import make_plans
+from known_chains import check_contract, random_subject
 from pixel_toy import paint_mean, paint_patches, pixel_model
-from small import build_small
 from stand_in_chains import Painter, paint_grey
-
-
-def subject_of(family: str, data: str, changes: tuple[str, ...] = (), num_images: int = 3) -> Subject:
-    model = build_small(family)
-    plans = make_plans(model, changes)
-    ensemble = ChainEnsemble(build_chain(model, plans, seed).eval() for seed in (0, 1))
-    return Subject(model, ensemble, open_data(data, model.pixels).test, num_images=num_images)
 
 
 @pytest.fixture(scope="module")
 def detector() -> Subject:
-    return subject_of("detr", "world:prior", ("backbone@local=local",))
+    return random_subject("detr", inverses=["backbone@local=local"], num_images=3)
 
 
 @pytest.fixture(scope="module")
 def classifier() -> Subject:
-    return subject_of("vit", "world:prior:single")
+    return random_subject("vit", num_images=3)
 
 
 # ---- known answers
@@ -118,7 +109,7 @@ def test_the_noise_is_the_same_whatever_the_batches(classifier: Subject) -> None
 
 
 def test_a_pyramid_is_noised_at_all_levels() -> None:
-    result = measure(subject_of("deformable_detr", "world:prior", num_images=2), shares=(0.5,), noise="zero")
+    result = measure(random_subject("deformable_detr", num_images=2), shares=(0.5,), noise="zero")
     noised = result.one(noised="backbone", stage="backbone", metric="error", region="noised")
     assert noised.values.shape == (2, 2)
     assert noised.values.min() > 0
@@ -147,10 +138,7 @@ def test_tokens_cannot_be_swapped_with_nobody(classifier: Subject) -> None:
 
 
 def test_contract(detector: Subject, classifier: Subject, tmp_path: Path) -> None:
-    experiment = EXPERIMENTS["token_noise"]
-    run_experiment(experiment, [detector, classifier], tmp_path, {"shares": (0.1, 0.5)})
-    loaded = Result.load(tmp_path)
-    assert (tmp_path / "figure.png").read_bytes() == to_png(experiment.draw(loaded))
+    loaded = check_contract("token_noise", [detector, classifier], tmp_path, shares=[0.1, 0.5])
     assert loaded.values_of("share") == [0.1, 0.5]
     assert all(each.values.shape == (2, 3) for each in loaded.measurements)
     assert len(loaded.shown(model="small detr", inverse="local", share=0.5, shows="input")) == 3

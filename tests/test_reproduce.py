@@ -373,7 +373,7 @@ def test_a_single_value_has_no_interval_on_the_page(opened, tmp_path):
 
 
 def test_an_experiment_on_nothing_says_what_to_name(tmp_path):
-    with pytest.raises(UserError, match="trust looks at models: name some"):
+    with pytest.raises(UserError, match="trust needs models: name some"):
         experiment("trust", tmp_path)
     with pytest.raises(UserError, match="give their folders as runs"):
         experiment("trade_off", tmp_path)

@@ -166,6 +166,9 @@ def reproduce(
 def choose(models: Sequence[str], chains: Sequence[str | Path], data: Sequence[str]) -> list[Choice]:
     """One for each model, or for each chain where no model is named.
 
+    >>> choose(["zoo/detr-prior"], [], ["world"])
+    [Choice(model='zoo/detr-prior', chain=None, data='world')]
+
     Args:
         models: their names.
         chains: none, or one for each.

@@ -48,6 +48,9 @@ EXPERIMENTS: dict[str, Experiment] = {
 def find_experiment(name: str) -> Experiment:
     """The experiment called ``name``.
 
+    >>> find_experiment("stage_error").question
+    'How much of the image is lost by each stage?'
+
     Raises:
         UserError: there is none; the nearest name is offered.
     """

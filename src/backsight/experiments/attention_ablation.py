@@ -150,6 +150,9 @@ def patch_attention_mask(num_tokens: int, prefix: int, *, reads_prefix: bool = F
     tokens. No row is empty. Without ``reads_prefix``, as in the paper, each patch is processed alone; with it, patches
     still mix through the prefix from one layer to the next.
 
+    >>> patch_attention_mask(num_tokens=3, prefix=1).int().tolist()
+    [[1, 1, 1], [0, 1, 0], [0, 0, 1]]
+
     Args:
         num_tokens: N, prefix tokens included.
         prefix: how many of them come before the patches.
@@ -245,7 +248,7 @@ def fine_tune(
 ) -> StagedModel:
     """Train a classifier on ``data`` by cross-entropy, in place, as long as ``changed`` is in force; returns it.
 
-    Gradients are cut to a norm of 1. Take :func:`~backsight.models.family` first to keep a model as it is.
+    Gradients are cut to a norm of 1. Take :func:`~backsight.models.duplicate` first to keep a model as it is.
 
     Raises:
         UserError: the data has classes that the model does not.

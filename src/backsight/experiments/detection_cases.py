@@ -17,7 +17,7 @@ from backsight.experiments.subject import Subject
 from backsight.metrics import Finding, find_errors, surroundings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One detection or missed object.
 
@@ -28,7 +28,7 @@ class Case:
         ring: ``H W``, bool: the surroundings of ``mask``.
         query: which query detected it; None where it was missed, or where the model has no queries.
         truth: box of the object (x0, y0, x1, y1 in pixels) and its label, None where there is none.
-        said: the detection's box, label and score, None where it was missed.
+        answer: the detection's box, label and score, None where it was missed.
     """
 
     row: int
@@ -37,12 +37,12 @@ class Case:
     ring: Tensor
     query: int | None
     truth: tuple[Tensor, int] | None
-    said: tuple[Tensor, int, float] | None
+    answer: tuple[Tensor, int, float] | None
 
     @property
     def boxes(self) -> Tensor:
         """``1 4`` or ``2 4``: the object's and the detection's, as far as there are."""
-        return torch.stack([each[0] for each in (self.truth, self.said) if each is not None])
+        return torch.stack([each[0] for each in (self.truth, self.answer) if each is not None])
 
     @cached_property
     def window(self) -> tuple[slice, slice]:
@@ -83,7 +83,7 @@ def _cases_of(
     masks = object_masks(replace(target, crowd=torch.zeros_like(target.crowd)), size)  # crowds as well
     for finding in find_errors(found, target, threshold):
         index, about = finding.detection, finding.truth
-        said = None if index is None else (found.boxes[index], int(found.classes[index]), float(found.scores[index]))
+        answer = None if index is None else (found.boxes[index], int(found.classes[index]), float(found.scores[index]))
         truth = None if about is None else (target.boxes[about], int(target.labels[about]))
         others = torch.arange(len(masks)) != (-1 if about is None else about)
         # Who is wrong in both means no object in particular: what counts is the place that the detection names.
@@ -93,7 +93,7 @@ def _cases_of(
             mask, others = fill_boxes(found.boxes[[index]], size)[0] & valid, torch.ones_like(others)
         ring = surroundings(mask[None], masks[others].any(0) | ~valid)[0]
         query = None if queries is None or index is None else int(queries[index])
-        yield Case(row, finding, mask, ring, query, truth, said)
+        yield Case(row, finding, mask, ring, query, truth, answer)
 
 
 # ---- object queries

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 INPUT, RECONSTRUCTION, WITHOUT = "input", "reconstruction", "without query"
 """What a picture shows: its label ``shows``."""
 
-TRUTH_COLOUR, SAID_COLOUR = PALETTE[2], PALETTE[1]
+TRUTH_COLOUR, ANSWER_COLOUR = PALETTE[2], PALETTE[1]
 """Of the object's box, and of the detection's."""
 
 Values = dict[tuple[str, str], Tensor]
@@ -157,8 +157,7 @@ class Gallery:
         self.subject, self.num_each = subject, num_each
         self.pictures: list[Picture] = []
         self._count: Counter[str] = Counter()
-        # The cases themselves are kept too: an id is unique only as long as what it names is there.
-        self._taken: dict[int, tuple[Case, dict[str, Label], Batch]] = {}
+        self._taken: dict[Case, tuple[dict[str, Label], Batch]] = {}
 
     def add(self, batch: Batch, cases: Sequence[Case]) -> None:
         """Take what there is room for of the cases of a batch, with all their reconstructions."""
@@ -166,32 +165,33 @@ class Gallery:
             if self._count[case.finding.outcome] < self.num_each:
                 self._count[case.finding.outcome] += 1
                 labels = self._describe(batch, case)
-                self._taken[id(case)] = case, labels, batch
+                self._taken[case] = labels, batch
                 self.pictures += self._show(batch, case, labels)
 
     def add_without(self, case: Case, stage: str, reconstruction: Tensor) -> None:
         """``3 H W`` without the query of ``case``, if it has been taken."""
-        if id(case) in self._taken:
-            _, known, batch = self._taken[id(case)]
+        if case in self._taken:
+            labels, batch = self._taken[case]
             picture = _cut(case, batch.cut(case.row, reconstruction))
-            self.pictures.append(Picture({**known, "stage": stage, "shows": WITHOUT}, picture))
+            self.pictures.append(Picture({**labels, "stage": stage, "shows": WITHOUT}, picture))
 
     def _describe(self, batch: Batch, case: Case) -> dict[str, Label]:
-        known = case.truth or case.said
-        said = case.said
+        known = case.truth or case.answer
+        answer = case.answer
         return {
             "model": self.subject.name,
             "type": case.finding.outcome,
             "class": _name(self.subject, known[1]) if known else "",
-            "detected as": _name(self.subject, said[1]) if said else "",
-            "score": round(said[2], 3) if said else 0.0,
+            "detected as": _name(self.subject, answer[1]) if answer else "",
+            "score": round(answer[2], 3) if answer else 0.0,
             "overlap": round(case.finding.overlap, 3),
             "image": batch.ids[case.row],
             "case": len(self._taken),
         }
 
     def _show(self, batch: Batch, case: Case, labels: Mapping[str, Label]) -> Iterator[Picture]:
-        frames = [(each[0], colour) for each, colour in ((case.truth, TRUTH_COLOUR), (case.said, SAID_COLOUR)) if each]
+        boxes = ((case.truth, TRUTH_COLOUR), (case.answer, ANSWER_COLOUR))
+        frames = [(each[0], colour) for each, colour in boxes if each]
         image = batch.cut(case.row, batch.images[case.row])
         window = crop_around(case.boxes, (image.shape[-2], image.shape[-1]))
         yield Picture({**labels, "stage": INPUT, "shows": INPUT}, cut_out(image, window, frames))
@@ -281,8 +281,8 @@ def _caption(picture: Picture) -> str:
     labels = picture.labels
     if labels["type"] == "missed":
         return str(labels["class"])
-    said = f"{labels['detected as']} {labels['score']:.2f}"
-    return said if labels["class"] == labels["detected as"] else f"{labels['class']} as {said}"
+    answer = f"{labels['detected as']} {labels['score']:.2f}"
+    return answer if labels["class"] == labels["detected as"] else f"{labels['class']} as {answer}"
 
 
 DETECTION_ERRORS = Experiment(

@@ -68,14 +68,9 @@ def measure(
     notes = []
     if SPREAD in rows and len(subject.seeds) == 1:
         notes = [f"{subject.name} has one seed: no spread is shown"]
-    return Result(
-        "reconstruct",
-        [subject.card()],
-        list(_errors(subject)),
-        list(_pictures(subject, num_pictures, rows, threshold)),
-        {"num_pictures": num_pictures, "rows": rows, "threshold": threshold},
-        notes,
-    )
+    pictures = _pictures(subject, num_pictures, rows, threshold)
+    settings = {"num_pictures": num_pictures, "rows": rows, "threshold": threshold}
+    return subject.result("reconstruct", _errors(subject), pictures, settings, notes)
 
 
 def _errors(subject: Subject) -> Iterator[Measurement]:

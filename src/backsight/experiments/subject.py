@@ -40,6 +40,14 @@ class Subject:
     The images are read once and stay on the model's device. Traces and reconstructions are computed when they are
     first asked for and cached (the latest ``cache`` bytes of them), so that experiments share them.
 
+    >>> import backsight as bs
+    >>> model = bs.load_model("zoo/vit-prior")
+    >>> subject = bs.Subject(model, "zoo/vit-prior", "world:prior:single", num_images=2)
+    >>> subject.stages, subject.seeds
+    (['backbone', 'encoder'], [0, 1, 2])
+    >>> subject.reconstruct(subject.batches[0], at="encoder").shape  # seeds, images, RGB, height, width
+    torch.Size([3, 2, 3, 96, 96])
+
     Args:
         model: the forward model.
         chain: one chain, or an ensemble of a chain for each seed; or where they are: a run, a chain's folder,
@@ -195,10 +203,6 @@ class Subject:
             if not any(_has(need, target) for batch in self.batches for target in batch.targets):
                 raise UserError(f"{self.data.name} has no {_NEEDS[need]}")
 
-    def only(self, num_images: int) -> Subject:
-        """The same subject on its first ``num_images`` images, and its baseline; with a cache of its own."""
-        return Subject(self.model, self.ensemble, self.data, num_images=num_images, mean_image=self.baseline)
-
 
 _NEEDS = {
     "masks": "instance masks: take coco:DIR or world",
@@ -326,7 +330,11 @@ def _run_folders(folder: Path | None) -> Iterator[Path]:
 
 
 def stage_of(name: str) -> str:
-    """The stage that a stage's or layer's name belongs to: ``encoder.3`` -> ``encoder``."""
+    """The stage that a stage's or layer's name belongs to.
+
+    >>> stage_of("encoder.3")
+    'encoder'
+    """
     return name.partition(".")[0]
 
 

@@ -92,6 +92,10 @@ HUES: tuple[str, ...] = ("red", "green", "blue", "none", "rotate120", "rotate240
 def recolour(images: Tensor, name: str, masks: Tensor | None = None) -> Tensor:
     """Images through one of :data:`FILTERS`, ``B 3 H W`` RGB in [0, 1] -> ``B 3 H W``.
 
+    >>> red = torch.tensor([0.75, 0.25, 0.25]).view(1, 3, 1, 1)
+    >>> recolour(red, "green").flatten().tolist()
+    [0.25, 0.75, 0.25]
+
     Args:
         images: ``B 3 H W`` in [0, 1].
         name: of the filter.

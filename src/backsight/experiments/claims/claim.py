@@ -82,12 +82,7 @@ class Evidence:
         Raises:
             UserError: there is none, or more than one.
         """
-        found = self.select(role, **labels)
-        if len(found) != 1:
-            wanted = ", ".join(f"{name} {value}" for name, value in labels.items())
-            count = len(found) or "no"
-            raise UserError(f"{self.result.experiment} has {count} measurements of {self.models[role]} with {wanted}")
-        return found[0].values
+        return self.result.one(model=self.models[role], **labels).values
 
     def stages(self, role: int = 0) -> list[str]:
         """The stages of the model in a role that its chains invert, in the order of the forward pass."""

@@ -40,6 +40,9 @@ def _rising_with_distance(evidence: Evidence) -> Iterator[Comparison]:
 def rank_correlation(values: Tensor, along: Sequence[float]) -> Tensor:
     """How surely values rise: the correlation of their ranks with the ranks of ``along``.
 
+    >>> float(rank_correlation(torch.tensor([0.1, 0.4, 0.2]), [0, 1, 2]))
+    0.5
+
     Args:
         values: ``L ...``.
         along: L numbers, one for each row; equal ones share their mean rank, equal values are ranked in their order.
