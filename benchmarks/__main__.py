@@ -85,6 +85,7 @@ def _tell(ratios: Sequence[Ratio], before: dict[str, Any], here: dict[str, Any])
 
 
 if __name__ == "__main__":
+    UserError.in_command = True
     try:
         tyro.cli(bench, prog="python -m benchmarks")
     except UserError as error:

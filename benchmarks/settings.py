@@ -66,8 +66,6 @@ class Settings:
         Raises:
             UserError: no such model, or no such size.
         """
-        try:
-            size = parse_size(self.size)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        return load_model(name, size=size, device=self.device, random_weights=not name.startswith("zoo/"))
+        return load_model(
+            name, size=parse_size(self.size), device=self.device, random_weights=not name.startswith("zoo/")
+        )

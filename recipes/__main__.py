@@ -39,6 +39,7 @@ def train(
 
 
 if __name__ == "__main__":
+    UserError.in_command = True
     try:
         tyro.cli(train, prog="python -m recipes")
     except UserError as error:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble
-from backsight.core import UserError, expect_positive
+from backsight.core import UserError
 from backsight.data import loader, open_data
 from backsight.engine import StagedModel
 from backsight.evaluation import evaluate
@@ -25,6 +25,7 @@ from backsight.models import load_model
 from backsight.options import ModelOptions, TrainOptions
 from backsight.results import MEAN_IMAGE, Result
 from backsight.training import train_run
+from backsight.validation import Number, convert
 from recipes.recipe import CHAINS, ChainRecipe, find_recipe
 from recipes.spread import compare_chains, in_words
 
@@ -46,7 +47,7 @@ def train_chains(
         UserError: there is no such name, or no trained model in ``folder``.
     """
     folder, name = Path(folder), name.removeprefix("zoo/")
-    expect_positive("steps", steps)
+    convert(steps, Number | None, "--steps")
     recipe, data = CHAINS[name], find_recipe(name).data
     if not (folder / "card.json").is_file():
         raise UserError(f"no trained {name} in {folder}: train it first, without --chains")

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from backsight.core import expect_positive
 from backsight.data.base import Batch
 from backsight.data.world import World
 from backsight.io import write_json
+from backsight.validation import Number, Positive, convert
 from recipes.classifier import ClassifierLearner
 from recipes.detector import DetectorLearner
 from recipes.evaluate import evaluate_forward, measure
@@ -70,8 +70,8 @@ def train_forward(
         UserError: there is no such name, or ``steps`` or ``minutes`` are not positive.
     """
     recipe = find_recipe(name)
-    expect_positive("steps", steps)
-    expect_positive("minutes", minutes)
+    convert(steps, Number | None, "--steps")
+    convert(minutes, Positive | None, "--minutes")
     recipe = replace(recipe, steps=steps or recipe.steps, seed=recipe.seed if seed is None else seed)
     torch.manual_seed(recipe.seed)
     learner = LEARNERS[recipe.architecture](recipe)

@@ -178,5 +178,5 @@ def test_an_address_that_cannot_be_had_is_one_line() -> None:
         listen("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(UserError, match="port must be 0-65535"):
         listen("127.0.0.1", 99_999_999)
-    with pytest.raises(UserError, match="choose another --port, or --host"):
+    with pytest.raises(UserError, match="choose another port, or host"):
         listen("no such host", 0)

@@ -548,7 +548,7 @@ def test_the_run_says_where_it_comes_from(vit: StagedModel, tmp_path: Path) -> N
     assert "vit blocks.pt" in card
     assert "No error was measured here" in card
     assert "imported:" in (tmp_path / "run" / "config.yaml").read_text()
-    with pytest.raises(UserError, match="is finished: add --overwrite"):
+    with pytest.raises(UserError, match="is finished: add overwrite"):
         import_authors(tmp_path / "published", vit, tmp_path / "run")
     import_authors(tmp_path / "published", vit, tmp_path / "run", overwrite=True)
 

@@ -321,5 +321,5 @@ def test_a_folder_without_chains_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no chains in .*: name the folder of a run, with chains/0/chain\.json in it"):
         ChainEnsemble.from_pretrained(tmp_path)
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(UserError, match="its training has not finished: run it again with --resume"):
+    with pytest.raises(UserError, match="its training has not finished: run it again with resume"):
         ChainEnsemble.from_pretrained(tmp_path)

@@ -14,8 +14,6 @@ from PIL import Image
 from backsight.core import Pixels, UserError
 from backsight.data import Splits, Stream, open_data
 from backsight.data.streams import Encoded, TarFiles, expand, part_of
-from backsight.options import TrainOptions
-from backsight.training.numbers import check_stream
 
 # Python 3.12 and later warn of every fork beside a thread; torch has threads.
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
@@ -202,10 +200,4 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             open_data(spec, PIXELS)
         assert "\n" not in str(caught.value)
-    for changes, message in {
-        "epochs": ({"epochs": 2.0}, "no epochs: give --steps or --minutes"),
-        "cache": ({"steps": 3, "image_cache": tmp_path}, "--image-cache"),
-    }.values():
-        with pytest.raises(UserError, match=message):
-            check_stream(TrainOptions(data="wds:x.tar", **changes))
     assert len(TarFiles(f"{tmp_path}/train-0.tar")) == 1

@@ -17,7 +17,7 @@ from backsight.chain import ChainEnsemble, build_chain
 from backsight.core import UserError
 from backsight.data.world import World
 from backsight.experiments import EXPERIMENTS, Subject, run_experiment, truth
-from backsight.experiments.settings import check_settings, read_settings
+from backsight.experiments.settings import check_settings
 from backsight.figures import grid, page, picture_parts
 from backsight.figures.page import Block
 from backsight.tasks import make_plans
@@ -61,7 +61,7 @@ def test_what_a_setting_cannot_be_is_told_in_one_line(name: str, setting: str):
     default = settings_of(measure)[setting]
     assert check_settings(measure, {setting: default}).keys() == {setting}
     for value in wrong_values(setting, default):
-        with pytest.raises(UserError, match=f"^{setting}=") as error:
+        with pytest.raises(UserError, match=f"^'{setting}' of ") as error:
             check_settings(measure, {setting: value})
         assert "\n" not in str(error.value)
 
@@ -80,18 +80,6 @@ def test_lists_that_cannot_be_are_told_before_anything_is_computed(monkeypatch: 
         with pytest.raises(UserError, match=next(iter(settings))):
             run_experiment(EXPERIMENTS[name], [subject], tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_message_says_what_would_be_right():
-    for name, text, message in (
-        ("truth", "num_scenes=0", "num_scenes=0: it has to be at least 1"),
-        ("attention_ablation", "learning_rate=-1", "learning_rate=-1.0: it has to be from 0 to 1"),
-        ("attention_ablation", "batch_size=0", "batch_size=0: it has to be at least 1"),
-        ("token_noise", "shares=abc", "shares=abc: it is to be of the kind of 0.1"),
-    ):
-        with pytest.raises(UserError) as error:
-            read_settings(EXPERIMENTS[name].measure, [text])
-        assert str(error.value) == message
 
 
 LEAST = {

@@ -125,7 +125,7 @@ def test_the_page_s_python_runs(here: Path, capsys: pytest.CaptureFixture[str]) 
     exec(compile(code, "page", "exec"), {})
     assert capsys.readouterr().out.split() == [word for name in stage_names() for word in (name, "True")]
     assert (here / "seen" / "report.html").is_file()
-    with pytest.raises(UserError, match=r"was given in Python \('my hybrid'\): add --model FILE.py:FUNCTION"):
+    with pytest.raises(UserError, match=r"was given in Python \('my hybrid'\): add model FILE.py:FUNCTION"):
         bs.reconstruct("runs/mine", ["photo.jpg"], "again", device="cpu")
 
 
@@ -254,29 +254,33 @@ def change(spec: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 MISTAKES: dict[str, tuple[str, Any, str]] = {
-    "an unknown key": ("famly", "x", "the spec has an unknown key 'famly': did you mean 'family'?"),
-    "an unknown key of a stage": ("stages/0/prefixes", 1, "unknown key 'prefixes': did you mean 'prefix'?"),
-    "an unknown key of a site": ("stages/0/site/patern", "b n d", "unknown key 'patern': did you mean 'pattern'?"),
-    "an unknown key of the pixels": ("pixels/means", [0, 0, 0], "unknown key 'means': did you mean 'mean'?"),
+    "an unknown key": ("famly", "x", "the spec has no 'famly': did you mean 'family'?"),
+    "an unknown key of a stage": ("stages/0/prefixes", 1, "has no 'prefixes': did you mean 'prefix'?"),
+    "an unknown key of a site": ("stages/0/site/patern", "b n d", "has no 'patern': did you mean 'pattern'?"),
+    "an unknown key of the pixels": ("pixels/means", [0, 0, 0], "has no 'means': did you mean 'mean'?"),
     "no size": ("pixels/size", None, "'pixels' of the spec has no 'size'"),
     "no stages": ("stages", None, "the spec has no 'stages'"),
     "no site": ("stages/1/site", None, "stage 'tokens' of the spec has no 'site'"),
-    "two numbers too few": ("pixels/mean", 0.5, "'mean' of 'pixels' of the spec is 0.5: write 3 numbers"),
-    "no number": ("stages/1/prefix", "one", "'prefix' of stage 'tokens' of the spec is 'one': write a whole number"),
-    "a truth for a number": ("stages/1/prefix", True, "is True: write a whole number"),
+    "two numbers too few": ("pixels/mean", 0.5, "'mean' of 'pixels' of the spec is 0.5: it has to be a list of 3"),
+    "no number": (
+        "stages/1/prefix",
+        "one",
+        "'prefix' of stage 'tokens' of the spec is 'one'",
+    ),
+    "a truth for a number": ("stages/1/prefix", True, "is True: it has to be a whole number"),
     "no spread": (
         "pixels/std",
         [0, 0, 0],
         "'std' of 'pixels' of the spec is [0.0, 0.0, 0.0]: it has to be",
     ),
     "no pixels": ("pixels/size", [0, 32], "'size' of 'pixels' of the spec is [0, 32]: it has to be more than 0"),
-    "a wrong word": ("task", "classification", "it is one of classify, detect, features"),
-    "a wrong pattern": ("stages/0/site/pattern", "b c h w", "it is one of b n d, b h w d, b d h w"),
+    "a wrong word": ("task", "classification", "one of classify, detect, features"),
+    "a wrong pattern": ("stages/0/site/pattern", "b c h w", "one of b n d, b h w d, b d h w"),
     "the same name twice": ("stages/1/name", "stem", "names are letters, digits and _, each one once"),
     "the image's name": ("stages/0/name", "image", "not 'image'"),
     "a name with a dot": ("stages/0/name", "a.b", "a stage 'a.b'"),
     "an inverse without a name": ("stages/2/inverse/name", None, "has no 'name'"),
-    "stages that are words": ("stages", ["stem"], "is str, not keys and values"),
+    "stages that are words": ("stages", ["stem"], "it has to be names and values"),
     "a path of nothing": ("stages/1/site/path", "block.0", "no submodule 'block.0': did you mean 'blocks.0'?"),
     "layers of nothing": ("stages/2/layers", "bloks.*", "no submodule 'bloks': did you mean 'blocks'?"),
     "a map read as tokens": ("stages/0/site/pattern", "b n d", "does not fit the output of 'stem', of shape"),
@@ -328,7 +332,7 @@ def test_a_file_that_is_no_yaml(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"spec.yaml, line 3 is not YAML"):
         read_spec(tmp_path / "spec.yaml")
     (tmp_path / "spec.yaml").write_text("just words")
-    with pytest.raises(UserError, match="is str, not keys and values"):
+    with pytest.raises(UserError, match="it has to be names and values"):
         read_spec(tmp_path / "spec.yaml")
 
 

@@ -333,14 +333,14 @@ def test_a_subject_takes_one_chain_or_a_run_and_data_by_its_specification(run):
 
 
 def test_what_cannot_be_opened_says_what_would(run, tmp_path):
-    with pytest.raises(UserError, match="detr-resnet-50 comes without chains: name a run by --chain RUN"):
+    with pytest.raises(UserError, match="detr-resnet-50 comes without chains: name a run by chain RUN"):
         open_subject("detr-resnet-50")
     with pytest.raises(UserError, match="neither a model nor a chain"):
         open_subject()
     with pytest.raises(UserError, match="at least 1"):
         open_subject(chain=run, num_images=0)
     shutil.copytree(run / "chains" / "0", tmp_path / "alone")
-    with pytest.raises(UserError, match="name the data by --data"):
+    with pytest.raises(UserError, match="name the data by data"):
         open_subject(chain=tmp_path / "alone")
 
 

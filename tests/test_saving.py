@@ -22,13 +22,12 @@ from backsight.data.cache import Kept, pack_sample, read_sample
 from backsight.engine import StagedModel
 from backsight.inverses import build_inverse
 from backsight.models import MODELS
-from backsight.options import TrainOptions
+from backsight.options import TrainOptions, parse_bytes
 from backsight.tasks import Modular, build_chains, make_plans
 from backsight.training import Run, RunFolder, compiling, memory
 from backsight.training.feature_cache import FeatureCache, open_feature_cache
 from backsight.training.loop import adam_step, random_states, split
 from backsight.training.memory import bytes_of_one, images_that_fit
-from backsight.training.memory import read_bytes as parse_bytes
 from backsight.training.memory_format import choose_memory_format, freeze_biases, map_sizes
 from pictures import save_pictures
 from small import build_small, random_images

@@ -108,7 +108,7 @@ def fail_before_joining(rank: int, out: Path) -> None:
         torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 2
         os.environ["LOCAL_RANK"] = "5"
     options = TrainOptions(data="world:prior", out=out)
-    module._parse = lambda arguments: lambda: train_run(model, options, ModelOptions(device="auto"))
+    module.run_command = lambda arguments: train_run(model, options, ModelOptions(device="auto"))
     module.main([])
 
 

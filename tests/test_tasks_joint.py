@@ -383,5 +383,5 @@ def test_joint_training_needs_ground_truth_and_a_task():
     with pytest.raises(UserError, match="photos has no class of the whole image"):
         check_truth(model, Unlabelled())
     object.__setattr__(model.spec, "task", "features")
-    with pytest.raises(UserError, match="--task modular or classic"):
+    with pytest.raises(UserError, match="task modular or classic"):
         check_truth(model, Unlabelled())

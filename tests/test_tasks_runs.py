@@ -19,8 +19,6 @@ from backsight.core import UserError
 from backsight.experiments.subject import open_subject
 from backsight.options import ModelOptions, TrainOptions
 from backsight.results import Result
-from backsight.sweeps import plan_runs
-from backsight.tasks import check_choice
 from backsight.training import Interrupted, Run, train_run
 from backsight.training.loop import Loop
 
@@ -203,61 +201,13 @@ def test_a_sweep_trains_every_task_keeps_what_is_done_and_draws(
     assert "steps = 2, not 3" in refused(capsys, *changed)
 
 
-def test_what_a_sweep_runs(tmp_path: Path):
-    given = TrainOptions(out=tmp_path, update="sum", stage="encoder", forward_learning_rate=1e-4)
-    runs = plan_runs(given)
-    assert list(runs) == ["modular", "classic", "joint-0", "joint-0.1", "joint-0.9", "joint-1"]
-    assert [each.trade_off for each in runs.values()] == [None, None, 0.0, 0.1, 0.9, 1.0]
-    assert [each.update for each in runs.values()] == [None, None, *["sum"] * 4]
-    assert [each.stage for each in runs.values()] == [None, *["encoder"] * 5]
-    for name, each in runs.items():
-        check_choice(each)
-        assert each.out == tmp_path / name
-
-
 # ---- mistakes
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"trade_off": 0.5}, "--trade-off is for joint training: add --task joint"),
-        ({"task": "classic", "update": "sum"}, "--update is for joint training"),
-        ({"forward_learning_rate": 1e-4}, "--forward-learning-rate is for joint training"),
-        ({"task": "joint"}, "say how, as --trade-off 0.9"),
-        ({"task": "joint", "trade_off": 1.5}, "--trade-off 1.5: it has to be between 0"),
-        ({"task": "joint", "trade_off": float("nan")}, "--trade-off nan: it has to be between 0"),
-        ({"stage": "encoder"}, "--stage is for classic and joint training"),
-        ({"task": "joint", "trade_off": 0.5, "forward_learning_rate": 0.0}, "--forward-learning-rate 0: it has to be"),
-        ({"learning_rate": -1.0}, "--learning-rate -1: it has to be"),
-        ({"chain": "zoo/vit-prior", "inverse": ("backbone=local",)}, "give it or --inverse"),
-    ],
-)
-def test_options_that_do_not_go_together(options: dict[str, Any], message: str):
-    with pytest.raises(UserError, match=message) as caught:
-        check_choice(TrainOptions(**options))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"task": "joint", "trade_off": 0.5}, "a sweep trains every task: leave --task and --trade-off out"),
-        ({"trade_offs": (0.1, 0.1)}, "one of them is there twice"),
-        ({"trade_offs": ()}, "nothing to train"),
-    ],
-)
-def test_a_sweep_of_nothing_is_refused(options: dict[str, Any], message: str):
-    trade_offs = options.pop("trade_offs", (0.0, 1.0))
-    with pytest.raises(UserError, match=message):
-        plan_runs(TrainOptions(**options), trade_offs)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["zoo/vit-prior", "--task", "joint", "--trade-off", "2"], "between 0 (the task alone) and 1"),
-        (["zoo/vit-prior", "--task", "magic"], "modular"),
+        (["zoo/vit-prior", "--task", "joint", "--trade-off", "2"], "from 0 to 1"),
         (["zoo/vit-prior", "--task", "classic", "--stage", "nose"], "no stage 'nose'"),
         (["zoo/vit-prior", "--task", "joint", "--trade-off", "0.5"], "has no class of the whole image"),
         (["zoo/detr-prior", "--task", "joint", "--trade-off", "0.5", "--data", "world:prior", "--seed", "7",

@@ -162,7 +162,7 @@ def test_resuming_another_run_is_refused_by_what_differs(tmp_path: Path) -> None
     (tmp_path / "run" / "card.md").unlink()
     with pytest.raises(UserError, match="batch_size"):
         run(tmp_path / "run", steps=2, seeds=1, batch_size=5, resume=True)
-    with pytest.raises(UserError, match="--resume"):
+    with pytest.raises(UserError, match="resume"):
         run(tmp_path / "run", steps=2, seeds=1)
 
 
@@ -187,7 +187,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     (tmp_path / "run" / "card.md").unlink()
     for path in RunFolder(tmp_path / "run").checkpoints():
         damage(path)
-    with pytest.raises(UserError, match="--overwrite"):
+    with pytest.raises(UserError, match="overwrite"):
         run(tmp_path / "run", steps=2, seeds=1, resume=True)
 
 
@@ -248,7 +248,7 @@ def test_when_no_loss_is_finite_the_run_ends(tmp_path: Path, monkeypatch: pytest
 
 def test_a_run_is_never_overwritten_silently(tmp_path: Path) -> None:
     run(tmp_path / "run", steps=1, seeds=1)
-    with pytest.raises(UserError, match="--overwrite"):
+    with pytest.raises(UserError, match="overwrite"):
         run(tmp_path / "run", steps=1, seeds=1)
     run(tmp_path / "run", steps=2, seeds=1, overwrite=True)
 
@@ -299,7 +299,7 @@ def test_overwriting_removes_the_files_of_the_run_alone(tmp_path: Path) -> None:
         ({"memory": "1MiB"}, "too little"),
         ({"inverse": ("neck=local",)}, "no stage 'neck'"),
         ({"inverse": ("backbone=locl",)}, "no inverse 'locl'"),
-        ({"inverse": ("backbone=patch:depth=3",)}, "does not fit"),
+        ({"inverse": ("backbone=patch:depth=3",)}, "has no .depth."),
         ({"data": "folder:nowhere"}, "nowhere"),
     ],
 )

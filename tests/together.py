@@ -81,7 +81,7 @@ def train(model: StagedModel, out: Path, **changes: object) -> ChainEnsemble:
 def command(rank: int, family: str, out: Path, changes: Mapping[str, Any]) -> None:
     """What the command line makes of it."""
     module = sys.modules["backsight.cli.main"]
-    module._parse = lambda arguments: lambda: train(forward_model(family), out, **changes)
+    module.run_command = lambda arguments: train(forward_model(family), out, **changes)
     main([])
 
 

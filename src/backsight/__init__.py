@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from backsight.experiments import Subject
     from backsight.inverses import INVERSES
     from backsight.models import MODELS, load_model, stage, vocabulary
+    from backsight.options import ModelOptions, SweepOptions
     from backsight.report import write_report
     from backsight.report.reconstruct import reconstruct
     from backsight.reproduction import experiment, reproduce
@@ -38,6 +39,7 @@ _HOMES = {
     "backsight.experiments": ("Subject",),
     "backsight.inverses": ("INVERSES",),
     "backsight.models": ("MODELS", "load_model", "stage", "vocabulary"),
+    "backsight.options": ("ModelOptions", "SweepOptions"),
     "backsight.report": ("write_report",),
     "backsight.report.reconstruct": ("reconstruct",),
     "backsight.reproduction": ("experiment", "reproduce"),
@@ -57,6 +59,7 @@ __all__ = [
     "Detections",
     "InverseChain",
     "Layout",
+    "ModelOptions",
     "Pixels",
     "Result",
     "Site",
@@ -64,6 +67,7 @@ __all__ = [
     "Stage",
     "StagedModel",
     "Subject",
+    "SweepOptions",
     "Trace",
     "UserError",
     "demo",

@@ -1,10 +1,9 @@
-"""What there is: models, their stages, the zoo."""
+"""What there is: models, and their stages."""
 
 from __future__ import annotations
 
 import itertools
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from backsight.engine import StagedModel
 from backsight.inverses import build_inverse
 from backsight.io import write_text
 from backsight.models import MODELS, Family, blueprint, build_own, is_own, load_model, propose
-from backsight.options import ModelOptions
-from backsight.shipped import shipped_card, shipped_names
-from backsight.training import read_size
+from backsight.options import ModelOptions, parse_size
+from backsight.shipped import shipped_names
 
 
 def list_models() -> list[dict[str, Any]]:
@@ -55,40 +53,6 @@ def _row(name: str, family: Family, spec: Spec | None, module: nn.Module | None,
     }
 
 
-def model_lines(rows: Iterable[dict[str, Any]], width: int = 100) -> list[str]:
-    """The rows of :func:`list_models` as a page ``width`` characters wide: for each family its stages with their
-    inverses, then its models with their parameters, the layers of their stages that have any, and what they need."""
-    rows = list(rows)
-    longest = max(len(row["model"]) for row in rows)
-    lines: list[str] = []
-    for name, each in itertools.groupby(rows, key=lambda row: row["family"]):
-        family = list(each)
-        heading = f"{name} ({family[0]['library']})  {_inverses_in_words(family[0]['inverses'])}"
-        kept = heading.replace(": ", ":\xa0")  # no line ends between a stage and its inverse
-        lines += ["", *(line.replace("\xa0", " ") for line in textwrap.wrap(kept, width, subsequent_indent="    "))]
-        lines += [_model_line(row, longest) for row in family]
-    return lines[1:]
-
-
-def _model_line(row: Mapping[str, Any], longest: int) -> str:
-    layers = " + ".join(str(number) for number in row["stages"].values() if number)
-    size = "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.1f} M"
-    needs = row["needs"].partition(":")[0]
-    return f"  {row['model']:{longest}}  {size:>7}  {layers + ' layers' if layers else '':21}  {needs}".rstrip()
-
-
-def _inverses_in_words(inverses: Mapping[str, Sequence[str]]) -> str:
-    """``backbone: patch, stage1 to stage4: swin``: neighbours of the same inverse are named together."""
-    runs: list[tuple[list[str], str]] = []
-    for stage, kinds in inverses.items():
-        kind = " or ".join(dict.fromkeys(kinds))
-        if runs and runs[-1][1] == kind:
-            runs[-1][0].append(stage)
-        else:
-            runs.append(([stage], kind))
-    return ", ".join(f"{' to '.join(dict.fromkeys((names[0], names[-1])))}: {kind}" for names, kind in runs)
-
-
 def propose_spec(name: str, options: ModelOptions, path: Path) -> list[str]:
     """Write a spec to begin with for ``my_module.py:build`` to ``path``; what could not be told comes back in words.
 
@@ -101,7 +65,7 @@ def propose_spec(name: str, options: ModelOptions, path: Path) -> list[str]:
         )
     if path.exists():
         raise UserError(f"{path} is there and may hold your changes: choose another name for the proposal")
-    pixels = Pixels(read_size(options.size) or (224, 224))
+    pixels = Pixels(parse_size(options.size) or (224, 224))
     proposal = propose(lambda size: build_own(name, size), pixels, name)
     write_text(path, proposal.text)
     return proposal.unknown
@@ -156,15 +120,3 @@ def _sites_in_words(sites: Sequence[Site]) -> str:
         shared = sum(1 for _ in itertools.takewhile(lambda words: len(set(words)) == 1, zip(*parts, strict=False)))
         where = ".".join(parts[0][:shared]) + ": " * bool(shared) + ", ".join(".".join(part[shared:]) for part in parts)
     return f"{where} {side}" + (f" [{fields}]" if fields else "")
-
-
-def list_zoo() -> dict[str, dict[str, Any]]:
-    """The cards of the models that ship with the package, with a ``summary`` of their figures."""
-    cards = {}
-    for name in shipped_names():
-        card = shipped_card(name)
-        figures = ", ".join(
-            f"{name} {value:.3f}" for name, value in card["figures"].items() if isinstance(value, float)
-        )
-        cards[name.removeprefix("zoo/")] = {**card, "summary": figures}
-    return cards

@@ -22,7 +22,6 @@ the image, and False on the padding; None says that every pixel is valid.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -32,6 +31,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from backsight.validation import UserError as UserError
+
 IMAGE = "image"
 """The name of the stage that every chain of inverses ends at: the picture itself."""
 
@@ -40,22 +41,8 @@ Fit = Literal["stretch", "crop", "pad"]
 """How a picture of any size becomes one of the model's, see :class:`Pixels`."""
 
 
-class UserError(Exception):
-    """A mistake that the user can mend. The message is one line: what is wrong, what would be right."""
-
-
 FURTHEST = 2.0
 """The largest absolute value of an image that may still be meant as one in [0, 1]."""
-
-
-def expect_positive(name: str, value: float | None) -> None:
-    """Refuse a number that ends a work before it began, or never; None is none.
-
-    Raises:
-        UserError: it is not more than 0, or not finite; ``name`` is that of its option.
-    """
-    if value is not None and not 0 < value < math.inf:
-        raise UserError(f"--{name.replace('_', '-')} {value}: it has to be more than 0, and finite")
 
 
 @dataclass(frozen=True)

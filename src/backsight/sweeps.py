@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_args
 
 from backsight.core import UserError
 from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, run_experiment
-from backsight.options import ModelOptions, TaskName, TrainOptions
+from backsight.options import ModelOptions, SweepOptions, TrainOptions
 from backsight.report.experiments import write_experiments_report
-from backsight.tasks import check_choice
 from backsight.training import RunFolder, command, launched, train_run
 
 logger = logging.getLogger(__name__)
-
-TRADE_OFFS = (0.0, 0.1, 0.9, 1.0)
-"""The paper's values of lambda."""
-
-TASKS: tuple[TaskName, ...] = get_args(TaskName)
 
 FREE = ("out", "resume", "overwrite", "workers", "tracker", "checkpoint_every", "strict")
 """Options that a kept run may have had otherwise: they do not decide what it finds."""
@@ -30,11 +22,8 @@ FREE = ("out", "resume", "overwrite", "workers", "tracker", "checkpoint_every", 
 
 def sweep(
     model: StagedModel | str,
-    options: TrainOptions,
+    options: SweepOptions,
     model_options: ModelOptions | None = None,
-    *,
-    trade_offs: Sequence[float] = TRADE_OFFS,
-    tasks: Sequence[TaskName] = TASKS,
 ) -> Path:
     """Train a model's inverses in every way, and set the runs side by side (paper, Fig. 6).
 
@@ -45,8 +34,6 @@ def sweep(
         options: of every run; ``out`` is the folder of all. ``update``, ``stage`` and ``forward_learning_rate`` go to
             the runs that they are for.
         model_options: how a model that is named is loaded.
-        trade_offs: the values of lambda, one joint run each.
-        tasks: leave some out.
 
     Returns:
         The page with the figure, in ``out/trade_off``; the runs are in ``out/modular``, ``out/classic`` and
@@ -56,11 +43,9 @@ def sweep(
         UserError: a value that cannot be meant, a run of other options in the way, or what training raises.
         Interrupted: Ctrl-C or SIGTERM.
     """
-    runs = plan_runs(options, trade_offs, tasks)
-    for each in runs.values():
-        check_choice(each)
+    runs = options.runs()
     rank, count = launched()
-    if count > 1 and "joint" in tasks:  # before the first run, not after hours of others
+    if count > 1 and "joint" in options.tasks:  # before the first run, not after hours of others
         raise UserError(
             "joint training runs in one process: leave it out by --tasks, or start the sweep without torchrun"
         )
@@ -75,31 +60,6 @@ def sweep(
     out, settings = options.out / "trade_off", {"runs": [str(each.out) for each in runs.values()]}
     run_experiment(EXPERIMENTS["trade_off"], [], out, settings, command())
     return write_experiments_report(out)
-
-
-def plan_runs(
-    options: TrainOptions, trade_offs: Sequence[float] = TRADE_OFFS, tasks: Sequence[TaskName] = TASKS
-) -> dict[str, TrainOptions]:
-    """The options of every run, by the name of its folder.
-
-    Raises:
-        UserError: a sweep of nothing, the same trade-off twice, or an option that the sweep sets itself.
-    """
-    if options.task != "modular" or options.trade_off is not None:
-        raise UserError("a sweep trains every task: leave --task and --trade-off out, give --trade-offs 0 0.1 0.9 1")
-    if not tasks or ("joint" in tasks and not trade_offs):
-        raise UserError("nothing to train: give --trade-offs, as 0 0.1 0.9 1, or leave joint out of --tasks")
-    if len(set(trade_offs)) < len(trade_offs):
-        raise UserError(f"--trade-offs {' '.join(f'{each:g}' for each in trade_offs)}: one of them is there twice")
-    alone: dict[str, Any] = {"update": None, "forward_learning_rate": None}
-    runs: dict[str, dict[str, Any]] = {}
-    if "modular" in tasks:
-        runs["modular"] = {"stage": None, **alone}
-    if "classic" in tasks:
-        runs["classic"] = {"task": "classic", **alone}
-    for each in trade_offs if "joint" in tasks else ():
-        runs[f"joint-{each:g}"] = {"task": "joint", "trade_off": float(each)}
-    return {name: replace(options, out=options.out / name, **changes) for name, changes in runs.items()}
 
 
 def _is_kept(model: StagedModel | str, options: TrainOptions) -> bool:

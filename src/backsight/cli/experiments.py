@@ -1,17 +1,42 @@
-"""The commands of experiments: one of them, or all with the claims that they decide on."""
+"""The commands that show what inverses give: reconstructions, one experiment, all with their claims, the report."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from backsight.cli.app import print_table
+from backsight.cli.inspection import print_table
+
+
+def reconstruct(
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGES...")],
+    out: Path = Path("reconstructions"),
+    model: str | None = None,
+    device: str = "auto",
+    strict: bool = False,
+) -> None:
+    """Your own pictures, from every stage of a trained run: PNG files, results.json and report.html.
+
+    Args:
+        run: The folder of a run, or of one chain.
+        images: Picture files; a folder stands for the pictures in it.
+        out: The folder to write to.
+        model: The forward model, where the name that the run keeps leads to it no more.
+        device: Where to compute: auto, cpu, cuda.
+        strict: Fail at a picture that cannot be read, instead of leaving it out.
+    """
+    from backsight.report.reconstruct import reconstruct as run_reconstruct
+
+    run_reconstruct(run, images, out, model=model, device=device, strict=strict)
+    print(out / "report.html")
 
 
 def experiment(
-    name: Positional[str],
-    models: Positional[tuple[str, ...]] = (),
+    name: Annotated[Positional[str], arg(metavar="NAME")],
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="[MODELS...]")] = (),
     out: Path | None = None,
     chain: tuple[str, ...] = (),
     data: tuple[str, ...] = (),
@@ -71,3 +96,15 @@ def reproduce(
 
     chosen = {"models": models, "chains": chains, "data": data, "experiments": experiments or None, "runs": runs}
     print(run_all(out, images=images, settings=read_all_settings(set), device=device, **chosen))
+
+
+def report(folder: Annotated[Positional[Path], arg(metavar="DIR")]) -> None:
+    """One HTML page from results.
+
+    Args:
+        folder: What reconstruct, demo, experiment or reproduce left: a folder with results.json, result.json or
+            reproduce.json.
+    """
+    from backsight.report import rewrite_report
+
+    print(rewrite_report(folder))

@@ -1,25 +1,45 @@
-"""From what a user typed to a command, its mistakes told in one line."""
+"""The command line: which commands there are, and how a mistake or an interruption ends."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import tyro
 
-from backsight.cli.commands import build
+from backsight.cli import experiments, inspection, sharing, training
+from backsight.validation import UserError
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": training.demo,
+    "train": training.train,
+    "sweep": training.sweep,
+    "reconstruct": experiments.reconstruct,
+    "experiment": experiments.experiment,
+    "reproduce": experiments.reproduce,
+    "report": experiments.report,
+    "app": sharing.app,
+    "models": inspection.models,
+    "stages": inspection.stages,
+    "verify": inspection.verify,
+    "push": sharing.push,
+    "cost": inspection.cost,
+}
+GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+    "zoo": ("The small trained models that ship with the package.", {"list": inspection.zoo_list}),
+    "import": ("What others have published, as runs.", {"authors": sharing.import_authors}),
+}
+
+DESCRIPTION = (
+    "See what a vision model still knows about an image, stage by stage. `backsight --version` prints the version."
+)
 
 QUIET = ("faster_coco_eval", "httpx", "httpx2", "huggingface_hub", "timm", "transformers", "matplotlib", "fontTools")
 """Libraries whose messages are not for our users."""
-
-DESCRIPTION = (
-    "See what a vision model still knows about an image, stage by stage. `backsight --version` tells the version."
-)
 
 SHORT_WAIT = {"GOMP_SPINCOUNT": "10000"}
 """How many times a thread of GNU OpenMP looks for work before it sleeps.
@@ -28,39 +48,81 @@ By itself it is 300,000 times: on cores that others use as well, time in which t
 could have worked.
 """
 
-PARSING = (tyro.conf.FlagCreatePairsOff,)
-"""A flag is `--resume`; there is no `--no-resume` beside it."""
-
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command. Exit status 0; 2 for a mistake that the user can mend, on one line; 130 for Ctrl-C.
+    """Run a command.
 
-    0 too where a scheduler's signal stopped a run that can go on, and 1 where another process of it was lost, or an
-    experiment among several broke off.
+    Exit status 0, also where a scheduler's signal stopped a run that can go on; 2 for a mistake of the user, with one
+    line that says what would be right (or tyro's own message for an option that there is not); 130 for Ctrl-C; 1 where
+    another process of a run was lost, an experiment among several broke off, or the fault is ours.
     """
     _set_up()
+    UserError.in_command = True
     try:
-        _parse(sys.argv[1:] if arguments is None else arguments)()
+        run_command(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:  # whoever reads this has enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except UserError as error:
+        _fail(str(error), 2)
     except OSError as error:
         if error.strerror is None:
             raise
-        _fail(f"{error.filename or 'a file'}: {error.strerror}; choose another place, or mend this one", 2)
+        _fail(f"{error.filename or 'a file'}: {error.strerror}; choose another place, or correct this one", 2)
     except Exception as error:
         # By name, since their modules are heavy: whoever raised one has loaded it.
         names = {kind.__name__ for kind in type(error).__mro__}
         if names & {"Interrupted", "WorkerLost", "BrokeOff"}:
             _fail(str(error), getattr(error, "status", 1))
         if "OutOfMemoryError" in names:
-            _fail(_without_room(str(error)), 2)
-        if "UserError" not in names:
-            raise
-        _fail(str(error), 2)
+            _fail(_out_of_memory(str(error)), 2)
+        raise
+    finally:
+        UserError.in_command = False
+
+
+def run_command(arguments: Sequence[str]) -> None:
+    """Parse the arguments of a command, and run it."""
+    if arguments[:1] == ["--version"]:
+        import backsight
+
+        print(f"backsight {backsight.__version__}")
+        return
+    app = _group(COMMANDS)
+    for name, (text, commands) in GROUPS.items():
+        app.command(_group(commands), name=name, help=text)
+    # A flag is `--resume`; there is no `--no-resume` beside it.
+    app.cli(
+        prog="backsight", description=DESCRIPTION, args=join_repeated(arguments), config=(tyro.conf.FlagCreatePairsOff,)
+    )
+
+
+def _group(commands: dict[str, Callable[..., None]]) -> tyro.extras.SubcommandApp:
+    group = tyro.extras.SubcommandApp()
+    register: Any = group.command
+    for name, function in commands.items():
+        register(function, name=name)
+    return group
+
+
+def join_repeated(arguments: Sequence[str]) -> list[str]:
+    """``--inverse a --inverse b`` -> ``--inverse a b``: to tyro, the second alone would count.
+
+    An option of one value that is given twice has one too many then, which tyro refuses. Positional arguments in front
+    stay there.
+    """
+    values: dict[str, list[str]] = {"": []}
+    name = ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            values.setdefault(name, []).extend([value] if equals else [])
+        else:
+            values[name].append(argument)
+    return values.pop("") + [each for option, given in values.items() for each in (option, *given)]
 
 
 def _set_up() -> None:
@@ -72,54 +134,16 @@ def _set_up() -> None:
         logging.getLogger(library).setLevel(logging.ERROR)
 
 
-def _parse(arguments: list[str]) -> Callable[[], None]:
-    """The call that the arguments mean; a mistake in them is told in one line instead of a box."""
-    if arguments[:1] == ["--version"]:
-        return _tell_version
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return build().cli(prog="backsight", description=DESCRIPTION, args=gather(arguments), config=PARSING)
-    except SystemExit as stop:
-        if stop.code == 2:
-            from backsight.cli.mistakes import explain
-
-            _fail(explain(arguments, said.getvalue()), 2)
-        raise
-
-
-def _tell_version() -> None:
-    import backsight
-
-    print(f"backsight {backsight.__version__}")
-
-
-def gather(arguments: Sequence[str]) -> list[str]:
-    """An option given twice means both its values: ``--inverse a --inverse b`` is ``--inverse a b``.
-
-    Left as it is, the second would silently replace the first. Positional arguments stay where they are, in front.
-    """
-    groups: dict[str, list[str]] = {"": []}
-    name = ""
-    for argument in arguments:
-        if argument.startswith("--"):
-            name, equals, value = argument.partition("=")
-            groups.setdefault(name, []).extend([value] if equals else [])
-        else:
-            groups[name].append(argument)
-    return groups.pop("") + [each for option, values in groups.items() for each in (option, *values)]
-
-
-def _without_room(words: str) -> str:
-    """What to do where the device has no memory left, by torch's ``words``."""
-    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", words)
-    more = f" ({asked[1]} more were asked for)" if asked else ""
+def _out_of_memory(message: str) -> str:
+    """What to do where the device has no memory left, by torch's ``message``."""
+    wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", message)
+    more = f" ({wanted[1]} more were asked for)" if wanted else ""
     return (
         f"the device is out of memory{more}: train with a smaller --batch-size, with --micro-batch or with --memory "
         "(as 8GiB); elsewhere a smaller --size or --device cpu does with less"
     )
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str, status: int) -> NoReturn:
     print(f"backsight: {message}", file=sys.stderr)
     sys.exit(status)

@@ -1,17 +1,42 @@
-"""The commands that read what others have published, and publish: each is one public function, as in ``cli``."""
+"""The commands that share: the web page, the Hugging Face hub, what the authors of the paper published."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from backsight.options import ModelOptions
 
 
+def app(
+    model: tuple[str, ...] = (),
+    chain: tuple[str, ...] = (),
+    data: tuple[str, ...] = (),
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    device: str = "auto",
+) -> None:
+    """The web page: look through a model's eyes, recolour, replace tokens, compare, diagnose. Local by default.
+
+    Args:
+        model: Forward models; those that the chains were trained on, or the zoo's if nothing is named.
+        chain: For each model a run, one chain, or a name; those that ship with the model if not given.
+        data: Where examples and errors come from: one for all models, or one for each; what the chains were trained on
+            if not given.
+        host: The address to listen at; 127.0.0.1 lets nobody in from outside.
+        port: The port to listen at.
+        device: Where to compute: auto, cpu, cuda.
+    """
+    from backsight.app import serve
+
+    serve(model, chain, data, host=host, port=port, device=device)
+
+
 def push(
-    run: Positional[Path],
-    repository: Positional[str],
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    repository: Annotated[Positional[str], arg(metavar="OWNER/NAME")],
     pictures: tuple[Path, ...] = (),
     private: bool = False,
     revision: str | None = None,
@@ -32,7 +57,7 @@ def push(
 
 
 def import_authors(
-    path: Positional[Path],
+    path: Annotated[Positional[Path], arg(metavar="PATH")],
     model: str,
     out: Path,
     model_options: OmitArgPrefixes[ModelOptions] = ModelOptions(),  # noqa: B008  (frozen)

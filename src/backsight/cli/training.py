@@ -1,14 +1,31 @@
-"""The commands that train: one run, or all that the paper compares."""
+"""The commands that train: the demo, one run, all runs that the paper compares."""
 
 from __future__ import annotations
 
-from tyro.conf import OmitArgPrefixes, Positional
+from pathlib import Path
 
-from backsight.options import ModelOptions, TaskName, TrainOptions
+from tyro.conf import OmitArgPrefixes
+
+from backsight.options import ModelName, ModelOptions, SweepOptions, TrainOptions
+
+
+def demo(out: Path = Path("demo"), minutes: float = 4.5, seeds: int = 1, seed: int = 0) -> None:
+    """The main job on the shipped models: trains inverses, reconstructs, measures, writes a report.
+
+    Args:
+        out: The folder for report.html, results.json and the runs; an earlier demo there is replaced.
+        minutes: Training time in all.
+        seeds: How many instances of every inverse to train.
+        seed: The first of them.
+    """
+    from backsight.demos import demo as run_demo
+
+    for page in run_demo(out, minutes=minutes, seeds=seeds, seed=seed):
+        print(page)
 
 
 def train(
-    model: Positional[str],
+    model: ModelName,
     options: OmitArgPrefixes[TrainOptions] = TrainOptions(),  # noqa: B008  (frozen)
     model_options: OmitArgPrefixes[ModelOptions] = ModelOptions(),  # noqa: B008  (frozen)
 ) -> None:
@@ -27,10 +44,8 @@ def train(
 
 
 def sweep(
-    model: Positional[str],
-    options: OmitArgPrefixes[TrainOptions] = TrainOptions(),  # noqa: B008  (frozen)
-    trade_offs: tuple[float, ...] = (0.0, 0.1, 0.9, 1.0),
-    tasks: tuple[TaskName, ...] = ("modular", "classic", "joint"),
+    model: ModelName,
+    options: OmitArgPrefixes[SweepOptions] = SweepOptions(),  # noqa: B008  (frozen)
     model_options: OmitArgPrefixes[ModelOptions] = ModelOptions(),  # noqa: B008  (frozen)
 ) -> None:
     """Train a model's inverses in every way (modular, classic, joint at each trade-off), and compare what they cost.
@@ -39,9 +54,7 @@ def sweep(
 
     Args:
         model: As for `backsight train`.
-        trade_offs: The values of lambda, one joint run each.
-        tasks: Leave some out.
     """
     from backsight.sweeps import sweep as run_sweep
 
-    print(run_sweep(model, options, model_options, trade_offs=trade_offs, tasks=tasks))
+    print(run_sweep(model, options, model_options))

@@ -12,10 +12,10 @@ from backsight.inverses.analytic import Analytic
 from backsight.inverses.base import Inverse
 from backsight.inverses.conv import Deconvolution, Local, Patch, Pyramid, ResidualStage
 from backsight.inverses.deformable import DeformableDecoder, DeformableEncoder
-from backsight.inverses.options import check_options
 from backsight.inverses.prediction import PredictionMLP
 from backsight.inverses.swin import SwinStage
 from backsight.inverses.transformer import Blocks, Decoder, Encoder, sine_positions
+from backsight.validation import convert_arguments
 
 INVERSES: dict[str, type[Inverse]] = {
     "deconvolution": Deconvolution,
@@ -44,9 +44,9 @@ def build_inverse(
     """
     if name not in INVERSES:
         raise UserError(f"no inverse '{name}': there are {', '.join(INVERSES)}")
+    given = convert_arguments(INVERSES[name], options, f"the inverse '{name}'", leave_out=["constants"])
     try:
-        check_options(INVERSES[name], options)
-        return INVERSES[name](source, target, constants, **options)
+        return INVERSES[name](source, target, constants, **given)
     except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"the inverse '{name}' does not fit here: {reason}") from error

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from backsight.core import Layout
 from backsight.inverses.base import Inverse, times_finer
-from backsight.inverses.options import expect_positive
+from backsight.validation import Positive
 
 
 class Deconvolution(Inverse):
@@ -34,11 +34,10 @@ class Deconvolution(Inverse):
         target: Layout,
         constants: Mapping[str, Tensor] | None = None,
         *,
-        expansion: float = 8.0,
+        expansion: Positive = 8.0,
         batch_norm: bool = True,
     ) -> None:
         super().__init__(source, target, constants)
-        expect_positive("expansion", expansion)
         unit = expansion * source.width / 8
         doublings = (self.stride() - 1).bit_length()
         before = [8 * unit, 7 * unit, 6 * unit] if batch_norm else [8 * unit]
@@ -231,7 +230,7 @@ class Pyramid(Inverse):
         constants: Mapping[str, Tensor] | None = None,
         *,
         level: int | None = None,
-        expansion: float = 4.0,
+        expansion: Positive = 4.0,
     ) -> None:
         super().__init__(source, target, constants)
         if target.width != 3:
@@ -239,7 +238,6 @@ class Pyramid(Inverse):
         count = len(source.grids)
         if not 0 <= (level or 0) < count:
             raise ValueError(f"there is no level {level or 0}: {source} has {count}, the finest is 0")
-        expect_positive("expansion", expansion)
         self.widest = expansion * source.width
         self.levels = list(range(count))[::-1] if level is None else [level]
         self.grids = [*(source.grids[each] for each in self.levels), target.grid]

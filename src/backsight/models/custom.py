@@ -22,8 +22,9 @@ from backsight.core import Classes, Detections, Pixels, Site, Spec, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.models.family import Read
 from backsight.models.shape_tracing import ShapeTrace, trace_shapes
-from backsight.models.spec import Answer, OwnSpec, expand, nearest, read_spec
+from backsight.models.spec import Answer, OwnSpec, expand, read_spec
 from backsight.models.weights import fill, read_state
+from backsight.validation import nearest
 
 SpecLike = str | Path | Mapping[str, Any] | Spec
 """A YAML file, a dictionary of the same form, or a Spec."""

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
 from torch import nn
 
 from backsight.core import IMAGE, Pixels, Site, Spec, Stage, UserError
+from backsight.validation import build, check_names, expect_mapping, nearest
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ class OwnSpec:
     raw: Mapping[str, Any] | None = None
 
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "nothing"}
 TOP = ("family", "task", "pixels", "prediction", "labels", "arguments", "stages")
 STAGE = ("name", "site", "layers", "inverse", "variants", "prefix", "levels", "gridded", "classes", "scores")
 
@@ -54,8 +52,8 @@ def read_spec(given: str | Path | Mapping[str, Any]) -> OwnSpec:
         UserError: no such file, not YAML, an unknown key or value (the nearest is offered), or a key that is missing.
     """
     where = "the spec" if isinstance(given, Mapping) else str(given)
-    raw = _mapping(given if isinstance(given, Mapping) else _read(Path(given)), where)
-    _known(raw, TOP, where)
+    raw = expect_mapping(given if isinstance(given, Mapping) else _read(Path(given)), where)
+    check_names(raw, TOP, where)
     for name in ("pixels", "stages"):
         if not raw.get(name):
             raise UserError(
@@ -70,11 +68,11 @@ def read_spec(given: str | Path | Mapping[str, Any]) -> OwnSpec:
             )
     spec = {"family": "own", "task": "features", **{name: raw[name] for name in ("family", "task") if name in raw}}
     return OwnSpec(
-        _build(Spec, {**spec, "stages": stages}, where),
+        build(Spec, {**spec, "stages": stages}, where),
         _pixels(raw["pixels"], f"'pixels' of {where}"),
         _answer(raw.get("prediction"), f"'prediction' of {where}"),
         _labels(raw.get("labels") or {}, where),
-        dict(_mapping(raw.get("arguments") or {}, f"'arguments' of {where}")),
+        dict(expect_mapping(raw.get("arguments") or {}, f"'arguments' of {where}")),
         json.loads(json.dumps(raw, default=str)),
     )
 
@@ -121,35 +119,35 @@ def _read(path: Path) -> Any:
 
 
 def _stage(given: Any, where: str) -> Stage:
-    given = _mapping(given, f"a stage of {where}")
+    given = expect_mapping(given, f"a stage of {where}")
     where = f"stage '{given.get('name', '?')}' of {where}"
-    _known(given, STAGE, where)
+    check_names(given, STAGE, where)
     if not given.get("site"):
         raise UserError(f"{where} has no 'site': write the path of a submodule, as blocks.11")
     sites = tuple(_site(each, {}, where) for each in _listed(given["site"]))
     inherited = {name: getattr(sites[0], name) for name in ("pattern", "tokens", "windows")}
     layers = tuple(_site(each, inherited, where) for each in _listed(given.get("layers") or []))
     inverses = {"": given["inverse"]} if given.get("inverse") else {}
-    inverses |= _mapping(given.get("variants") or {}, f"'variants' of {where}")
+    inverses |= expect_mapping(given.get("variants") or {}, f"'variants' of {where}")
     kept = {name: value for name, value in given.items() if name not in ("site", "layers", "inverse", "variants")}
     plans = {name: _inverse(value, where) for name, value in inverses.items()}
-    return _build(Stage, {**kept, "sites": sites, "layers": layers, "inverses": plans}, where)
+    return build(Stage, {**kept, "sites": sites, "layers": layers, "inverses": plans}, where)
 
 
 def _site(given: Any, inherited: Mapping[str, Any], where: str) -> Site:
-    given = {"path": given} if isinstance(given, str) else _mapping(given, f"a site of {where}")
-    return _build(Site, {**inherited, **given}, f"a site of {where}")
+    given = {"path": given} if isinstance(given, str) else expect_mapping(given, f"a site of {where}")
+    return build(Site, {**inherited, **given}, f"a site of {where}")
 
 
 def _inverse(given: Any, where: str) -> tuple[str, dict[str, Any]]:
-    given = {"name": given} if isinstance(given, str) else dict(_mapping(given, f"an inverse of {where}"))
+    given = {"name": given} if isinstance(given, str) else dict(expect_mapping(given, f"an inverse of {where}"))
     if not isinstance(given.get("name"), str):
         raise UserError(f"an inverse of {where} has no 'name': write one of those in docs/models.md, as blocks")
     return given.pop("name"), given
 
 
 def _pixels(given: Any, where: str) -> Pixels:
-    found: Pixels = _build(Pixels, _mapping(given, where), where)
+    found: Pixels = build(Pixels, expect_mapping(given, where), where)
     for name, values in {"size": found.size, "std": found.std, "crop_fraction": (found.crop_fraction,)}.items():
         if not all(0 < value < math.inf for value in values):  # images are divided by std
             raise UserError(f"'{name}' of {where} is {list(values)}: it has to be more than 0")
@@ -158,7 +156,7 @@ def _pixels(given: Any, where: str) -> Pixels:
 
 def _answer(given: Any, where: str) -> Answer:
     given = given if isinstance(given, Mapping) else {"logits": given}
-    return _build(Answer, given, where)
+    return build(Answer, given, where)
 
 
 def _labels(given: Any, where: str) -> dict[int, str]:
@@ -169,58 +167,5 @@ def _labels(given: Any, where: str) -> dict[int, str]:
     return {int(key): str(word) for key, word in named.items()}
 
 
-# ---- from YAML's types to ours
-
-
-def _build(kind: Any, given: Mapping[str, Any], where: str) -> Any:
-    """A dataclass from a mapping; keys and values are checked against its fields."""
-    hints = get_type_hints(kind)
-    _known(given, hints, where)
-    for each in fields(kind):
-        if each.name not in given and each.default is MISSING and each.default_factory is MISSING:
-            raise UserError(f"{where} has no '{each.name}'")
-    return kind(**{name: _convert(value, hints[name], f"'{name}' of {where}") for name, value in given.items()})
-
-
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    """``value`` as the type ``hint`` has it: lists become tuples, whole numbers floats."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        if value not in parts:
-            raise UserError(f"{where} is '{value}': it is one of {', '.join(parts)}")
-    elif origin is tuple and Ellipsis not in parts:
-        if not isinstance(value, list | tuple) or len(value) != len(parts):
-            raise UserError(f"{where} is {value!r}: write {len(parts)} numbers, as {[1] * len(parts)}")
-        return tuple(_convert(item, part, where) for item, part in zip(value, parts, strict=True))
-    elif origin is tuple and isinstance(value, list):
-        return tuple(_convert(item, parts[0], where) for item in value)
-    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    else:
-        kinds = tuple(get_origin(part) or part for part in (parts if origin in (Union, UnionType) else (hint,)))
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise UserError(f"{where} is {value!r}: write {' or '.join(_WORDS.get(each, 'a list') for each in kinds)}")
-    return value
-
-
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise UserError(f"{where} is {type(value).__name__}, not keys and values: write 'key: value' lines")
-    return value
-
-
-def _known(given: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    for key in given:
-        if key not in known:
-            raise UserError(f"{where} has an unknown key '{key}': {nearest(str(key), known)}")
-
-
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``did you mean 'this'?``, or what there is."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"there is {', '.join(known) or 'nothing'}"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from backsight.chain import ChainEnsemble, InverseChain, Plan, describe
-from backsight.core import UserError, expect_positive, split_entry
+from backsight.core import UserError, split_entry
 from backsight.engine import StagedModel
 from backsight.options import TrainOptions
 from backsight.tasks.classic import Classic
@@ -35,7 +35,6 @@ __all__ = [
     "as_label",
     "as_labels",
     "build_chains",
-    "check_choice",
     "check_truth",
     "component_loss",
     "learning_rate",
@@ -43,29 +42,6 @@ __all__ = [
     "make_task",
     "settings_of",
 ]
-
-
-def check_choice(options: TrainOptions) -> None:
-    """Refuse options that do not go with the task.
-
-    Raises:
-        UserError: one of them, in one line.
-    """
-    weight = options.trade_off
-    if options.task == "joint" and weight is None:
-        raise UserError("--task joint weighs reconstruction against the task: say how, as --trade-off 0.9 (0 to 1)")
-    if weight is not None and not 0 <= weight <= 1:
-        raise UserError(f"--trade-off {weight:g}: it has to be between 0 (the task alone) and 1 (reconstruction alone)")
-    if options.task != "joint":
-        for name in ("trade_off", "update", "forward_learning_rate"):
-            if getattr(options, name) is not None:
-                raise UserError(f"--{name.replace('_', '-')} is for joint training: add --task joint, or leave it out")
-    if options.task == "modular" and options.stage is not None:
-        raise UserError("--stage is for classic and joint training: modular inversion trains every stage, leave it out")
-    for name in ("learning_rate", "forward_learning_rate"):
-        expect_positive(name, getattr(options, name))
-    if options.chain is not None and options.inverse:
-        raise UserError("--chain brings its inverses along: give it or --inverse")
 
 
 def settings_of(model: StagedModel, options: TrainOptions) -> dict[str, Any]:

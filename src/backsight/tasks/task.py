@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from backsight.chain import InverseChain, Plan, build_chain
 from backsight.core import IMAGE, Key, Pixels, UserError, split_entry
 from backsight.data import Batch, Target
 from backsight.engine import StagedModel
+from backsight.validation import Positive, convert, parse
 
 Loss = tuple[Key, Tensor, tuple[Key, ...]]
 """The name of a loss, its value (a scalar), and the networks that it trains: none where it is only logged."""
@@ -183,22 +182,11 @@ def _parse_plan(value: str, before: Plan | None) -> Plan:
     name, _, text = value.partition(":")
     options: dict[str, Any] = dict(before.options) if before is not None and before.inverse == name else {}
     for option in filter(None, COMMA.split(text)):
-        key, _, raw = option.partition("=")
-        try:
-            options[key.strip()] = yaml.safe_load(raw)
-        except yaml.YAMLError:
-            options[key.strip()] = None
-        if options[key.strip()] is None:
+        key, _, given = option.partition("=")
+        if not given.strip():
             raise UserError(f"'{option}' is no option of an inverse: write key=value, as expansion=2")
-    rate = options.pop("learning_rate", None)
-    if rate is None:
-        return Plan(name, options)
-    try:
-        rate = float(rate)
-    except (TypeError, ValueError):
-        rate = math.nan
-    if not 0 < rate < math.inf:
-        raise UserError(f"'{value}': a learning rate is a number above 0, as learning_rate=1e-3")
+        options[key.strip()] = parse(given, key)
+    rate = convert(options.pop("learning_rate", None), Positive | None, "learning_rate")
     return Plan(name, options, rate)
 
 

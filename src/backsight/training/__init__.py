@@ -5,7 +5,7 @@ from backsight.training.folder import RunFolder
 from backsight.training.loop import Budget, Loop, NotFinite, State
 from backsight.training.run import Run, command
 from backsight.training.signals import Interrupted
-from backsight.training.start import open_model, read_size, train, train_run
+from backsight.training.start import open_model, train, train_run
 
 __all__ = [
     "Budget",
@@ -20,7 +20,6 @@ __all__ = [
     "joined",
     "launched",
     "open_model",
-    "read_size",
     "train",
     "train_run",
 ]

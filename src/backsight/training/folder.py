@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from backsight.core import UserError
 from backsight.io import read_yaml, write_checkpoint, write_text
-from backsight.training.places import check_place as check_folder
+from backsight.validation import check_folder
 
 logger = logging.getLogger(__name__)
 

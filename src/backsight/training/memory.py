@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,28 +14,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from backsight.core import UserError
 from backsight.data import Batch
 from backsight.devices import autocast
-from backsight.options import TrainOptions
+from backsight.options import UNITS, TrainOptions, parse_bytes
 from backsight.tasks import Task
-
-UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 PASSING = 3
 """The largest tensors that exist for a moment beside what is saved for the backward pass: gradients of two maps, and
 what an operation itself works on."""
-
-
-def read_bytes(text: str) -> int:
-    """``"8GiB"`` -> its number of bytes.
-
-    Raises:
-        UserError: it is no amount of memory.
-    """
-    found = re.fullmatch(r"\s*([\d.]+)\s*([a-z]*)\s*", text.lower())
-    try:
-        assert found is not None
-        return round(float(found[1]) * UNITS[found[2]])
-    except (AssertionError, KeyError, ValueError) as error:
-        raise UserError(f"--memory {text} is no amount of memory: write it as 8GiB or 500MiB") from error
 
 
 def in_units(number: int) -> str:
@@ -119,5 +102,5 @@ def choose_micro_batch(
     batch = next((batch for batch in batches if batch.ids), None)
     if batch is None:
         raise UserError(f"none of the training images of {options.data} can be read")
-    fitting = images_that_fit(task, batch, read_bytes(options.memory), precision)
+    fitting = images_that_fit(task, batch, parse_bytes(options.memory), precision)
     return fitting if fitting < options.batch_size else None

@@ -2,50 +2,84 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
-from typing import Any
+from pathlib import Path
+from typing import Literal
 
 from backsight.chain import ChainEnsemble
-from backsight.core import UserError
+from backsight.core import Fit, UserError
 from backsight.data import check_data
 from backsight.devices import choose_device
 from backsight.engine import StagedModel
 from backsight.metrics import expect_measurable
 from backsight.models import load_model
-from backsight.options import ModelOptions, TrainOptions, parse_size
-from backsight.tasks import check_choice
+from backsight.options import ModelOptions, Precision, TaskName, TrainOptions, Update, parse_size
 from backsight.training.distributed import joined
 from backsight.training.folder import RunFolder
-from backsight.training.numbers import check_numbers, check_stream
 from backsight.training.run import Run
-from backsight.training.saving import check_saving
 from backsight.training.signals import Interrupted, StopRequested, stop_signals
 from backsight.training.tracking import ProgressLine, Tracker
 
 
-def train(model: StagedModel | str, **options: Any) -> ChainEnsemble:
-    """Train every inverse of ``model``, all stages and seeds in one pass of the forward model over the images.
+def train(
+    model: StagedModel | str,
+    *,
+    data: str = "world",
+    out: str | Path = "runs/backsight",
+    steps: int | None = None,
+    epochs: float | None = None,
+    minutes: float | None = None,
+    task: TaskName = "modular",
+    trade_off: float | None = None,
+    update: Update | None = None,
+    stage: str | None = None,
+    forward_learning_rate: float | None = None,
+    learning_rate: float | None = None,
+    chain: str | None = None,
+    seeds: int = 3,
+    seed: int = 0,
+    batch_size: int = 32,
+    inverse: Sequence[str] = (),
+    precision: Precision = "auto",
+    compile: Literal["auto", "on", "off"] = "auto",
+    micro_batch: int | None = None,
+    memory: str | None = None,
+    feature_cache: str | Path | None = None,
+    feature_cache_gb: float = 50.0,
+    image_cache: str | Path | None = None,
+    image_cache_gb: float = 50.0,
+    workers: int = 2,
+    evaluate_every: int | None = None,
+    checkpoint_every: float = 5.0,
+    keep_checkpoints: int = 2,
+    max_validation: int = 512,
+    max_test: int = 2000,
+    strict: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    tracker: Literal["tensorboard", "trackio", "wandb", "none"] = "tensorboard",
+    size: str | None = None,
+    weights: str | Path | None = None,
+    random_weights: bool = False,
+    device: str = "auto",
+    spec: str | Path | None = None,
+    fit: Fit | None = None,
+) -> ChainEnsemble:
+    """Train every inverse of ``model`` (a staged one, or what :func:`~backsight.load_model` takes), all stages and
+    seeds in one pass of the forward model over the images. The arguments are the fields of
+    :class:`~backsight.options.TrainOptions`, and of :class:`~backsight.options.ModelOptions` for a model that is named.
 
-    Args:
-        model: a staged model, or what :func:`~backsight.models.load_model` takes.
-        options: the fields of :class:`~backsight.options.TrainOptions`, and, where ``model`` is a name, of
-            :class:`~backsight.options.ModelOptions`.
-
-    Returns:
-        The trained chains, at their best weights on the validation images. The run's folder holds the same.
+    Returns the chains with their best weights on the validation images; ``out`` holds the same.
 
     Raises:
-        UserError: anything that the user can mend, in one line.
+        UserError: a mistake that the user can correct, in one line.
         Interrupted: Ctrl-C or SIGTERM; the run can be resumed.
     """
-    known = [each.name for each in (*fields(TrainOptions), *fields(ModelOptions))]
-    for name in options.keys() - set(known):
-        close = difflib.get_close_matches(name, known, n=1)
-        raise UserError(f"train has no option '{name}'" + (f": did you mean '{close[0]}'?" if close else ""))
-    of_model = {each.name: options.pop(each.name) for each in fields(ModelOptions) if each.name in options}
-    return train_run(model, TrainOptions(**options), ModelOptions(**of_model))
+    given = locals()
+    options = TrainOptions(**{each.name: given[each.name] for each in fields(TrainOptions)})
+    return train_run(model, options, ModelOptions(**{each.name: given[each.name] for each in fields(ModelOptions)}))
 
 
 def train_run(
@@ -54,14 +88,11 @@ def train_run(
     """:func:`train` with its options in two objects, as the command line has them."""
     model_options = model_options or ModelOptions()
     with joined(model_options.device) as processes:
-        _check(options)
-        check_choice(options)
+        check_data(options.data)
         if options.task == "joint" and processes.count > 1:
             raise UserError("joint training runs in one process: start it without torchrun")
         if (options.micro_batch or options.memory) and processes.count > 1:
             raise UserError("--micro-batch and --memory are for one process: of several, each has a part of the batch")
-        check_saving(options)
-        check_stream(options)
         folder = RunFolder(options.out, keep=options.keep_checkpoints, writes=processes.main)
         processes.from_main(lambda: _check_folder(folder, options))
         device = choose_device(model_options.device)
@@ -99,25 +130,6 @@ def _check_folder(folder: RunFolder, options: TrainOptions) -> None:
 
 def open_model(name: str, options: ModelOptions) -> StagedModel:
     """The model that a user names, with the options of a command."""
-    size, device = read_size(options.size), choose_device(options.device)
+    size, device = parse_size(options.size), choose_device(options.device)
     given = {"weights": options.weights, "random_weights": options.random_weights, "spec": options.spec}
     return load_model(name, size=size, device=device, **given).fitting(options.fit)
-
-
-def read_size(text: str | None) -> tuple[int, int] | None:
-    """The (H, W) of an option such as ``384x512``.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _check(options: TrainOptions) -> None:
-    check_numbers(options)
-    check_data(options.data)
-    if options.resume and options.overwrite:
-        raise UserError("--resume goes on with a run and --overwrite replaces it: give one of them")
