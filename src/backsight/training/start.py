@@ -102,14 +102,21 @@ def train_run(
         return _train(run)
 
 
+def _check_folder(folder: RunFolder, options: TrainOptions) -> None:
+    folder.check_free()
+    folder.check(resume=options.resume, overwrite=options.overwrite)
+
+
 def _train(run: Run) -> ChainEnsemble:
     """From the first batch to the card, in the process that shows and tracks it or in one beside it."""
-    tracker = run.options.tracker if run.processes.main else "none"
-    with stop_signals() as run.signals, ExitStack() as held:
+    options = run.options
+    tracker = options.tracker if run.processes.main else "none"
+    with stop_signals() as run.signals, ExitStack() as stack:
         with ProgressLine(run.task.covers) as progress, Tracker(tracker, run.folder.path) as curves:
             loop = run.loop()
             # Only now: whatever can be refused has been, and a run that is replaced was still there.
-            run.processes.from_main(lambda: _claim(run, held))
+            claimed = run.folder.claimed(resume=options.resume, overwrite=options.overwrite)
+            run.processes.from_main(lambda: stack.enter_context(claimed))
             loop.watchers = [progress.show, curves.log] if run.processes.main else []
             run.begin(loop)
             state = loop.run()
@@ -117,15 +124,6 @@ def _train(run: Run) -> ChainEnsemble:
             return run.finish(state)
         except StopRequested as stop:
             raise Interrupted(stop.number, state.step) from None
-
-
-def _claim(run: Run, held: ExitStack) -> None:
-    held.enter_context(run.folder.claimed(resume=run.options.resume, overwrite=run.options.overwrite))
-
-
-def _check_folder(folder: RunFolder, options: TrainOptions) -> None:
-    folder.check_free()
-    folder.check(resume=options.resume, overwrite=options.overwrite)
 
 
 def open_model(name: str, options: ModelOptions) -> StagedModel:
