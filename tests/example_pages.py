@@ -48,7 +48,13 @@ def run_result() -> Result:
     shades = {name: index / 4 for index, name in enumerate(("input", *STAGES))}
     pictures = [
         Picture(
-            {"model": model, "image": f"photos/{name}.jpg", "stage": stage, "row": f"seed {seed}", "caption": "a cat"},
+            {
+                "model": model,
+                "image": f"photos/{name}.jpg",
+                "stage": stage,
+                "row": f"seed {seed}",
+                "caption": "detects a cat",
+            },
             torch.full((3, 12, 16), shade),
             picture_file(name, stage, seed),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,29 +10,18 @@ import torch
 from torch import Tensor
 
 from backsight import evaluation
-from backsight.chain import ChainEnsemble, InverseChain, Plan, build_chain, describe
-from backsight.core import IMAGE, Detections, Layout
+from backsight.chain import ChainEnsemble, InverseChain, Plan, build_chain
+from backsight.core import Detections
 from backsight.data import Batch
 from backsight.data.base import Target
 from backsight.engine import StagedModel
 from backsight.error_table import error_table, markdown_table
 from backsight.evaluation import _Variance, evaluate, join_seeds, mean_scores, task_scores
-from backsight.inverses import Inverse
 from backsight.results import Result
+from known_chains import chain_of, perfect_chain
 from small import build_small, random_images
 
 NUM_IMAGES = 6
-
-
-class Oracle(Inverse):
-    """Answers what ``answer`` says of the features that it is given."""
-
-    def __init__(self, source: Layout, target: Layout, answer: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(source, target)
-        self.answer = answer
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.answer(features)
 
 
 @pytest.fixture(scope="module")
@@ -52,34 +41,8 @@ def batches(images: Tensor, size: int = 2) -> Iterator[Batch]:
         yield Batch(part, ids, tuple(Target() for _ in ids))
 
 
-def truths(model: StagedModel, images: Tensor) -> dict[str, Tensor]:
-    """The true features of every stage, and the images."""
-    trace = model.run(images)
-    return {name: trace[name] for name in [IMAGE, *model.stages]}
-
-
-def chain_of(model: StagedModel, answers: Mapping[str, Callable[[Tensor], Tensor]], seed: int = 0) -> InverseChain:
-    """A chain of oracles, an answer for every stage."""
-    inverses = {
-        stage: Oracle(model.layout(stage), model.layout(model.spec.before(stage)), answer)
-        for stage, answer in answers.items()
-    }
-    plans = {stage: Plan("oracle") for stage in answers}
-    return InverseChain(inverses, plans, model.stages, describe(model), seed)
-
-
-def truth(known: Tensor, target: Tensor) -> Callable[[Tensor], Tensor]:
-    """For each of the features ``known``, its own ``target``."""
-
-    def answer(features: Tensor) -> Tensor:
-        nearest = torch.cdist(features.flatten(1), known.flatten(1)).argmin(1)
-        return target[nearest]
-
-    return answer
-
-
 def mean_of_channels(target: Tensor) -> Callable[[Tensor], Tensor]:
-    """The same for all features: every channel's mean over the whole data."""
+    """Whatever the features are: every channel's mean over the whole data."""
     channels = 1 if target.dim() == 4 else 2
     others = [each for each in range(target.dim()) if each != channels]
     mean = target.mean(others, keepdim=True).expand_as(target)[:1]
@@ -92,9 +55,7 @@ def measure(model: StagedModel, chains: list[InverseChain], images: Tensor, size
 
 
 def test_a_perfect_inverse_has_no_error(detr: StagedModel, images: Tensor) -> None:
-    known = truths(detr, images)
-    answers = {stage: truth(known[stage], known[detr.spec.before(stage)]) for stage in detr.stages}
-    found = measure(detr, [chain_of(detr, answers)], images)
+    found = measure(detr, [perfect_chain(detr, images)], images)
     for stage in detr.stages:
         assert found.one(stage=stage, metric="layer error").values.max() < 1e-6
         assert found.one(stage=stage, metric="mse").values.shape == (1, NUM_IMAGES)
@@ -104,8 +65,8 @@ def test_a_perfect_inverse_has_no_error(detr: StagedModel, images: Tensor) -> No
 
 
 def test_the_mean_of_every_channel_has_the_layer_error_one(detr: StagedModel, images: Tensor) -> None:
-    known = truths(detr, images)
-    answers = {stage: mean_of_channels(known[detr.spec.before(stage)]) for stage in detr.stages}
+    trace = detr.run(images)
+    answers = {stage: mean_of_channels(trace[detr.spec.before(stage)]) for stage in detr.stages}
     found = measure(detr, [chain_of(detr, answers)], images)
     for each in found.select(metric="layer error"):
         assert each.mean() == pytest.approx(1, abs=1e-4)
@@ -126,10 +87,9 @@ def test_the_variance_of_a_target_is_exact_over_batches_and_processes(offset: fl
 
 
 def test_one_bad_inverse_is_no_other_layer_s_error(detr: StagedModel, images: Tensor) -> None:
-    known = truths(detr, images)
-    answers = {stage: truth(known[stage], known[detr.spec.before(stage)]) for stage in detr.stages}
-    answers["encoder"] = mean_of_channels(known["backbone"])
-    found = measure(detr, [chain_of(detr, answers)], images)
+    chain: Any = perfect_chain(detr, images)
+    chain.inverses["encoder"].answer = mean_of_channels(detr.run(images)["backbone"])
+    found = measure(detr, [chain], images)
     assert [round(each.mean(), 3) for each in found.select(metric="layer error")] == [0, 1, 0, 0]
     assert found.one(stage="backbone", metric="mse").values.max() < 1e-12
     assert all(found.one(stage=stage, metric="mse").mean() > 0.01 for stage in ("encoder", "decoder", "prediction"))

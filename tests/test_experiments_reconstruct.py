@@ -16,7 +16,6 @@ from backsight.experiments import Result, Subject, reconstruct, stage_error
 from backsight.metrics import mse, psnr, ssim
 from known_chains import (
     Pictures,
-    chain_of,
     check_contract,
     check_figure,
     constant_chain,
@@ -109,34 +108,12 @@ def test_wrong_rows_and_no_pictures_are_refused(small_model: Models):
 # ---- stage_error
 
 
-def mean_answers(model: StagedModel, images: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Every inverse answers the mean of every channel of its target."""
-    trace = model.run(images)
-
-    def answer(stage: str) -> Callable[[Tensor], Tensor]:
-        target = trace[model.spec.before(stage)]
-        over = (0, 2, 3) if target.ndim == 4 else (0, 1)
-        mean = target.mean(over, keepdim=True).expand_as(target)[:1]
-        return lambda features: mean.expand(len(features), *mean.shape[1:])
-
-    return {stage: answer(stage) for stage in model.stages}
-
-
 def test_a_perfect_chain_has_no_error_at_any_stage(small_model: Models):
     subject = perfect_subject(small_model("detr"))
     result = stage_error.measure(subject)
     for stage in subject.stages:
         for metric, value in [("mse", 0), ("relative mse", 0), ("layer error", 0), ("ssim", 1)]:
             assert result.one(stage=stage, metric=metric).mean() == pytest.approx(value, abs=1e-5)
-
-
-def test_the_mean_of_every_channel_has_the_layer_error_one(small_model: Models):
-    model = small_model("detr")
-    images = Pictures(model.pixels.size).floats
-    subject = subject_of(model, [chain_of(model, mean_answers(model, images))])
-    result = stage_error.measure(subject)
-    for stage in model.stages:
-        assert result.one(stage=stage, metric="layer error").mean() == pytest.approx(1, abs=1e-4)
 
 
 def test_the_mean_image_is_the_unit_of_the_relative_error(small_model: Models):

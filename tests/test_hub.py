@@ -32,7 +32,7 @@ PLANS = {"backbone": Plan("patch"), "encoder": Plan("blocks", {"depth": 1, "head
 NOBODY = "http://127.0.0.1:9"
 """Where no one listens."""
 FACTS = {
-    "model": "small vit",
+    "model": "/secret/model",
     "data": "folder:/data/holiday/photos",
     "images": "8 train, 2 validation, 2 test",
     "command": "backsight train /secret/model --data folder:/data/holiday/photos",
@@ -51,7 +51,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandInHub]:
-    """The hub's client, told by its own settings to ask the stand-in, with a token and an empty cache."""
+    """The hub's client, that asks the stand-in, with a token and an empty cache."""
     from huggingface_hub import constants
 
     with StandInHub().serving() as hub:
@@ -245,7 +245,7 @@ def test_what_is_new_is_fetched_although_there_is_a_cache(server: StandInHub, vi
 # ---- refused
 
 
-def told(action: Callable[[], object]) -> str:
+def refusal(action: Callable[[], object]) -> str:
     with pytest.raises(UserError) as caught:
         action()
     assert "\n" not in str(caught.value)
@@ -307,7 +307,7 @@ def test_what_is_not_as_the_manifest_says_is_refused(what: str, server: StandInH
     change(files)
     repository.commit("main", files)
     for load in (ChainEnsemble.from_pretrained, InverseChain.from_pretrained):
-        assert re.search(message, told(lambda load=load: load("me/seen")))
+        assert re.search(message, refusal(lambda load=load: load("me/seen")))
 
 
 def test_a_file_that_is_damaged_in_the_cache_is_named(server: StandInHub, vit: StagedModel) -> None:
@@ -316,7 +316,7 @@ def test_a_file_that_is_damaged_in_the_cache_is_named(server: StandInHub, vit: S
     assert folder is not None
     path = (folder / "chains/0/backbone.safetensors").resolve()
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    assert "chains/0/backbone.safetensors of me/seen is not what" in told(
+    assert "chains/0/backbone.safetensors of me/seen is not what" in refusal(
         lambda: ChainEnsemble.from_pretrained("me/seen")
     )
 
@@ -328,18 +328,18 @@ def test_a_chain_beside_the_listed_ones_is_refused(server: StandInHub, vit: Stag
     repository = server.repositories["me/seen"]
     repository.commit("main", {**repository.files(), "chains/1/chain.json": b"{}"})
     snapshot_download("me/seen")
-    assert "chains/1/chain.json of me/seen is not what its manifest" in told(
+    assert "chains/1/chain.json of me/seen is not what its manifest" in refusal(
         lambda: ChainEnsemble.from_pretrained("me/seen")
     )
 
 
 def test_names_that_are_not_there(server: StandInHub, vit: StagedModel) -> None:
-    missing = told(lambda: ChainEnsemble.from_pretrained("me/nothing"))
+    missing = refusal(lambda: ChainEnsemble.from_pretrained("me/nothing"))
     assert "the hub does not have, or let you read, me/nothing (404)" in missing
     chains_of(vit, 0).push_to_hub("me/seen")
-    assert "me/seen has no revision 'nose'" in told(lambda: ChainEnsemble.from_pretrained("me/seen", "nose"))
+    assert "me/seen has no revision 'nose'" in refusal(lambda: ChainEnsemble.from_pretrained("me/seen", "nose"))
     server.down = True
-    assert "the hub answers 503 for me/seen: try again later" in told(lambda: InverseChain.from_pretrained("me/seen"))
+    assert "the hub answers 503 for me/seen" in refusal(lambda: InverseChain.from_pretrained("me/seen"))
 
 
 def test_a_model_of_the_hub_without_its_weights_is_its_configuration(server: StandInHub, tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_a_model_of_the_hub_without_its_weights_is_its_configuration(server: Sta
     own = load_model("me/model")
     assert own.weights == "me/model"
     assert own.digest() == load_model(str(tmp_path / "saved")).digest() != random.digest()
-    message = told(lambda: load_model("me/nothing", random_weights=True))
+    message = refusal(lambda: load_model("me/nothing", random_weights=True))
     assert message.endswith("download config.json of me/nothing, and name the folder instead of the model")
 
 
@@ -365,24 +365,26 @@ def test_a_private_repository_needs_its_token(
 ) -> None:
     chains_of(vit, 0).push_to_hub("me/mine", private=True)
     monkeypatch.setenv("HF_TOKEN", "hf_other")
-    assert "let you read, me/mine (401)" in told(lambda: ChainEnsemble.from_pretrained("me/mine"))
+    assert "let you read, me/mine (401)" in refusal(lambda: ChainEnsemble.from_pretrained("me/mine"))
 
 
 def test_without_network_or_copy(server: StandInHub, monkeypatch: pytest.MonkeyPatch, vit: StagedModel) -> None:
     from huggingface_hub import constants
 
     ask(monkeypatch, NOBODY)
-    assert "no folder me/seen, me/seen is not whole in the local cache" in told(
+    assert "no folder me/seen, me/seen is not whole in the local cache" in refusal(
         lambda: ChainEnsemble.from_pretrained("me/seen")
     )
-    assert "no network (ConnectError): the hub cannot be reached" in told(
+    assert "no network (ConnectError): the hub cannot be reached" in refusal(
         lambda: chains_of(vit, 0).push_to_hub("me/seen")
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "me/seen at revision 'v1' is not whole in the local cache" in told(
+    assert "me/seen at revision 'v1' is not whole in the local cache" in refusal(
         lambda: ChainEnsemble.from_pretrained("me/seen", "v1")
     )
-    assert "HF_HUB_OFFLINE is set: unset it to push me/seen" in told(lambda: chains_of(vit, 0).push_to_hub("me/seen"))
+    assert "HF_HUB_OFFLINE is set: unset it to push me/seen" in refusal(
+        lambda: chains_of(vit, 0).push_to_hub("me/seen")
+    )
 
 
 def test_who_may_not_push(
@@ -391,17 +393,17 @@ def test_who_may_not_push(
     from huggingface_hub import constants
 
     ensemble = chains_of(vit, 0)
-    assert "does not let you write to someone-else/seen (403)" in told(
+    assert "does not let you write to someone-else/seen (403)" in refusal(
         lambda: ensemble.push_to_hub("someone-else/seen")
     )
-    assert "'seen' is no name of a repository: write owner/name" in told(lambda: ensemble.push_to_hub("seen"))
-    assert "'me/ä' is no name of a repository" in told(lambda: ensemble.push_to_hub("me/ä"))
-    assert "give up to 6 picture files" in told(lambda: ensemble.push_to_hub("me/seen", pictures=[tmp_path]))
+    assert "'seen' is no name of a repository: write owner/name" in refusal(lambda: ensemble.push_to_hub("seen"))
+    assert "'me/ä' is no name of a repository" in refusal(lambda: ensemble.push_to_hub("me/ä"))
+    assert "give up to 6 picture files" in refusal(lambda: ensemble.push_to_hub("me/seen", pictures=[tmp_path]))
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    assert "does not let you write to me/seen (401)" in told(lambda: ensemble.push_to_hub("me/seen"))
+    assert "does not let you write to me/seen (401)" in refusal(lambda: ensemble.push_to_hub("me/seen"))
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    assert "no token to write to me/seen: log in with `hf auth login`" in told(lambda: ensemble.push_to_hub("me/seen"))
+    assert "no token to write to me/seen" in refusal(lambda: ensemble.push_to_hub("me/seen"))
     assert server.repositories == {}
 
 

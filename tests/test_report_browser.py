@@ -141,8 +141,8 @@ def test_dragging_choosing_an_image_and_a_view(visit: Any) -> None:
     page.get_by_text("spread between seeds").click()
     assert shown_picture(page) == "photos/second.jpg, encoder, spread"
     assert page.locator(".which").inner_text() == "photos/second.jpg · detects a cat"
-    assert "0.0800 [0.0400, 0.160]" in page.locator(".told .shown").inner_text()
-    assert "80 % of the squared error" in page.locator(".told .shown").inner_text()
+    assert "0.0800 [0.0400, 0.160]" in page.locator(".about .shown").inner_text()
+    assert "80 % of the squared error" in page.locator(".about .shown").inner_text()
 
 
 @pytest.mark.slow

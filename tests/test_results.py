@@ -92,3 +92,27 @@ def test_pictures_outside_the_folder_are_refused(tmp_path: Path, name: str):
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(UserError, match="outside"):
         Result.load(tmp_path)
+
+
+def test_the_errors_of_a_run_of_the_first_version_open(tmp_path: Path):
+    """They are means over images, with intervals: these are stated, not computed again."""
+    entry = {"mse": [0.02, 0.04], "interval": {"mse": [0.03, 0.01, 0.05]}, "layer_error": [0.2, 0.4]}
+    content = {
+        "num_images": 7,
+        "seeds": [0, 1],
+        "value_range": "RGB in [0, 1]",
+        "mean_image": {"mse": 0.06},
+        "entries": {"encoder": entry},
+        "task_metrics": {"AP": [0.5]},
+        "card": {"model": "m", "weights": "random", "data": "d", "data_fingerprint": "ab", "steps": 3},
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    found = Result.load(tmp_path)
+    assert found.one(stage="encoder", metric="mse").by_seed() == [0.02, 0.04]
+    assert tuple(found.one(stage="encoder", metric="mse").interval()) == (0.03, 0.01, 0.05)
+    assert found.one(stage="encoder", metric="layer error").interval().mean == pytest.approx(0.3)
+    assert found.one(stage="mean image", metric="mse").mean() == 0.06
+    assert found.one(metric="AP").by_seed() == [0.5]
+    card = found.subjects[0]
+    assert (card["model"], card["random"], card["num_images"], card["training"]["steps"]) == ("m", True, 7, 3)
+    assert Result.from_json(found.to_json()).to_json() == found.to_json()

@@ -144,7 +144,7 @@ def evaluate(
     parts = gather((rows, {stage: each.on_cpu() for stage, each in variances.items()}))
     rows = [row for step in zip_longest(*(rows for rows, _ in parts)) for row in step if row is not None]
     if not rows:
-        raise UserError("none of the images to measure on can be read: look at the lines above")
+        raise UserError("none of the images to measure on can be read: see the lines above")
     values = {key: torch.cat([row.values[key] for row in rows], 1) for key in rows[0].values}
     for stage, metric in values:
         if metric == LAYER_ERROR:

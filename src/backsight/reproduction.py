@@ -153,7 +153,7 @@ def reproduce(
     for number, each in enumerate(chosen, 1):
         own = [] if each.compares_runs else on_all if each.name in ON_ALL else choices
         steps.append(_do(each, [open_once(choice) for choice in own], values[each.name], out / each.name))
-        logger.info("[%d/%d] %s", number, len(chosen), steps[-1].told)
+        logger.info("[%d/%d] %s", number, len(chosen), steps[-1].message)
     page = _conclude(steps, out)
     if broken := [step for step in steps if step.broke]:
         which = "; ".join(f"{step.experiment} broke off ({step.reason})" for step in broken)

@@ -100,6 +100,22 @@ class Picture:
     file: str = ""
 
 
+class PictureFile(Picture):
+    """A picture in a PNG file of a result's folder, which is read whenever ``image`` is used: a result may have more
+    pictures than fit into memory."""
+
+    def __init__(self, labels: Mapping[str, Label], folder: str | Path, file: str) -> None:
+        for name, value in {"labels": labels, "file": file, "path": Path(folder, file).resolve()}.items():
+            object.__setattr__(self, name, value)
+
+    path: Path
+
+    @property
+    def image(self) -> Tensor:  # type: ignore[override]
+        """``3 H W`` in [0, 1]."""
+        return _read_png(self.path)
+
+
 @dataclass(frozen=True)
 class Result:
     """What was measured: the measurements of one experiment, or the errors of a run.
@@ -275,8 +291,9 @@ class Result:
         """Write the result to ``path``, whole, after the files of those pictures that have one."""
         path = Path(path)
         for each in self.pictures:
-            if each.file:
-                write_bytes(path.parent / each.file, image_png(each.image))
+            target = (path.parent / each.file).resolve()
+            if each.file and not (isinstance(each, PictureFile) and each.path == target):
+                write_bytes(target, image_png(each.image))
         return write_text(path, self.to_json())
 
     @classmethod
@@ -329,16 +346,19 @@ def _picture_to_json(picture: Picture) -> dict[str, Any]:
 
 
 def _read_picture(value: Mapping[str, Any], folder: str | Path | None) -> Picture:
+    from PIL import Image
+
     if "png" in value:
         return Picture(value["labels"], _read_png(io.BytesIO(base64.b64decode(value["png"]))))
     home = Path(folder or ".").resolve()
-    path = (home / value["file"]).resolve()
-    if not path.is_relative_to(home):
-        raise UserError(f"picture '{value['file']}' lies outside the folder of its result: give a path inside it")
+    picture = PictureFile(value["labels"], home, value["file"])
+    if not picture.path.is_relative_to(home):
+        raise UserError(f"picture '{picture.file}' lies outside the folder of its result: give a path inside it")
     try:
-        return Picture(value["labels"], _read_png(path), value["file"])
+        with Image.open(picture.path):  # reads its head alone
+            return picture
     except OSError as error:
-        raise UserError(f"picture '{path}' cannot be read: {error.strerror or 'it is no image'}") from error
+        raise UserError(f"picture '{picture.path}' cannot be read: {error.strerror or 'it is no image'}") from error
 
 
 def _read_png(source: Path | io.BytesIO) -> Tensor:

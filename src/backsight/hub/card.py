@@ -16,7 +16,11 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def public_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of a run's card, of every path on this machine only its last part, without the command."""
+    """The facts of a run's card, of every path on this machine only its last part, without the command.
+
+    >>> public_facts({"data": "coco:/data/coco:val2017", "steps": 3, "command": "backsight train /secret/model"})
+    {'data': 'coco:coco:val2017', 'steps': 3}
+    """
     return {name: _last_part(value) for name, value in facts.items() if name not in PRIVATE}
 
 

@@ -120,7 +120,8 @@ def _evaluation(run: Path | None) -> Result | None:
     cards = []
     for card in result.subjects:
         cards.append({**public_facts(card), "training": public_facts(card.get("training", {}))})
-    return replace(result, subjects=cards, images={}, command="")
+    measurements = [replace(each, labels=public_facts(each.labels)) for each in result.measurements]
+    return replace(result, subjects=cards, measurements=measurements, images={}, command="")
 
 
 def _pictures(given: Sequence[str | Path], run: Path | None) -> list[Path]:

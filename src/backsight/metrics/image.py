@@ -59,7 +59,7 @@ def saturation(images: Tensor, others: Tensor) -> Tensor:
     """How colourful ``images`` are: the largest channel less the smallest, meant over all pixels; 0 is grey.
 
     Colour weighed by brightness (chroma), since that of a dark pixel is noise. It measures no distance: ``others`` are
-    not looked at, they are there so that it can be taken wherever the others are.
+    not used, they are there so that it can be taken wherever the others are.
 
     Args:
         images: ``B 3 H W`` in [0, 1].
@@ -93,8 +93,10 @@ def expect_measurable(size: tuple[int, int]) -> None:
     """
     window = 2 * SSIM_RADIUS + 1
     if min(size) < window:
-        told = f"SSIM needs images of at least {window} x {window} pixels, these are {size[0]} x {size[1]}"
-        raise UserError(f"{told}: take a larger --size")
+        raise UserError(
+            f"SSIM needs images of at least {window} x {window} pixels, these are {size[0]} x {size[1]}: take a larger "
+            "--size"
+        )
 
 
 def ssim(images: Tensor, others: Tensor) -> Tensor:

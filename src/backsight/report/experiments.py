@@ -28,7 +28,7 @@ LARGEST_FIGURE = 400_000
 @dataclass(frozen=True)
 class Step:
     """What became of one experiment: the ``seconds`` it took, whether an earlier result was ``kept``, or the ``reason``
-    why there is none. ``broke``: the reason is a mistake in the program, and not one that the user can mend."""
+    why there is none. ``broke``: the reason is a mistake in the program, and not one that the user can fix."""
 
     experiment: str
     seconds: float
@@ -37,7 +37,7 @@ class Step:
     broke: bool = False
 
     @property
-    def told(self) -> str:
+    def message(self) -> str:
         """A line for the log."""
         if self.reason:
             return f"{self.experiment}: not done: {self.reason}"
@@ -68,8 +68,8 @@ class Row:
         return self.claim.parts[0] if self.claim.parts else None
 
     @property
-    def told(self) -> str:
-        """What a pointer on its interval is told: the effect, what is claimed, and the condition."""
+    def hint(self) -> str:
+        """What a pointer on its interval shows: the effect, what is claimed, and the condition."""
         claim, part = self.claim, self.part
         if part is None:
             return claim.reason
@@ -87,7 +87,7 @@ class Line:
 
     labels: Sequence[Any]
     numbers: Sequence[float | int]
-    told: str
+    hint: str
 
 
 @dataclass(frozen=True)
@@ -135,14 +135,14 @@ def _read_steps(folder: Path) -> tuple[str, list[Step]]:
     path = folder / "reproduce.json"
     if not path.is_file():
         return "", []
-    mend = "run `backsight reproduce` again"
+    fix = "run `backsight reproduce` again"
     try:
-        value = read_json(path, mend, ("format",))
+        value = read_json(path, fix, ("format",))
         if value["format"] != FORMAT:
             raise UserError(f"{path} is in another format: this version reads {FORMAT}")
         return value["command"], [Step(**step) for step in value["steps"]]
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not of `backsight reproduce`, {in_words(error)}: {mend}") from error
+        raise UserError(f"{path} is not of `backsight reproduce`, {in_words(error)}: {fix}") from error
 
 
 def _section(folder: Path) -> Section:
@@ -175,12 +175,12 @@ def _line(measurement: Measurement, columns: Sequence[str]) -> Line:
     labels = [measurement.labels.get(name, "") for name in columns]
     condition = f"{', '.join(str(label) for label in labels if label != '')}\n{images} images, {seeds} seeds"
     bounds = f"[{low:.6g}, {high:.6g}]" if math.isfinite(low) else "(no interval)"
-    told = f"{value:.6g} {bounds}" if math.isfinite(value) else "no answer"
-    return Line(labels, (value, low, high, images, seeds), f"{told}\n{condition}")
+    text = f"{value:.6g} {bounds}" if math.isfinite(value) else "no answer"
+    return Line(labels, (value, low, high, images, seeds), f"{text}\n{condition}")
 
 
 def _cards(sections: Sequence[Section]) -> list[Mapping[str, Any]]:
-    """A card for each model and data that was looked at, in order of appearance."""
+    """A card for each model and data that was measured, in order of appearance."""
     cards = [card for section in sections for card in section.result.subjects]
     return list({(card["model"], card["data"], card.get("num_images")): card for card in cards}.values())
 

@@ -21,11 +21,11 @@ from backsight.engine import RANDOM, StagedModel
 from backsight.evaluation import MeanImage, evaluate
 from backsight.experiments.reconstruct import DETECTED, INPUT, PLAIN, SEEDS, show
 from backsight.experiments.subject import training_mean
-from backsight.figures import page, picture_part, to_png
+from backsight.figures import image_png, page, picture_part, to_png
 from backsight.io import read_json, write_bytes
 from backsight.old_results import convert
 from backsight.report.render import write_report
-from backsight.results import FORMAT, TRAINING_LOSS, Measurement, Picture, Result
+from backsight.results import FORMAT, TRAINING_LOSS, Measurement, Picture, PictureFile, Result
 from backsight.shipped import shipped_card
 from backsight.training import RunFolder, command
 
@@ -82,7 +82,7 @@ def write_results(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, 
     """
     earlier = _written_before(out)
     parts = [batch.part(start, start + AT_ONCE) for start in range(0, len(batch.ids), AT_ONCE)]
-    pictures = [each for part in parts for each in _pictures(model, ensemble, part.to(model.device))]
+    pictures = [each for part in parts for each in _pictures(model, ensemble, part.to(model.device), out)]
     errors = _errors_of(run) or _measure(run, model, ensemble, batch.to(model.device))
     card = {**errors.subjects[0], "model": model.name, "weights": model.weights, "random": model.weights == RANDOM}
     card |= {"family": model.spec.family, "stages": model.stages}
@@ -99,8 +99,8 @@ def write_results(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, 
 
 
 @torch.no_grad()
-def _pictures(model: StagedModel, ensemble: ChainEnsemble, batch: Batch) -> Iterator[Picture]:
-    """The input of each image, with detections drawn on it, and its reconstructions; each with a file."""
+def _pictures(model: StagedModel, ensemble: ChainEnsemble, batch: Batch, out: Path) -> Iterator[PictureFile]:
+    """The input of each image, with detections drawn on it, and its reconstructions, each written to its file."""
     trace = model.run(batch.images, valid=batch.valid)
     images = {entry: ensemble.reconstruct(trace, entry).clamp(0, 1) for entry in ensemble.entries}
     found = list(show(model, batch, trace, images, [chain.seed for chain in ensemble.chains], [SEEDS], letters=LETTERS))
@@ -111,7 +111,9 @@ def _pictures(model: StagedModel, ensemble: ChainEnsemble, batch: Batch) -> Iter
         if place[1] == INPUT and each.labels["row"] != input_row:
             continue
         numbers[place] = numbers.get(place, -1) + 1
-        yield replace(each, file=picture_file(*place, numbers[place]))
+        file = picture_file(*place, numbers[place])
+        write_bytes(out / file, image_png(each.image))
+        yield PictureFile(each.labels, out, file)
 
 
 def picture_file(image: str, stage: str, seed: int = 0) -> str:

@@ -80,10 +80,10 @@ def build_gallery(pictures: Sequence[Picture]) -> Gallery:
         columns.setdefault(str(picture.labels["stage"]), []).append(picture)
     every = [seeds for columns in images.values() for seeds in columns.values()]
     longest = max(every, key=len, default=[])
-    if any(len(seeds) not in (1, len(longest)) or len({each.image.shape for each in seeds}) > 1 for seeds in every):
-        raise UserError(f"pictures of one size, one for each of {len(longest)} seeds, were expected at every stage")
+    if any(len(seeds) not in (1, len(longest)) for seeds in every):
+        raise UserError(f"one picture, or one for each of {len(longest)} seeds, was expected at every stage")
     names = [str(picture.labels["row"]) for picture in longest] if len(longest) > 1 else []
-    spreads = [spread for seeds in every if (spread := _spread(_arrays(seeds))) is not None]
+    spreads = (_spread(_arrays(seeds)) for seeds in every if len(seeds) > 1)
     largest = _round_up(max((float(numpy.quantile(spread, 0.995)) for spread in spreads), default=0.0))
     rows = [
         Row(
@@ -99,7 +99,10 @@ def build_gallery(pictures: Sequence[Picture]) -> Gallery:
 
 def _arrays(pictures: Sequence[Picture]) -> Any:
     """``seeds H W 3`` of uint8."""
-    return numpy.stack([to_array(picture.image) for picture in pictures])
+    arrays = [to_array(picture.image) for picture in pictures]
+    if len({array.shape for array in arrays}) > 1:
+        raise UserError(f"pictures of one size were expected for all seeds of {pictures[0].labels['image']}")
+    return numpy.stack(arrays)
 
 
 def _cell(column: str, seeds: Any, names: Sequence[str], largest: float) -> Cell:
@@ -162,7 +165,11 @@ def _encoded(picture: Any, **options: Any) -> bytes:
 
 
 def format_number(value: str | int | float | None) -> str:
-    """Three digits of a fraction, zeros too, all of a whole number, a dash for what is not known, text as it is."""
+    """Three digits of a fraction, zeros too, all of a whole number, a dash for what is not known, text as it is.
+
+    >>> format_number(0.5), format_number(5120.7), format_number(38400), format_number(None)
+    ('0.500', '5,121', '38,400', '–')
+    """
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, float):
@@ -182,6 +189,10 @@ def format_bounds(low: float | None, high: float | None) -> str:
 
 
 def entry_title(entry: str) -> str:
-    """``backbone@local`` -> ``backbone (local)``."""
+    """The name of an inverse as a reader sees it.
+
+    >>> entry_title("backbone@local")
+    'backbone (local)'
+    """
     stage, variant = split_entry(entry)
     return f"{stage} ({variant})" if variant else stage
