@@ -226,8 +226,11 @@ def test_what_a_sweep_runs(tmp_path: Path):
         ({"task": "joint", "trade_off": 1.5}, "--trade-off 1.5: it has to be between 0"),
         ({"task": "joint", "trade_off": float("nan")}, "--trade-off nan: it has to be between 0"),
         ({"stage": "encoder"}, "--stage is for classic and joint training"),
-        ({"task": "joint", "trade_off": 0.5, "forward_learning_rate": 0.0}, "--forward-learning-rate 0: it has to be"),
-        ({"learning_rate": -1.0}, "--learning-rate -1: it has to be"),
+        (
+            {"task": "joint", "trade_off": 0.5, "forward_learning_rate": 0.0},
+            "--forward-learning-rate 0.0: it has to be",
+        ),
+        ({"learning_rate": -1.0}, "--learning-rate -1.0: it has to be"),
         ({"chain": "zoo/vit-prior", "inverse": ("backbone=local",)}, "give it or --inverse"),
     ],
 )
