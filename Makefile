@@ -15,11 +15,14 @@ DOCS := $(BASE).docs
 # Without its interpreter, which may have been upgraded away, a .venv is worth nothing.
 $(shell test -x $(VENV)/bin/python || rm -f $(BASE)*)
 
+# For the lowest versions that pyproject.toml names, with the lowest Python.
+LOWEST := .venv-lowest
+
 # Workers of one thread each: threads of torch and workers of pytest would fight over the same cores. WORKERS=0: none.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(RUN) pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all lint format docs clean distclean
+.PHONY: help setup demo test test-all test-lowest lint format docs clean distclean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -28,6 +31,7 @@ help:
 	@echo 'make demo       train, reconstruct and measure on the shipped models; see demo/report.html'
 	@echo 'make test       style, types, import rules, and the tests that take seconds'
 	@echo 'make test-all   the same, and the tests that take minutes'
+	@echo 'make test-lowest  the tests of `make test`, on the lowest versions that pyproject.toml allows, in $(LOWEST)'
 	@echo 'make format     bring the code into its style'
 	@echo 'make docs       the documentation, in build/docs'
 	@echo 'make clean      remove what was made here, but for .venv and runs/ (make distclean: .venv too)'
@@ -42,6 +46,10 @@ test: lint
 
 test-all: lint
 	$(PYTEST)
+
+# What old libraries find deprecated in new ones beside them (matplotlib 3.9 and pyparsing 3.3) is no fault of ours.
+test-lowest: $(LOWEST)/backsight$(HERE)
+	$(subst $(VENV),$(LOWEST),$(PYTEST)) -m 'not slow' -W default::DeprecationWarning
 
 lint: $(DEV)
 	$(RUN) ruff check
@@ -58,10 +66,10 @@ docs: $(DOCS)
 
 clean:
 	rm -rf demo build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	find . -path './$(VENV)' -prune -o -name __pycache__ -prune -exec rm -rf {} +
+	find . -path './$(VENV)*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) src/*.egg-info
+	rm -rf $(VENV) $(LOWEST) src/*.egg-info
 
 # ---- the virtual environment
 
@@ -81,6 +89,13 @@ $(DEV): $(BASE)
 
 $(DOCS): $(BASE)
 	$(call install,.[docs])
+	@touch '$@'
+
+# pip always takes the newest, so uv is installed too.
+$(LOWEST)/backsight$(HERE): pyproject.toml
+	python3.11 -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install uv
+	$(LOWEST)/bin/python -m uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev]'
 	@touch '$@'
 
 # Some systems ship Python without ensurepip: then pip installs itself.
