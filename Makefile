@@ -22,7 +22,13 @@ LOWEST := .venv-lowest
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(RUN) pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all test-lowest lint format docs clean distclean
+# Other kernels and other orders of adding, which other machines have: test-cpus runs under each of these, on its own.
+# MKL_DYNAMIC=FALSE: more threads than cores, too.
+CPUS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=SSE41 \
+	MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=2 OMP_NUM_THREADS=3
+NUMBERS = $(shell grep -lE 'assert_rounding|assert_same|assert_close|torch\.equal|approx' tests/test_*.py)
+
+.PHONY: help setup demo test test-all test-cpus test-lowest lint format docs clean distclean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -31,6 +37,7 @@ help:
 	@echo 'make demo       train, reconstruct and measure on the shipped models; see demo/report.html'
 	@echo 'make test       style, types, import rules, and the tests that take seconds'
 	@echo 'make test-all   the same, and the tests that take minutes'
+	@echo 'make test-cpus  the tests that compare numbers, as other CPUs would compute them; half an hour'
 	@echo 'make test-lowest  the tests of `make test`, on the lowest versions that pyproject.toml allows, in $(LOWEST)'
 	@echo 'make format     bring the code into its style'
 	@echo 'make docs       the documentation, in build/docs'
@@ -46,6 +53,13 @@ test: lint
 
 test-all: lint
 	$(PYTEST)
+
+test-cpus: $(DEV)
+	@failed=; mkdir -p build; for each in $(CPUS); do \
+		MPLBACKEND=Agg env OMP_NUM_THREADS=1 MKL_DYNAMIC=FALSE $$each $(RUN) pytest -n $(WORKERS) --dist worksteal -m 'not slow' $(NUMBERS) \
+			>build/$$each.txt 2>&1 || { failed=1; cat build/$$each.txt; }; \
+		echo "$$each: $$(tail -n 1 build/$$each.txt)"; \
+	done; test -z "$$failed"
 
 # What old libraries find deprecated in new ones beside them (matplotlib 3.9 and pyparsing 3.3) is no fault of ours.
 test-lowest: $(LOWEST)/backsight$(HERE)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from backsight.core import UserError
+from backsight.files import read_tensors
 
 
 def read_json(path: Path, mend: str, names: Sequence[str] = ()) -> dict[str, Any]:
@@ -51,10 +52,9 @@ def read_tensor(path: Path, name: str, mend: str) -> Tensor:
         UserError: the file is damaged, or has no such tensor.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        return load_file(path)[name]
+        return read_tensors(path)[name]
     except (SafetensorError, KeyError) as error:
         raise UserError(f"{path} is no safetensors file with '{name}' in it, or cut short: {mend}") from error
 

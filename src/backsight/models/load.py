@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from backsight.core import Pixels, UserError
+from backsight.files import align
 from backsight.models import from_timm, from_transformers
 from backsight.models.family import Family, FamilyModel
 from backsight.models.own import SpecLike, load_own
@@ -67,6 +68,7 @@ def load_model(
             module, family, pixels = _from_name(name, size, file)
         else:
             module, family, pixels = _from_folder(folder, size, file, random=random_weights)
+    align(module)
     words = source if own else RANDOM if file is None else str(file)
     return stage_module(module, family, pixels, name=name, weights=words).to(device)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from backsight.arrange import pick_argument, read_field, to_features
 from backsight.core import Classes, Detections, Pixels, Site, Spec, UserError
+from backsight.files import align
 from backsight.models.family import Read
 from backsight.models.spec_file import Answer, OwnSpec, expand, read_spec
 from backsight.models.survey import Survey, survey
@@ -94,6 +95,7 @@ def load_own(
     module = build_own(name, size or (pixels.size if pixels else None), seed)
     if weights is not None:
         fill(module, read_state(weights), str(weights))
+    align(module)
     words = str(weights) if weights is not None else RANDOM if random_weights else name
     staged = stage(module, spec, size=size, name=name, weights=words)
     staged.reopen["place"] = place(name)

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble
 from backsight.core import UserError, expect_positive
 from backsight.data import loader, open_data
 from backsight.evaluate import Evaluation, evaluate
-from backsight.files import write_bytes, write_json
+from backsight.files import read_tensors, write_bytes, write_json
 from backsight.metrics import mse
 from backsight.models import load_model
 from backsight.options import ModelOptions, TrainOptions
@@ -70,7 +70,7 @@ def train_chains(
     shutil.rmtree(folder / "chains", ignore_errors=True)
     for chain in trained.chains:
         chain.save(folder / "chains" / str(chain.seed), dtype=torch.float16)
-    mean = load_file(run / "mean_image.safetensors")["mean_image"]
+    mean = read_tensors(run / "mean_image.safetensors")["mean_image"]
     write_bytes(folder / "mean_image.safetensors", save({"mean_image": mean.half()}))
     found = _evaluate(model, ChainEnsemble.from_pretrained(folder / "chains"), data, mean, test)
     card = _card(name, recipe, options, found, seconds)
