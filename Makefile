@@ -15,11 +15,20 @@ DOCS := $(BASE).docs
 # Without its interpreter, which may have been upgraded away, a .venv is worth nothing.
 $(shell test -x $(VENV)/bin/python || rm -f $(BASE)*)
 
+# For the lowest versions that pyproject.toml names, with the lowest Python.
+LOWEST := .venv-lowest
+
 # Workers of one thread each: threads of torch and workers of pytest would fight over the same cores. WORKERS=0: none.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(RUN) pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all lint format docs clean distclean
+# Other kernels and other orders of adding, which other machines have: test-cpus runs under each of these, on its own.
+# MKL_DYNAMIC=FALSE: more threads than cores, too.
+CPUS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=SSE41 \
+	MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=2 OMP_NUM_THREADS=3
+NUMBERS = $(shell grep -lE 'assert_rounding|assert_same|assert_close|torch\.equal|approx' tests/test_*.py)
+
+.PHONY: help setup demo test test-all test-cpus test-lowest lint format docs clean distclean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -28,6 +37,8 @@ help:
 	@echo 'make demo       train, reconstruct and measure on the shipped models; see demo/report.html'
 	@echo 'make test       style, types, import rules, and the tests that take seconds'
 	@echo 'make test-all   the same, and the tests that take minutes'
+	@echo 'make test-cpus  the tests that compare numbers, as other CPUs would compute them; half an hour'
+	@echo 'make test-lowest  the tests of `make test`, on the lowest versions that pyproject.toml allows, in $(LOWEST)'
 	@echo 'make format     bring the code into its style'
 	@echo 'make docs       the documentation, in build/docs'
 	@echo 'make clean      remove what was made here, but for .venv and runs/ (make distclean: .venv too)'
@@ -42,6 +53,17 @@ test: lint
 
 test-all: lint
 	$(PYTEST)
+
+test-cpus: $(DEV)
+	@failed=; mkdir -p build; for each in $(CPUS); do \
+		MPLBACKEND=Agg env OMP_NUM_THREADS=1 MKL_DYNAMIC=FALSE $$each $(RUN) pytest -n $(WORKERS) --dist worksteal -m 'not slow' $(NUMBERS) \
+			>build/$$each.txt 2>&1 || { failed=1; cat build/$$each.txt; }; \
+		echo "$$each: $$(tail -n 1 build/$$each.txt)"; \
+	done; test -z "$$failed"
+
+# What old libraries find deprecated in new ones beside them (matplotlib 3.9 and pyparsing 3.3) is no fault of ours.
+test-lowest: $(LOWEST)/backsight$(HERE)
+	$(subst $(VENV),$(LOWEST),$(PYTEST)) -m 'not slow' -W default::DeprecationWarning
 
 lint: $(DEV)
 	$(RUN) ruff check
@@ -58,10 +80,10 @@ docs: $(DOCS)
 
 clean:
 	rm -rf demo build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	find . -path './$(VENV)' -prune -o -name __pycache__ -prune -exec rm -rf {} +
+	find . -path './$(VENV)*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) src/*.egg-info
+	rm -rf $(VENV) $(LOWEST) src/*.egg-info
 
 # ---- the virtual environment
 
@@ -81,6 +103,13 @@ $(DEV): $(BASE)
 
 $(DOCS): $(BASE)
 	$(call install,.[docs])
+	@touch '$@'
+
+# pip always takes the newest, so uv is installed too.
+$(LOWEST)/backsight$(HERE): pyproject.toml
+	python3.11 -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install uv
+	$(LOWEST)/bin/python -m uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev]'
 	@touch '$@'
 
 # Some systems ship Python without ensurepip: then pip installs itself.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import tempfile
-import warnings
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from backsight.core import Pixels
 from backsight.data import Sample, Target, fit, read_image
@@ -34,9 +33,7 @@ def measure(settings: Settings) -> list[Ratio]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of torchvision, which announces a successor
-            return [*_photos(contents, settings), *_world(settings)]
+        return [*_photos(contents, settings), *_world(settings)]
     finally:
         torch.set_num_threads(threads)
 
@@ -44,8 +41,8 @@ def measure(settings: Settings) -> list[Ratio]:
 def _photos(contents: list[bytes], settings: Settings) -> list[Ratio]:
     bare = "libjpeg-turbo alone"
     sides: dict[str, Side] = {
-        bare: lambda: [_decode(each) for each in contents],
-        "Pillow": lambda: [Image.open(io.BytesIO(each)).convert("RGB").load() for each in contents],
+        bare: lambda: [Image.open(io.BytesIO(each)).load() for each in contents],
+        "Pillow": lambda: [np.array(Image.open(io.BytesIO(each)).convert("RGB")) for each in contents],
         "read": lambda: [read_image(each) for each in contents],
     }
     for word, size in SIZES.items():
@@ -88,7 +85,3 @@ def _world(settings: Settings) -> list[Ratio]:
             amounts={"scenes/s": number / median(spent["draw"])},
         )
     ]
-
-
-def _decode(content: bytes) -> torch.Tensor:
-    return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)  # type: ignore[return-value]

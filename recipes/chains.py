@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble
@@ -19,7 +19,7 @@ from backsight.core import UserError
 from backsight.data import loader, open_data
 from backsight.engine import StagedModel
 from backsight.evaluation import evaluate
-from backsight.io import write_bytes, write_json
+from backsight.io import read_tensors, write_bytes, write_json
 from backsight.metrics import mse
 from backsight.models import load_model
 from backsight.options import ModelOptions, TrainOptions
@@ -72,7 +72,7 @@ def train_chains(
     shutil.rmtree(folder / "chains", ignore_errors=True)
     for chain in trained.chains:
         chain.save(folder / "chains" / str(chain.seed), dtype=torch.float16)
-    mean = load_file(run / "mean_image.safetensors")["mean_image"]
+    mean = read_tensors(run / "mean_image.safetensors")["mean_image"]
     write_bytes(folder / "mean_image.safetensors", save({"mean_image": mean.half()}))
     found = _evaluate(model, ChainEnsemble.from_pretrained(folder / "chains"), data, mean, test)
     card = _card(name, recipe, options, found, seconds)

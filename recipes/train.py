@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from backsight.core import UserError
 from backsight.data.base import Batch
 from backsight.data.world import World
 from backsight.io import write_json
@@ -67,7 +68,7 @@ def train_forward(
     shortened to fit. The folder can be loaded from the first validation on. Gives the card, also in ``card.json``.
 
     Raises:
-        UserError: there is no such name, or ``steps`` or ``minutes`` are not positive.
+        UserError: there is no such name, ``steps`` or ``minutes`` are not positive, or torch is too old for the recipe.
     """
     recipe = find_recipe(name)
     convert(steps, Number | None, "--steps")
@@ -118,6 +119,8 @@ def _optimisers(learner: Learner, recipe: Recipe) -> list[tuple[torch.optim.Opti
         (torch.optim.AdamW(others, lr=recipe.learning_rate, weight_decay=decay, fused=True), recipe.learning_rate)
     ]
     if hidden:
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(f"the recipe needs Muon, which torch {torch.__version__} lacks: upgrade to torch 2.9")
         muon = torch.optim.Muon(hidden, lr=recipe.muon, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
         optimisers.append((muon, recipe.muon))
     return optimisers

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import struct
+import sys
 import zlib
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image, ImageOps
 
-from backsight.data import UnreadableImage, read_image
-from pictures import drawn, encoded, real_data
+from backsight.core import Pixels
+from backsight.data import UnreadableImage, open_data, read_image
+from backsight.data.decode import jpeg_decoder
+from pictures import drawn, encoded, real_data, save_pictures
 
 PHOTO = drawn(48, 64)
 
@@ -21,6 +28,19 @@ PHOTO = drawn(48, 64)
 def by_pillow(content: bytes) -> torch.Tensor:
     image = ImageOps.exif_transpose(Image.open(BytesIO(content))).convert("RGB")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@pytest.fixture
+def choosing_anew() -> Iterator[None]:
+    """The decoder of JPEG files is chosen within the test, and for others again."""
+    jpeg_decoder.cache_clear()
+    yield
+    jpeg_decoder.cache_clear()
+
+
+def install_torchcodec(monkeypatch: pytest.MonkeyPatch, **decoders: object) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", SimpleNamespace(**decoders))
 
 
 def sixteen_bit_png(height: int, width: int, rows: bytes) -> bytes:
@@ -46,6 +66,51 @@ def test_jpeg_is_the_same_as_pillows(options: dict) -> None:
     assert torch.equal(read_image(content), by_pillow(content))
 
 
+@pytest.mark.usefixtures("choosing_anew")
+def test_photos_need_no_decoder_of_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torchvision.io, "decode_jpeg", raising=False)
+    monkeypatch.delattr(torchvision.io.image, "decode_jpeg", raising=False)
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    content = encoded(PHOTO, "JPEG")
+    assert torch.equal(read_image(content), by_pillow(content))
+
+
+@pytest.mark.usefixtures("choosing_anew")
+def test_torchcodec_is_taken_where_it_takes_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(content: bytes) -> torch.Tensor:
+        if len(content) == len(refused):
+            raise RuntimeError("what is this?")
+        return torch.full((3, 2, 2), 7, dtype=torch.uint8)
+
+    install_torchcodec(monkeypatch, decode_jpeg=decode)
+    taken, refused = encoded(PHOTO, "JPEG"), encoded(PHOTO, "JPEG", quality=30)
+    assert (read_image(taken) == 7).all()
+    assert torch.equal(read_image(taken, upright=False), by_pillow(taken))  # torchcodec always turns
+    assert torch.equal(read_image(refused), by_pillow(refused))
+    assert read_image(encoded(PHOTO, "PNG")).shape == (3, 48, 64)
+
+
+@pytest.mark.parametrize("decoders", [{}, {"decode_jpeg": None}])
+@pytest.mark.usefixtures("choosing_anew")
+def test_a_torchcodec_that_does_not_work_is_left_alone(monkeypatch: pytest.MonkeyPatch, decoders: dict) -> None:
+    install_torchcodec(monkeypatch, **decoders)
+    content = encoded(PHOTO, "JPEG")
+    assert torch.equal(read_image(content), by_pillow(content))
+    assert jpeg_decoder() is None
+
+
+@pytest.mark.usefixtures("choosing_anew")
+def test_the_decoder_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    save_pictures(tmp_path, [f"{split}/a/{n}.jpg" for split in ("train", "test") for n in range(3)])
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            assert open_data(f"folder:{tmp_path}", Pixels((16, 16))).train[0] is not None
+    assert [each.message for each in caplog.records if "JPEG" in each.message] == ["JPEG files are decoded by Pillow"]
+
+
 @pytest.mark.parametrize("mode", ["L", "CMYK", "1"])
 def test_other_colours_become_rgb(mode: str) -> None:
     content = encoded(PHOTO.convert(mode), "JPEG" if mode == "CMYK" else "PNG")
@@ -69,6 +134,14 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
         assert torch.equal(read_image(content), by_pillow(content))
         assert read_image(content).shape[1:] == ((48, 64) if orientation < 5 else (64, 48))
         assert read_image(content, upright=False).shape[1:] == (48, 64)
+
+
+def test_metadata_of_the_wrong_kind_hinder_no_photo() -> None:
+    width_in_words = struct.pack(">HHII", 256, 2, 1, 0)
+    orientation = struct.pack(">HHIHH", 274, 3, 1, 6, 0)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + width_in_words + orientation + bytes(4)
+    image = read_image(encoded(PHOTO, "JPEG", exif=exif))
+    assert torch.equal(image, read_image(encoded(PHOTO, "JPEG")).rot90(-1, (1, 2)))
 
 
 def test_transparency_is_laid_on_white() -> None:

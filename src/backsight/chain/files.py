@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from backsight.core import Layout, UserError
+from backsight.io import read_tensors
 
 FORMAT = 1
 """The version of the format of ``chain.json``; a later one is refused."""
@@ -52,6 +52,6 @@ def read_state(path: Path, expected: str) -> dict[str, Tensor]:
     if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
         raise UserError(f"{path} is damaged (its SHA-256 is not the one in chain.json): fetch or train it again")
     try:
-        return load_file(path)
+        return read_tensors(path)
     except SafetensorError as error:
         raise UserError(f"{path} is no safetensors file: fetch or train the chain again") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from backsight.core import Pixels, UserError
 from backsight.data.base import Batch, ImageData, Sample, Splits, Target, collate, mean_of, sum_images
 from backsight.data.coco import open_coco
-from backsight.data.decode import UnreadableImage, read_image
+from backsight.data.decode import UnreadableImage, jpeg_decoder, read_image
 from backsight.data.folder import check_folder, find_pictures, load_images, open_folder
 from backsight.data.hf import open_huggingface, open_parquet
 from backsight.data.labels import Vocabulary, outside
@@ -96,6 +96,8 @@ def open_data(
         UserError: there is no such kind of data, or nothing of it where the specification points.
     """
     kind, spec = check_data(spec)
+    if kind != "world":
+        jpeg_decoder()  # so that it is chosen, and told, before there are workers
     splits = DATA[kind](spec, Reading(pixels, seed, strict, masks, vocabulary or {}))
     if vocabulary:
         _tell_strangers(spec, splits.train.classes, outside(vocabulary))

@@ -82,7 +82,7 @@ def pack_sample(sample: Sample) -> bytes:
 def read_sample(path: Path) -> Sample | None:
     """What :func:`pack_sample` made; None if the file is damaged."""
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "pt") as file:  # mapped, wherever an image lies: batches are copies of them
             words: Mapping[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         image: Tensor = tensors["image"]

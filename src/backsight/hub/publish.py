@@ -66,7 +66,7 @@ def publish(
         raise UserError(
             "joint training gave these chains a forward model of their own, which is not published: push a modular run"
         )
-    if repository.count("/") != 1:
+    if repository.count("/") != 1 or not repository.isascii():
         raise UserError(f"'{repository}' is no name of a repository: write owner/name")
     if get_token() is None:
         raise UserError(f"no token to write to {repository}: log in with `hf auth login`, or set HF_TOKEN")

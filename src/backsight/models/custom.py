@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from backsight.arrange import pick_argument, read_field, to_features
 from backsight.core import Classes, Detections, Pixels, Site, Spec, UserError
 from backsight.engine import RANDOM, StagedModel
+from backsight.io import align
 from backsight.models.family import Read
 from backsight.models.shape_tracing import ShapeTrace, trace_shapes
 from backsight.models.spec import Answer, OwnSpec, expand, read_spec
@@ -100,6 +101,7 @@ def load_own(
     module = build_own(name, size or (pixels.size if pixels else None), seed)
     if weights is not None:
         fill(module, read_state(weights), str(weights))
+    align(module)
     words = str(weights) if weights is not None else RANDOM if random_weights else name
     staged = stage(module, spec, size=size, name=name, weights=words)
     staged.reopen["place"] = place(name)

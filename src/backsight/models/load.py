@@ -12,6 +12,7 @@ from torch import nn
 
 from backsight.core import Classes, Pixels, UserError
 from backsight.engine import RANDOM, StagedModel
+from backsight.io import align
 from backsight.models import timm as timm_models
 from backsight.models import transformers as transformers_models
 from backsight.models.custom import SpecLike, is_own, load_own
@@ -68,6 +69,7 @@ def load_model(
             module, family, pixels = _from_name(name, size, file)
         else:
             module, family, pixels = _from_folder(folder, size, file, random=random_weights)
+    align(module)
     words = source if own else RANDOM if file is None else str(file)
     return stage_module(module, family, pixels, name=name, weights=words).to(device)
 

@@ -41,7 +41,9 @@ def build(
     options: dict[str, Any] = {} if size is None or _takes_any_size(architecture) else {"img_size": size}
     if file is not None:
         read_state(file)  # timm would report a broken file by a traceback of its own
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file), "source": ""}}
+        # A file holds what timm itself saves, also where the published weights are of another format ("custom_load").
+        overlay = {"file": str(file), "source": "", "custom_load": False}
+        options |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
     elif folder is not None and not random:
         read_state(weights_in(folder))
         options |= {"pretrained": True}

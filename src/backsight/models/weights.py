@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from backsight.core import UserError
+from backsight.io import read_tensors
 
 CONFIGURATION: tuple[str, ...] = ("config.json", "preprocessor_config.json")
 WEIGHTS: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
@@ -116,13 +117,12 @@ def read_content(path: Path) -> Any:
         UserError: the file is missing, is no file of weights, or holds more than tensors.
     """
     import torch
-    from safetensors.torch import load_file
 
     if not path.is_file():
         raise UserError(f"no file of weights at {path}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return read_tensors(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         if type(error).__name__ == "UnpicklingError":

@@ -149,8 +149,9 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         yield Processes()
         return
     store, rank, count = next(rendezvous("env://"))
+    another, _, _ = next(rendezvous("env://"))  # a connection of its own
     number = next(_NUMBERS)  # a launcher's store outlives a run, and holds what an earlier one has left there
-    heartbeat = Heartbeat(PrefixStore(f"beats of run {number}", store.clone()), rank, count)
+    heartbeat = Heartbeat(PrefixStore(f"beats of run {number}", another), rank, count)
     heartbeat.start()
     gpu = torch.cuda.is_available() and not device.startswith("cpu")
     try:

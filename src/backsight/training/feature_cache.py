@@ -154,7 +154,7 @@ class FeatureCache:
 
     def _row(self, path: Path, row: int) -> dict[str, Tensor]:
         if path not in self._open:
-            self._open[path] = safe_open(path, "pt")
+            self._open[path] = safe_open(path, "pt")  # mapped, wherever its rows lie: batches are copies of them
         return {name: self._open[path].get_slice(name)[row] for name in self.names}
 
     def _write(self) -> None:
