@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from backsight.staging import StagedModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from backsight.chain import InverseChain, Plan, build_chain
+from backsight.engine import StagedModel
 from backsight.io import ALIGNMENT, align, read_tensors
 from backsight.models import MODELS, load_model
 from numerics import assert_rounding
