@@ -22,6 +22,7 @@ from backsight.core import Pixels, UserError
 from backsight.models import MODELS, stage_module
 from backsight.report.reconstruct import reconstruct
 from backsight.reproduction import BrokeOff
+from backsight.results import Result
 
 RANDOM = ("vit_tiny_patch16_224", "--random-weights", "--size", "32x48", "--device", "cpu")
 SHORT = (
