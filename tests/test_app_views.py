@@ -147,8 +147,8 @@ def test_errors_come_part_by_part_and_every_one_is_counted(observatory: Observat
 @pytest.mark.parametrize(
     ("named", "says"),
     [
-        ({"models": ["zoo/detr-prior", "zoo/vit-prior"], "chains": ["runs/a"]}, "one --chain for 2 models"),
-        ({"models": ["zoo/detr-prior"] * 3, "data": ["world"] * 2}, "2 times --data for 3 models"),
+        ({"models": ["zoo/detr-prior", "zoo/vit-prior"], "chains": ["runs/a"]}, "one chain for 2 models"),
+        ({"models": ["zoo/detr-prior"] * 3, "data": ["world"] * 2}, "2 times data for 3 models"),
     ],
 )
 def test_what_is_named_has_to_fit(named: dict[str, list[str]], says: str) -> None:

@@ -109,9 +109,9 @@ def test_the_page_trains_and_reconstructs(here: Path, capsys: pytest.CaptureFixt
     layers = json.loads((here / "layers" / "result.json").read_text())
     read = {(each["labels"]["layer"], each["labels"]["reads"]) for each in layers["measurements"]}
     assert read == {(layer, stage) for layer in ENCODER for stage in ("tokens", "encoder")}
-    results = json.loads((here / "seen" / "results.json").read_text())
-    assert set(results["pictures"][0]["images"]) > {"stem", "stem@local", "tokens", "encoder"}
-    assert results["model"]["random"]
+    results = bs.Result.load(here / "seen" / "results.json")
+    assert {each.labels["stage"] for each in results.pictures} > {"stem", "stem@local", "tokens", "encoder"}
+    assert results.subjects[0]["random"]
     config = yaml.safe_load((here / "runs/hybrid/config.yaml").read_text())
     assert read_spec(config["model"]["reopen"]["spec"]).spec == read_spec(yaml.safe_load(blocks("yaml")[0])).spec
 
@@ -316,7 +316,7 @@ def test_a_mistake_in_a_spec_is_told_in_one_line(mistake: str, spec: dict[str, A
     ("path", "value", "message"),
     [
         ("stages/2/inverse/name", "bloks", "no inverse 'bloks'"),
-        ("stages/2/inverse/heds", 2, "it has no option 'heds', it has depth, heads"),
+        ("stages/2/inverse/heds", 2, "did you mean 'heads'"),
         ("stages/1/inverse", "blocks", "it keeps the tokens"),
         ("stages/1/prefix", 0, "cannot place the 65 tokens at 'tokens'"),
     ],

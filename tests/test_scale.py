@@ -32,7 +32,11 @@ def losses(folder: Path, kind: str = "losses") -> dict[int, Mapping[str, float]]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """The losses of every step, those of every evaluation, and the errors in the end agree."""
+    """The losses of every step, those of every evaluation, and the errors in the end agree.
+
+    Training carries the rounding of each step on; a part of a batch that counts too much or too little changes a loss
+    by a hundredth and more.
+    """
     for kind in ("losses", "validation"):
         expected, found = losses(one, kind), losses(other, kind)
         assert expected.keys() == found.keys()
@@ -41,7 +45,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     first, second = (Result.load(folder / "evaluation.json") for folder in (one, other))
     assert first.images == second.images
     for each in first.measurements:
-        assert second.one(**each.labels).by_seed() == pytest.approx(each.by_seed(), rel=1e-4), each.labels
+        assert second.one(**each.labels).by_seed() == pytest.approx(each.by_seed(), rel=1e-3), each.labels
     seen = [each.subjects[0]["training"]["images_seen"] for each in (first, second)]
     assert seen[0] == seen[1]
 
