@@ -18,6 +18,10 @@ $(shell test -x $(VENV)/bin/python || rm -f $(BASE)*)
 # For the lowest versions that pyproject.toml names, with the lowest Python.
 LOWEST := .venv-lowest
 
+# What is imported is compiled once and kept; where this is set, every process would compile torch and its kin anew: 13 s
+# for 4 (pip leaves it to the first import, see below).
+unexport PYTHONDONTWRITEBYTECODE
+
 # Workers of one thread each: threads of torch and workers of pytest would fight over the same cores. WORKERS=0: none.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(RUN) pytest -n $(WORKERS) --dist worksteal
