@@ -7,6 +7,7 @@ import hashlib
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -20,11 +21,12 @@ from torch import Tensor, nn
 from backsight.chain import ChainEnsemble
 from backsight.core import Key, Pixels, UserError
 from backsight.data import Batch
+from backsight.distributed import Processes
 from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, stage_module
 from backsight.options import ModelOptions, TrainOptions
 from backsight.results import Result
-from backsight.training import Budget, Interrupted, NotFinite, Processes, RunFolder, loop, train, train_run
+from backsight.training import Budget, Interrupted, NotFinite, RunFolder, loop, train, train_run
 from backsight.training.folder import LOCK
 from backsight.training.loop import Loop
 from small import small_pixels
@@ -43,7 +45,7 @@ def forward_model(family: str = "vit") -> StagedModel:
 
 def options(out: Path, **changes: object) -> TrainOptions:
     small = {"steps": 6, "seeds": 2, "batch_size": 4, "max_validation": 8, "max_test": 8, "workers": 0}
-    return TrainOptions(**{"data": "world:prior", "out": out, "tracker": "none", **small, **changes})
+    return TrainOptions(**{"data": "world:prior", "out": out, **small, **changes})
 
 
 def run(out: Path, family: str = "vit", **changes: object) -> ChainEnsemble:
@@ -82,12 +84,16 @@ def after_step(monkeypatch: pytest.MonkeyPatch, do: Callable[[Loop], object]) ->
 # ---- a whole run
 
 
-@pytest.mark.parametrize("family", MODELS)
+FAST = ("vit", "detr")
+
+
+@pytest.mark.parametrize(
+    "family", [each if each in FAST else pytest.param(each, marks=pytest.mark.slow) for each in MODELS]
+)
 def test_every_family_trains_and_leaves_a_whole_run_folder(family: str, tmp_path: Path) -> None:
-    ensemble = run(tmp_path / "run", family, steps=4)
+    ensemble = run(tmp_path / "run", family, steps=2, seeds=1)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        *("config.yaml", "metrics.jsonl", "checkpoints", "chains", "mean_image.safetensors"),
-        *("evaluation.json", "card.md"),
+        *("config.yaml", "metrics.jsonl", "chains", "mean_image.safetensors", "evaluation.json", "card.md"),
     }
     assert same(ensemble, ChainEnsemble.from_pretrained(tmp_path / "run"))
     evaluation = Result.load(tmp_path / "run" / "evaluation.json")
@@ -97,10 +103,10 @@ def test_every_family_trains_and_leaves_a_whole_run_folder(family: str, tmp_path
 
 
 def test_validation_errors_fall(tmp_path: Path) -> None:
-    run(tmp_path / "run", steps=120, seeds=1, evaluate_every=20, inverse=("backbone=patch:learning_rate=1e-2",))
+    run(tmp_path / "run", steps=60, seeds=1, evaluate_every=20, inverse=("backbone=patch:learning_rate=1e-2",))
     errors = [record["validation"] for record in records(tmp_path / "run", "validation")]
-    assert len(errors) == 6
-    assert all(errors[-1][name] < 0.8 * errors[0][name] for name in errors[0])
+    assert len(errors) == 3
+    assert all(errors[-1][name] < 0.95 * errors[0][name] for name in errors[0])
 
 
 def test_same_seed_same_weights_other_seed_other_weights(tmp_path: Path) -> None:
@@ -149,13 +155,14 @@ def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path: Path, monkeypatch: pyt
         after_step(patch, lambda loop: loop.state.step == 3 and signal.raise_signal(signal.SIGINT))
         with pytest.raises(Interrupted):
             run(tmp_path / "old")
-    folder = RunFolder(tmp_path / "old")
-    checkpoint = folder.load_checkpoint()
+    checkpoints = RunFolder(tmp_path / "old").checkpoints
+    checkpoint = checkpoints.load()
     assert checkpoint is not None
     assert list(checkpoint["networks"]) == ["0/backbone", "0/encoder", "1/backbone", "1/encoder"]
     state = checkpoint["state"]
     state["looking"] = state.pop("evaluation_due")
-    folder.save_checkpoint(3, checkpoint)
+    checkpoints.save(3, checkpoint)
+    checkpoints.wait()
     assert same(whole, run(tmp_path / "old", resume=True))
 
 
@@ -178,26 +185,27 @@ def damage(path: Path) -> None:
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = run(tmp_path / "run", steps=2, seeds=1)
+    given = {"steps": 2, "seeds": 1, "keep_checkpoints": 2}
+    whole = run(tmp_path / "run", **given)
     (tmp_path / "run" / "card.md").unlink()
-    first, newest = RunFolder(tmp_path / "run").checkpoints()
+    first, newest = RunFolder(tmp_path / "run").checkpoints.paths()
     damage(newest)
-    assert same(whole, run(tmp_path / "run", steps=2, seeds=1, resume=True))
+    assert same(whole, run(tmp_path / "run", **given, resume=True))
     (message,) = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
     assert newest.name in message
     assert first.name in message
     (tmp_path / "run" / "card.md").unlink()
-    for path in RunFolder(tmp_path / "run").checkpoints():
+    for path in RunFolder(tmp_path / "run").checkpoints.paths():
         damage(path)
     with pytest.raises(UserError, match="overwrite"):
-        run(tmp_path / "run", steps=2, seeds=1, resume=True)
+        run(tmp_path / "run", **given, resume=True)
 
 
 def test_as_many_checkpoints_are_kept_as_requested_each_with_its_checksum(tmp_path: Path) -> None:
     run(tmp_path / "run", steps=5, seeds=1, checkpoint_every=0.0, keep_checkpoints=3)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == [f"step-0000000{step}.pt{end}" for step in (3, 4, 5) for end in ("", ".sha256")]
-    for path in RunFolder(tmp_path / "run").checkpoints():
+    for path in RunFolder(tmp_path / "run").checkpoints.paths():
         line = path.with_name(f"{path.name}.sha256").read_text().split()
         assert line == [hashlib.sha256(path.read_bytes()).hexdigest(), path.name]
 
@@ -248,8 +256,15 @@ def test_when_no_loss_is_finite_the_run_ends(tmp_path: Path, monkeypatch: pytest
 # ---- the folder
 
 
-def test_a_run_is_never_overwritten_silently(tmp_path: Path) -> None:
-    run(tmp_path / "run", steps=1, seeds=1)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that is done."""
+    run(tmp_path_factory.mktemp("finished") / "run", steps=1, seeds=1)
+    return tmp_path_factory.getbasetemp() / "finished0" / "run"
+
+
+def test_a_run_is_never_overwritten_silently(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
     with pytest.raises(UserError, match="overwrite"):
         run(tmp_path / "run", steps=1, seeds=1)
     run(tmp_path / "run", steps=2, seeds=1, overwrite=True)
@@ -276,7 +291,7 @@ def test_files_of_the_user_s_own_are_neither_deleted_nor_written_over(
 
 
 def test_overwriting_removes_the_files_of_the_run_alone(tmp_path: Path) -> None:
-    run(tmp_path / "run", steps=2, seeds=2, checkpoint_every=0.0)
+    run(tmp_path / "run", steps=2, seeds=2, checkpoint_every=0.0, keep_checkpoints=2)
     half = tmp_path / "run" / "chains" / "1" / ".encoder.safetensors.abcd_123.tmp.safetensors"
     half.write_bytes(b"killed")
     (tmp_path / "run" / "checkpoints" / "step-00000001.damaged").write_bytes(b"set aside")
@@ -306,10 +321,10 @@ def test_overwriting_removes_the_files_of_the_run_alone(tmp_path: Path) -> None:
     ],
 )
 def test_a_refused_command_leaves_the_run_that_it_was_to_replace(
-    given: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: dict[str, object], message: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    run(tmp_path / "run", steps=1, seeds=1)
+    shutil.copytree(finished, tmp_path / "run")
     before = contents(tmp_path)
     for out in ("run", "new"):
         with pytest.raises(UserError, match=message):
@@ -376,9 +391,9 @@ def test_a_wait_that_ends_the_run_is_followed_by_the_last_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Clock(monkeypatch)
-    run(tmp_path / "run", steps=None, minutes=3.5, seeds=1, checkpoint_every=1000.0)
+    run(tmp_path / "run", steps=None, minutes=3.5, seeds=1, checkpoint_every=1000.0, keep_checkpoints=2)
     assert [record["step"] for record in records(tmp_path / "run", "validation")] == [20]
-    assert [path.stem for path in RunFolder(tmp_path / "run").checkpoints()] == ["step-00000000", "step-00000020"]
+    assert [each.stem for each in RunFolder(tmp_path / "run").checkpoints.paths()] == ["step-00000000", "step-00000020"]
 
 
 def test_budget_ends_and_schedules() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -69,8 +70,32 @@ def loader(
     )
     if worker_batches.num_workers:
         give_back_memory()  # what they are forked with stays theirs
-    for worker_batch in worker_batches:
+    for worker_batch in received(worker_batches):
         yield open_worker_batch(worker_batch, data, device)
+
+
+def received(worker_batches: Iterable[Any]) -> Iterator[Any]:
+    """What workers send, one after the other.
+
+    Raises:
+        UserError: one of them was killed.
+    """
+    try:
+        yield from worker_batches
+    except RuntimeError as error:
+        raise worker_lost(error) or error from error
+
+
+def worker_lost(error: Exception) -> UserError | None:
+    """What torch means by ``error``, wherever it interrupts the main process, if a worker was killed."""
+    found = re.search(r"DataLoader worker.* (?:killed by signal: ([\w ]+)|exited unexpectedly)", str(error))
+    if found is None:
+        return None
+    reason = found[1] or "ended"
+    full = ", /dev/shm is too small for its images" if "Bus" in reason or "shared memory" in str(error) else ""
+    return UserError(
+        f"a process that reads images was killed ({reason}{full}): give this machine more memory, or --workers 0"
+    )
 
 
 def open_worker_batch(worker_batch: WorkerBatch | UserError, data: object, device: torch.device) -> Batch:

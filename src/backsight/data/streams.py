@@ -31,6 +31,7 @@ from backsight.data.loader import (
     in_one_line,
     keep_signals,
     open_worker_batch,
+    received,
 )
 from backsight.data.source import Reading, Source, digest
 
@@ -135,7 +136,7 @@ class Stream:
             worker_init_fn=keep_signals,
             generator=torch.Generator(),
         )
-        for worker_batch in worker_batches:
+        for worker_batch in received(worker_batches):
             yield open_worker_batch(worker_batch, self, torch.device(device))
 
     def record(self, identity: str, reason: str) -> None:
