@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
-import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -201,37 +198,3 @@ def test_real_annotations_against_cocos_own_tools() -> None:
         sizes = [annotation["bbox"][2:] for annotation in annotations]
         torch.testing.assert_close(target.boxes[:, 2:] - target.boxes[:, :2], torch.tensor(sizes), atol=1e-3, rtol=0)
     assert {int(label) for label in data.objects.labels} <= set(data.classes)
-
-
-def test_other_threads_have_their_turn_while_annotations_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """COCO's file takes seconds, and a process that gives no sign of life for a quarter of a minute counts as lost."""
-    turns, over = [0], threading.Event()
-
-    def take_turns() -> None:
-        while not over.wait(1e-5):
-            turns[0] += 1
-
-    def counted(content: bytes, **options: Any) -> Any:
-        before = turns[0]
-        found = load(content, **options)
-        during.append(turns[0] - before)
-        return found
-
-    entries = [{"id": number, "file_name": f"{number}.png", "height": 48, "width": 64} for number in range(30_000)]
-    root, load, during = write_coco(tmp_path, "val2017", 3, annotations=[]), json.loads, list[int]()
-    path = root / "annotations" / "instances_val2017.json"
-    path.write_text(json.dumps({"images": entries}))
-    monkeypatch.setattr("backsight.data.coco.json", SimpleNamespace(loads=counted, dumps=json.dumps))
-    interval = sys.getswitchinterval()
-    other = threading.Thread(target=take_turns)
-    other.start()
-    try:
-        sys.setswitchinterval(1e-5)
-        read(root, "val2017")
-    finally:
-        sys.setswitchinterval(interval)
-        over.set()
-        other.join()
-    assert during[0] >= 10

@@ -36,7 +36,7 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "classic": (2, "detr", {"task": "classic", "batch_size": 5}),
     "classic-padded": (2, "detr", {"task": "classic", "stage": "encoder", "batch_size": 2, "data": "padded"}),
     "joint": (2, "detr", {**JOINT, "batch_size": 5}),
-    "joint-isolated": (2, "detr", {**JOINT, "batch_size": 7, "micro_batch": 2, "update": "isolated"}),
+    "joint-isolated": (2, "detr", {**JOINT, "batch_size": 7, "micro_batch": 3, "update": "isolated"}),
     "joint-of-the-task-alone": (2, "detr", {**JOINT, "batch_size": 3, "trade_off": 0.0}),
     "joint-classifier": (2, "vit", {**JOINT, "batch_size": 5, "update": "sum", "data": "world:prior:single"}),
     "one-without-images": (3, "vit", {"batch_size": 2}),

@@ -66,8 +66,8 @@ class RunOptions:
     """How inverses are trained, whatever the task."""
 
     data: str = "world"
-    """Images to train on: coco:DIR[:SPLIT], folder:DIR, hf:NAME, parquet:PATH, world (the synthetic one), or streams
-    without epochs, stream:NAME and wds:PATTERN."""
+    """Images to train on: coco:DIR[:SPLIT], folder:DIR, hf:NAME, parquet:PATH, wds:PATTERN, world (the synthetic one),
+    or stream:NAME, which has no epochs."""
     out: Path = Path("runs/backsight")
     """The run's folder."""
     steps: Number | None = None
@@ -152,7 +152,7 @@ class RunOptions:
         for name in ("feature_cache", "image_cache"):
             if getattr(self, name) is not None:
                 check_folder(getattr(self, name), option(name))
-        if self.data.partition(":")[0] in ("stream", "wds"):
+        if is_stream(self.data):
             self._check_stream()
 
     def _check_stream(self) -> None:
@@ -162,6 +162,16 @@ class RunOptions:
         for name in ("image_cache", "feature_cache"):
             if getattr(self, name) is not None:
                 raise UserError(f"{option(name)} keeps images that come again: leave it out with a stream, {self.data}")
+
+
+def is_stream(data: str) -> bool:
+    """Whether data has no length and no epochs: ``stream:NAME``, and compressed tar files.
+
+    >>> is_stream("wds:train-{000..127}.tar"), is_stream("wds:train.tar.gz")
+    (False, True)
+    """
+    kind, _, rest = data.partition(":")
+    return kind == "stream" or (kind == "wds" and not rest.endswith((".tar", "*")))
 
 
 TASKS_OF: dict[str, tuple[TaskName, ...]] = {
@@ -193,7 +203,7 @@ class TrainOptions(RunOptions):
                 )
         if self.task == "joint" and self.trade_off is None:
             raise UserError("--task joint weighs reconstruction against the task: say how, as --trade-off 0.9 (0 to 1)")
-        if self.task == "joint" and self.data.partition(":")[0] in ("stream", "wds"):
+        if self.task == "joint" and is_stream(self.data):
             raise UserError(f"--task joint reads images in any order: {self.data} is a stream, use data with a length")
 
 

@@ -18,6 +18,7 @@ from backsight.data.loader import batches, loader
 from backsight.data.resize import fit, fit_target
 from backsight.data.source import Reading
 from backsight.data.streams import Stream, open_stream
+from backsight.data.tar import open_tar
 
 __all__ = [
     "DATA",
@@ -61,10 +62,13 @@ DATA: dict[str, Callable[[str, Reading], Splits]] = {
     "hf": open_huggingface,
     "parquet": open_parquet,
     "stream": open_stream,
-    "wds": open_stream,
+    "wds": open_tar,
     "world": _open_world,
 }
 """What stands before the colon of a data specification -> what opens it."""
+
+READ_ONCE = ("coco", "folder", "wds")
+"""Data that one process can open for all: what it found, sent to another machine, finds the same files there."""
 
 FORMS = "coco:DIR[:SPLIT], folder:DIR, hf:NAME[:SPLIT], parquet:FILE_OR_DIR, stream:NAME, wds:PATTERN, world"
 """The data specifications there are, for help texts."""

@@ -199,18 +199,12 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _as_it_is(entry: dict[str, Any]) -> dict[str, Any]:
-    """Lets other threads of Python have their turn: in one go the file would keep them waiting for seconds, and a
-    process without a sign of life counts as lost."""
-    return entry
-
-
 def _parse(content: bytes, root: Path, split: str) -> dict[str, Any]:
     """The annotation file, checked as far as it is used here."""
     name = f"'{root}/annotations/instances_{split}.json'"
     try:
         with _collector_paused():
-            instances = json.loads(content, object_hook=_as_it_is)
+            instances = json.loads(content)
     except ValueError as error:
         raise UserError(f"{name} is not whole JSON ({error}): get it again") from error
     images = instances.get("images") if isinstance(instances, dict) else None

@@ -127,5 +127,8 @@ def file_facts(root: Path, ids: Iterable[str]) -> Iterable[str]:
     another hardly ever keeps its size.
     """
     for identity in sorted(ids):
-        path = root / identity
-        yield f"{identity} {path.stat().st_size if path.exists() else -1}"
+        try:
+            size = (root / identity).stat().st_size
+        except FileNotFoundError:
+            size = -1
+        yield f"{identity} {size}"

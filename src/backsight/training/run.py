@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from backsight.chain import ChainEnsemble, InverseChain, describe
 from backsight.core import Fit, Key, UserError
-from backsight.data import Batch, ImageData, Splits, check_data, mean_of, open_data
+from backsight.data import READ_ONCE, Batch, ImageData, Splits, check_data, mean_of, open_data
 from backsight.data.loader import worker_lost
 from backsight.devices import autocast, choose_device, choose_precision, gain_of_bf16, keep_memory, peak_memory
 from backsight.distributed import Processes, joined, restarted
@@ -216,8 +216,16 @@ class Run:
     ) -> Run:
         """Open the data, build the inverses, and choose what was left open. Writes nothing."""
         processes = processes or Processes()
-        words = vocabulary(model)
-        splits = open_data(options.data, model.pixels, seed=options.seed, strict=options.strict, vocabulary=words)
+
+        def opened() -> Splits:
+            given = {"seed": options.seed, "strict": options.strict, "vocabulary": vocabulary(model)}
+            return open_data(options.data, model.pixels, **given)
+
+        if options.data.partition(":")[0] in READ_ONCE:
+            splits = processes.from_main(opened)
+        else:
+            with processes.main_first():  # others find in a cache what it has fetched
+                splits = opened()
         fingerprints = processes.from_main(lambda: {part: data.fingerprint() for part, data in vars(splits).items()})
         splits = cache_images(splits, options, model.pixels, fingerprints)
         an_epoch = count_batches(splits.train, options.batch_size)
