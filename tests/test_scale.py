@@ -18,10 +18,12 @@ from backsight.core import UserError
 from backsight.data import Batch, Splits, open_data
 from backsight.distributed import Processes, join, launched
 from backsight.engine import StagedModel
+from backsight.reproduction import experiment
 from backsight.results import Result
 from backsight.training import RunFolder, loop
 from backsight.training.batches import HeldOut
 from backsight.training.run import Run
+from numerics import assert_rounding
 from pictures import drawn
 from together import codes, command, forward_model, lines, options, together, train
 
@@ -274,3 +276,28 @@ def test_every_held_out_image_is_evaluated_once(micro_batch: int | None, tmp_pat
     parts: Any = zip(*(ids(rank, 3) for rank in range(3)), strict=True)
     assert [identity for step in parts for part in step for identity in part] == whole
     assert len(whole) == 10
+
+
+# ---- experiments
+
+
+MEASURED = ("stage_error", "token_noise", "trust")
+
+
+def do_experiments(rank: int, out: Path) -> None:
+    del rank
+    for name in MEASURED:
+        experiment(name, out / name, models=["zoo/vit-prior"], images=24, device="cpu")
+
+
+def test_experiments_on_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    assert codes(together(2, said, do_experiments, tmp_path / "two"), said) == [0, 0], said.read_text()
+    for name in MEASURED:
+        one = experiment(name, tmp_path / "one" / name, models=["zoo/vit-prior"], images=24, device="cpu")
+        two = Result.load(tmp_path / "two" / name)
+        assert (tmp_path / "two" / name / "report.html").is_file()
+        assert two.images == one.images
+        for mine, theirs in zip(two.measurements, one.measurements, strict=True):
+            assert mine.labels == theirs.labels
+            assert_rounding(mine.values, theirs.values, 1e-4)

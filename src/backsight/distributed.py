@@ -7,6 +7,7 @@ All hold the same weights and take the same decisions; the main one alone writes
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -112,21 +113,46 @@ class Processes:
         return gather_object([value])
 
     def from_main(self, compute: Callable[[], Value]) -> Value:
-        """What ``compute`` gives the main process, for all; a user's mistake that it meets is one of all, too."""
+        """What ``compute`` gives the main process, for all; what goes wrong there goes wrong in all, too.
+
+        Raises:
+            UserError: a mistake of the user.
+            RuntimeError: anything else, in the other processes; in the main one it is raised as it is.
+        """
         if self.count == 1:
             return compute()
         from accelerate.utils import broadcast_object_list
 
-        found: list[Any] = [None, None]
+        found: list[Any] = [None, None, ""]
+        failed: Exception | None = None
         if self.main:
             try:
                 found[0] = compute()
-            except UserError as error:
-                found[1] = str(error)
+            except Exception as error:
+                failed, found = error, [None, isinstance(error, UserError), str(error)]
         broadcast_object_list(found, 0)
         if found[1] is not None:
-            raise UserError(found[1])
+            raise failed or (UserError if found[1] else RuntimeError)(found[2])
         return found[0]
+
+    def gathered(self, compute: Callable[[], Value]) -> list[Value]:
+        """What ``compute`` gives every process, in the order of their ranks; a mistake of the user that one meets is
+        one of all.
+
+        Raises:
+            UserError: as above.
+            RuntimeError: something else went wrong in another process.
+        """
+        try:
+            found: tuple[Value | None, Exception | None] = compute(), None
+        except Exception as error:
+            found = None, error
+        if self.count == 1 and found[1] is not None:
+            raise found[1]
+        parts = self.gather((found[0], None if found[1] is None else (isinstance(found[1], UserError), str(found[1]))))
+        for failure in (failure for _, failure in parts if failure is not None):
+            raise found[1] or (UserError if failure[0] else RuntimeError)(failure[1])
+        return [part for part, _ in parts]  # pyright: ignore[reportReturnType]
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -148,6 +174,11 @@ def launched() -> int:
     if "WORLD_SIZE" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         _read_slurm()
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes, and says what comes of it."""
+    return launched() < 2 or int(os.environ.get("RANK", "0")) == 0
 
 
 def restarted() -> bool:
@@ -203,6 +234,8 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         SystemExit: another process says what went wrong.
     """
     processes = join(device)
+    if not processes.main:  # what all have to say the main one says
+        logging.getLogger("backsight").setLevel(logging.WARNING)
     try:
         yield processes
     except Exception as error:

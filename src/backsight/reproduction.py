@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from backsight.core import UserError
+from backsight.distributed import Processes, joined
 from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject, find_experiment, run_experiment
 from backsight.experiments.claims import CLAIMS, judge, save_claims
 from backsight.experiments.run import check_settings, read_settings
@@ -94,13 +95,15 @@ def experiment(
     out = Path(out or Path("experiments", name))
     check_folder(out, "--out")
     values = dict(settings) if isinstance(settings, Mapping) else read_settings(chosen.measure, settings)
-    subjects = [_open(choice, images, device) for choice in choose(models, chains, data)]
     if chosen.compares_runs and not values.get("runs"):
         raise UserError(f"{name} compares finished runs: give their folders as runs (--set 'runs=[a,b]')")
-    if not subjects and not chosen.compares_runs:
+    choices = choose(models, chains, data)
+    if not choices and not chosen.compares_runs:
         raise UserError(f"{name} needs models: name some, as zoo/detr-prior, or their chains by --chain")
-    result = run_experiment(chosen, subjects, out, values, command())
-    write_experiments_report(out)
+    with joined(device) as processes:
+        subjects = [_open(choice, images, device, processes) for choice in choices]
+        result = run_experiment(chosen, subjects, out, values, command())
+        processes.from_main(lambda: write_experiments_report(out))
     return result
 
 
@@ -148,13 +151,15 @@ def reproduce(
     named = bool(models or chains)
     choices = choose(models if named else MODELS, chains, data)
     on_all = choices if named or data else [*choices, *_other_shipped()]
-    open_once = cache(lambda choice: _open(choice, images, device))
-    steps = []
-    for number, each in enumerate(chosen, 1):
-        own = [] if each.compares_runs else on_all if each.name in ON_ALL else choices
-        steps.append(_do(each, [open_once(choice) for choice in own], values[each.name], out / each.name))
-        logger.info("[%d/%d] %s", number, len(chosen), steps[-1].message)
-    page = _conclude(steps, out)
+    with joined(device) as processes:
+        open_once = cache(lambda choice: _open(choice, images, device, processes))
+        steps = []
+        for number, each in enumerate(chosen, 1):
+            own = [] if each.compares_runs else on_all if each.name in ON_ALL else choices
+            subjects = [open_once(choice) for choice in own]
+            steps.append(_do(each, subjects, values[each.name], out / each.name, processes))
+            logger.info("[%d/%d] %s", number, len(chosen), steps[-1].message)
+        page = processes.from_main(lambda: _conclude(steps, out))
     if broken := [step for step in steps if step.broke]:
         which = "; ".join(f"{step.experiment} broke off ({step.reason})" for step in broken)
         raise BrokeOff(f"{which}: see {TRACEBACK} in its folder; all else is in {page}")
@@ -225,14 +230,21 @@ def _other_shipped() -> list[Choice]:
     return [Choice(name) for name, folder in folders.items() if folder is not None and has_chains(folder)]
 
 
-def _open(choice: Choice, images: int | None, device: str) -> Subject:
-    return open_subject(choice.model, choice.chain, choice.data, num_images=images, device=device)
+def _open(choice: Choice, images: int | None, device: str, processes: Processes) -> Subject:
+    given = {"num_images": images, "device": device, "processes": processes}
+    return open_subject(choice.model, choice.chain, choice.data, **given)
 
 
 # ---- one experiment
 
 
-def _do(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[str, Any], folder: Path) -> Step:
+def _do(
+    experiment: Experiment,
+    subjects: Sequence[Subject],
+    settings: Mapping[str, Any],
+    folder: Path,
+    processes: Processes,
+) -> Step:
     """Measure, or keep what is there."""
     started = time.monotonic()
     reasons = [experiment.fits(subject) for subject in subjects]  # why not; empty where it does
@@ -240,19 +252,22 @@ def _do(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[s
     if subjects and not fitting:
         return Step(experiment.name, 0.0, reason="; ".join(reasons))
     request = _request(experiment, fitting, settings)
-    if _is_whole(folder) and _read_request(folder) == request:
+    if processes.from_main(lambda: _is_whole(folder) and _read_request(folder) == request):
         return Step(experiment.name, 0.0, kept=True)
-    (folder / REQUEST).unlink(missing_ok=True)
+    if processes.main:
+        (folder / REQUEST).unlink(missing_ok=True)
     try:
         run_experiment(experiment, fitting, folder, settings, command())
     except UserError as error:
         return Step(experiment.name, time.monotonic() - started, reason=str(error))
     except Exception as error:  # whatever it is, it is of this experiment: the others can still be done
-        write_text(folder / TRACEBACK, traceback.format_exc())
+        if processes.main:
+            write_text(folder / TRACEBACK, traceback.format_exc())
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return Step(experiment.name, time.monotonic() - started, reason=reason, broke=True)
-    write_json(folder / REQUEST, request)
-    (folder / TRACEBACK).unlink(missing_ok=True)
+    if processes.main:
+        write_json(folder / REQUEST, request)
+        (folder / TRACEBACK).unlink(missing_ok=True)
     return Step(experiment.name, time.monotonic() - started)
 
 

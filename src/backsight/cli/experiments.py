@@ -56,6 +56,7 @@ def experiment(
         set: Settings of the experiment, as num_pictures=3 or shares=[0.1,0.5].
         device: Where to compute: auto, cpu, cuda.
     """
+    from backsight.distributed import is_main
     from backsight.experiments import EXPERIMENTS
     from backsight.reproduction import experiment as run_experiment
 
@@ -64,7 +65,8 @@ def experiment(
         return
     out = out or Path("experiments", name)
     run_experiment(name, out, models=models, chains=chain, data=data, images=images, settings=set, device=device)
-    print(f"{out / 'report.html'}\n{out / 'figure.png'}")
+    if is_main():
+        print(f"{out / 'report.html'}\n{out / 'figure.png'}")
 
 
 def reproduce(
@@ -91,11 +93,14 @@ def reproduce(
         set: Settings of experiments, as truth.num_scenes=200.
         device: Where to compute: auto, cpu, cuda.
     """
+    from backsight.distributed import is_main
     from backsight.reproduction import read_all_settings
     from backsight.reproduction import reproduce as run_all
 
     chosen = {"models": models, "chains": chains, "data": data, "experiments": experiments or None, "runs": runs}
-    print(run_all(out, images=images, settings=read_all_settings(set), device=device, **chosen))
+    page = run_all(out, images=images, settings=read_all_settings(set), device=device, **chosen)
+    if is_main():
+        print(page)
 
 
 def report(folder: Annotated[Positional[Path], arg(metavar="DIR")]) -> None:

@@ -35,9 +35,12 @@ def train(
         model: A name (detr-resnet-50, timm/vit_base_patch16_224, zoo/detr-prior), a folder with a saved model, or a
             function in a file of your own (my_module.py:build).
     """
+    from backsight.distributed import is_main
     from backsight.training import train_run
 
     ensemble = train_run(model, options, model_options)
+    if not is_main():
+        return
     if ensemble.model["weights"] == "random":
         print("random weights: this run shows that the method works, not what a trained model knows")
     print(f"{options.out / 'card.md'}\n{options.out / 'chains'}")

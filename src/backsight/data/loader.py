@@ -55,13 +55,18 @@ def loader(
     Raises:
         UserError: under ``strict``, a picture that cannot be read.
     """
-    device = torch.device(device)
     num_items = len(data) if limit is None else min(limit, len(data))
     order = batches(num_items, batch_size, seed=seed, epoch=epoch, shuffle=shuffle)[start:]
+    chunks = order if part is None else [part(indices) for indices in order]
+    yield from read_chunks(data, chunks, workers=workers, device=torch.device(device))
+
+
+def read_chunks(data: Any, chunks: Sequence[Sequence[int]], *, workers: int, device: torch.device) -> Iterator[Batch]:
+    """The images at every list of indices in ``chunks`` as a batch on ``device``, read ahead by ``workers``."""
     worker_batches = DataLoader(
         WorkerBatches(data),
         batch_size=None,
-        sampler=order if part is None else [part(indices) for indices in order],
+        sampler=chunks,
         collate_fn=as_it_is,
         num_workers=min(workers, cores()),
         pin_memory=device.type == "cuda",
