@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import filelock
@@ -23,12 +24,14 @@ from backsight.core import Key, Pixels, UserError
 from backsight.data import Batch
 from backsight.distributed import Processes
 from backsight.engine import RANDOM, StagedModel
+from backsight.jobs import run_jobs
 from backsight.models import MODELS, stage_module
 from backsight.options import ModelOptions, TrainOptions
 from backsight.results import Result
 from backsight.training import Budget, Interrupted, NotFinite, RunFolder, loop, train, train_run
 from backsight.training.folder import LOCK
 from backsight.training.loop import Loop
+from backsight.training.merge import merge
 from small import small_pixels
 
 SIZES = {"vit": (48, 48), "swin": (64, 64)}
@@ -406,3 +409,33 @@ def test_budget_ends_and_schedules() -> None:
     assert rates[-1] == pytest.approx(0.01)
     assert rates[20:] == sorted(rates[20:], reverse=True)
     assert Budget.of(None, None, 2.0, 10).share(7, 60) == pytest.approx(0.5)
+
+
+# ---- runs of one seed each
+
+
+def test_runs_of_one_seed_are_merged_into_one(tmp_path: Path) -> None:
+    runs = [run(tmp_path / str(seed), steps=2, seeds=1, seed=seed) for seed in (4, 7)]
+    merge([tmp_path / "4", tmp_path / "7"], tmp_path / "merged")
+    found = ChainEnsemble.from_pretrained(tmp_path / "merged")
+    assert [chain.seed for chain in found.chains] == [4, 7]
+    assert same(found, ChainEnsemble([chain for each in runs for chain in each.chains]))
+    result = Result.load(tmp_path / "merged" / "evaluation.json")
+    assert result.subjects[0]["seeds"] == [4, 7]
+    parts = [Result.load(tmp_path / name / "evaluation.json") for name in ("4", "7")]
+    labels = {"stage": "encoder", "metric": "mse"}
+    assert torch.equal(result.one(**labels).values, torch.cat([part.one(**labels).values for part in parts]))
+    (record,) = records(tmp_path / "merged", "validation")
+    assert set(record["validation"]) == {f"{seed}/{entry}" for seed in (4, 7) for entry in found.entries}
+    with pytest.raises(UserError, match="each has to be there once"):
+        merge([tmp_path / "4", tmp_path / "merged"], tmp_path / "again")
+    with pytest.raises(UserError, match="holds no finished run"):
+        merge([tmp_path / "4", tmp_path], tmp_path / "again")
+
+
+def test_calls_are_done_as_jobs_and_failed_ones_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    calls = {"one": partial(Path.touch, tmp_path / "one"), "two": partial(Path.touch, tmp_path / "no" / "two")}
+    with pytest.raises(UserError, match=r"two failed .*no/two"):
+        run_jobs(calls, tmp_path / "jobs")
+    assert (tmp_path / "one").exists()

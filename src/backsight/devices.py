@@ -73,7 +73,7 @@ def gain_of_bf16(device: torch.device, *, convolutions: bool = True) -> float:
         (torch.nn.Linear(768, 768), (16384 if wide else 1024, 768))
     ]
     if convolutions:
-        layers.append((torch.nn.ConvTranspose2d(256, 128, 4, 2, 1), (64 if wide else 1, 256, 30, 40)))
+        layers.append((torch.nn.ConvTranspose2d(256, 128, 4, 2, 1), (64 if wide else 1, 256, 15, 20)))
     seconds, threads = {"fp32": 0.0, "bf16": 0.0}, torch.get_num_threads()
     torch.set_num_threads(1)  # several wait for each other where others use the cores as well
     try:

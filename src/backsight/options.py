@@ -215,6 +215,8 @@ class SweepOptions(RunOptions):
     """The values of lambda (the paper's), one joint run each."""
     tasks: tuple[TaskName, ...] = ("modular", "classic", "joint")
     """Leave some out."""
+    jobs: Literal["submitit"] | None = None
+    """Each run as a job of its own, on Slurm or this machine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,10 +10,10 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from backsight.core import UserError
 from backsight.distributed import Processes, joined
@@ -23,6 +23,7 @@ from backsight.experiments.run import check_settings, read_settings
 from backsight.experiments.subject import NUM_IMAGES, has_chains, open_subject
 from backsight.experiments.trade_off import FinishedRun
 from backsight.io import write_json, write_text
+from backsight.jobs import run_jobs
 from backsight.report.experiments import FORMAT, Step, write_experiments_report
 from backsight.shipped import find_shipped, shipped_names
 from backsight.training import command
@@ -118,6 +119,7 @@ def reproduce(
     runs: Sequence[str | Path] = (),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     device: str = "auto",
+    jobs: Literal["submitit"] | None = None,
 ) -> Path:
     """Do all experiments on all models that they fit, test the claims, and write the page.
 
@@ -134,6 +136,7 @@ def reproduce(
         runs: finished runs, which ``trade_off`` compares.
         settings: of experiments by name, in place of :data:`SETTINGS` and their own.
         device: where to compute.
+        jobs: do each experiment as a job of its own, on Slurm or this machine.
 
     Returns:
         The page.
@@ -148,6 +151,11 @@ def reproduce(
     values = _settings(settings or {}, runs)
     for run in values["trade_off"]["runs"]:
         FinishedRun.read(run)  # before an hour of others
+    if jobs is not None:
+        same = {"models": models, "chains": chains, "data": data, "images": images, "runs": runs, "device": device}
+        given = {**same, "settings": settings}
+        calls = {each.name: partial(_job, out, experiments=[each.name], **given) for each in chosen}
+        run_jobs(calls, out / "jobs")
     named = bool(models or chains)
     choices = choose(models if named else MODELS, chains, data)
     on_all = choices if named or data else [*choices, *_other_shipped()]
@@ -166,6 +174,12 @@ def reproduce(
     if all(step.reason for step in steps):
         raise UserError(f"no experiment could be done: {'; '.join(dict.fromkeys(step.reason for step in steps))}")
     return page
+
+
+def _job(out: Path, **options: Any) -> None:
+    """One experiment of :func:`reproduce`; whatever becomes of it the page will say."""
+    with suppress(UserError, BrokeOff):
+        reproduce(out, **options)
 
 
 # ---- what was requested
