@@ -138,7 +138,7 @@ def test_chains_of_a_joint_run_are_not_published_without_their_models(detr_run: 
 @pytest.mark.parametrize(
     "options",
     [
-        {"task": "modular"},
+        pytest.param({"task": "modular"}, marks=pytest.mark.slow),
         {"task": "classic"},
         {"task": "joint", "trade_off": 0.5, "update": "isolated"},
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,7 +44,8 @@ def run_jobs(calls: Mapping[str, Callable[[], object]], folder: Path, at_once: i
         for name in [name for name, job in running.items() if job.done()]:
             error = running.pop(name).exception()
             if error is not None:
-                failed[name] = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                lines = [line for line in str(error).splitlines() if re.match(r"\w+(\.\w+)*: ", line)]
+                failed[name] = lines[-1] if lines else type(error).__name__
         time.sleep(POLL)
     if failed:
         raise UserError("; ".join(f"{name} failed ({reason})" for name, reason in failed.items()))

@@ -85,7 +85,9 @@ def _merge_metrics(folders: Sequence[RunFolder], target: RunFolder) -> None:
 def _merge_results(results: Sequence[Result], folders: Sequence[RunFolder]) -> Result:
     for result, folder in zip(results, folders, strict=True):
         if result.images != results[0].images:
-            raise UserError(f"{folder.path} was measured on other images than {folders[0].path}: merge like runs")
+            raise UserError(
+                f"{folder.path} was measured on other images than {folders[0].path}: merge runs that are alike"
+            )
     errors = [replace(each, measurements=[m for m in each.measurements if "stage" in m.labels]) for each in results]
     scores = []
     for number, score in enumerate(m for m in results[0].measurements if "stage" not in m.labels):
