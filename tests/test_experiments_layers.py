@@ -150,7 +150,7 @@ def test_what_does_not_depend_on_the_image_has_no_similarity(small_model: Models
     model = small_model("vit")
     subject = subject_of(model, [constant_chain(model, torch.full((3, *model.pixels.size), 0.5))])
     result = layer_similarity.measure(subject)
-    check_figure(layer_similarity.draw(result))
+    check_figure(*layer_similarity.draw(result))
     for metric in ("cka", "correlation"):
         assert result.one(of=RECONSTRUCTIONS, metric=metric, layer="image", other="encoder").values.isnan().all()
         names, table = table_of(result, subject.name, RECONSTRUCTIONS, metric)

@@ -11,9 +11,8 @@ from backsight.core import Layout, UserError
 from backsight.data import open_data
 from backsight.experiments import EXPERIMENTS, Result, Subject
 from backsight.experiments.token_noise import Route, measure, patch_pixels, routes
-from backsight.figures import to_png
 from backsight.perturb import choose_tokens, generator_for
-from known_chains import check_contract, random_subject
+from known_chains import check_contract, check_figure, random_subject
 from pixel_toy import paint_mean, paint_patches, pixel_model
 from stand_in_chains import Painter, paint_grey
 
@@ -58,7 +57,7 @@ def test_an_inverse_that_does_not_look_has_no_answer() -> None:
     result = measure(Subject(model, Painter(model, paint_grey(model)), data, num_images=4))
     assert all(each.values.isnan().all() for each in result.select(metric="containment"))
     assert {each.mean() for each in result.select(metric="error")} == {0.0}
-    assert len(to_png(EXPERIMENTS["token_noise"].draw(result))) > 10_000  # empty axes, and pictures
+    check_figure(*EXPERIMENTS["token_noise"].draw(result))  # empty axes, and pictures
 
 
 def test_the_true_local_inverses_are_local(detector: Subject, classifier: Subject) -> None:

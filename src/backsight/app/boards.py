@@ -10,7 +10,7 @@ from backsight.app.markup import picture, tag, text
 from backsight.app.observatory import Observatory
 from backsight.app.pictures import cut_padding, picture_uri
 from backsight.app.state import Change
-from backsight.figures.outlines import outline
+from backsight.figures import outline
 
 MARK = "#e69f00"
 """Of the outline of what is recoloured."""

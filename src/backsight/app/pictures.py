@@ -11,9 +11,7 @@ from backsight.app.eyes import Eyes, Seen
 from backsight.app.state import MEAN, SPREAD
 from backsight.core import Detections, UserError, valid_sizes
 from backsight.data import read_image
-from backsight.figures import draw_detections, image_png
-from backsight.figures.maps import colour_map, spread
-from backsight.figures.pictures import to_array
+from backsight.figures import colour_map, draw_detections, image_png, spread, to_array
 from backsight.report.views import data_uri
 
 SMALL = 200

@@ -17,10 +17,10 @@ from backsight.data import Batch, ImageData, loader, open_data
 from backsight.data.world import LENGTHS, World
 from backsight.engine import StagedModel, Trace
 from backsight.evaluation import right_answers
-from backsight.experiments.lines import lines_of, title_of
+from backsight.experiments.drawing import lines_of, pictures_of, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, by_seed
-from backsight.figures import Block, Panel, page, panel_part, picture_parts
+from backsight.figures import Panel, pages, panel_part, picture_parts
 from backsight.metrics import mse
 from backsight.models import duplicate, vocabulary
 from backsight.results import Label, Measurement, Picture, Result
@@ -292,7 +292,7 @@ def _batches(data: ImageData, tuning: FineTuning, device: torch.device) -> Itera
 # ---- the figure
 
 
-def draw(result: Result) -> Figure:
+def draw(result: Result) -> list[Figure]:
     """Accuracy and the last stage's error in each condition; under them the last stage's reconstructions."""
     models = [str(model) for model in result.values_of("model")]
     errors: dict[str, Any] = {}
@@ -307,16 +307,9 @@ def draw(result: Result) -> Figure:
         Panel("Accuracy", lines_of(result, "condition", metric="accuracy"), label="top-1", limits=(0, 1)),
         Panel("Reconstruction from the last stage", errors, label="mean squared error"),
     ]
-    return page([panel_part(panels), *picture_parts([_block(result, model) for model in models])])
-
-
-def _block(result: Result, model: str) -> Block:
-    """A row for every image, a column for the input and every condition."""
-    images = sorted({int(each.labels["image"]) for each in result.shown(model=model)})
-    conditions = list(dict.fromkeys(str(each.labels["condition"]) for each in result.shown(model=model)))
-    order = ["input", *(each for each in conditions if each != "input")]
-    rows = [[result.shown(model=model, image=image, condition=each)[0].image for each in order] for image in images]
-    return Block(title_of(result, model), order, [f"image {image + 1}" for image in images], rows)
+    return pages(
+        [panel_part(panels), *picture_parts([pictures_of(result, model, "image", "condition") for model in models])]
+    )
 
 
 ATTENTION_ABLATION = Experiment(

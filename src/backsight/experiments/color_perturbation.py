@@ -14,11 +14,11 @@ from backsight.data import Batch
 from backsight.devices import exact
 from backsight.engine import Trace
 from backsight.evaluation import task_scores
-from backsight.experiments.lines import lines_of, title_of
+from backsight.experiments.drawing import lines_of, pictures_of
 from backsight.experiments.objects import category_mask, find_class
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
-from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
+from backsight.figures import ErrorPoint, Panel, pages, panel_part, picture_parts
 from backsight.perturb import FILTERS, HUES, VISIBLE, colour_vector, recolour, region_mean
 from backsight.results import Measurement, Picture, Result
 from backsight.validation import AnyNumber
@@ -213,32 +213,24 @@ def _measure_task(subject: Subject, name: str) -> list[Measurement]:
 # ---- the figure
 
 
-def draw(result: Result) -> Figure:
+def draw(result: Result) -> list[Figure]:
     """Pairwise error and retention over stages, the task over filters; under them the first image of each model."""
     apart, kept = (lines_of(result, metric=metric, region=region) for metric, region in _DRAWN)
     panels = [
         Panel("How far six recolourings are apart", apart, label="pairwise MSE"),
         Panel("Hue found again in the object", kept, {"": 0.0}, label="hue retention", limits=(-0.15, 1.08)),
     ]
-    tasks = {metric: lines_of(result, "filter", metric=metric) for metric in ("accuracy", "AP")}
-    if any(tasks.values()):
-        label = " or ".join(metric for metric, lines in tasks.items() if lines)
-        lines = {name: list(map(_renamed, points)) for found in tasks.values() for name, points in found.items()}
-        panels.append(Panel("The task on recoloured images", lines, label=label, limits=(0, 1)))
-    blocks = [block for model in result.values_of("model") for block in _blocks(result, str(model))]
-    return page([panel_part(panels), *picture_parts(blocks)])
+    for metric in ("accuracy", "AP"):
+        lines = {name: list(map(_renamed, line)) for name, line in lines_of(result, "filter", metric=metric).items()}
+        if lines:
+            panels.append(Panel("The task on recoloured images", lines, label=metric, limits=(0, 1)))
+    blocks = [pictures_of(result, str(model), "filter", image=0) for model in result.values_of("model")]
+    blocks = [replace(each, names=[NAMES.get(name, name) for name in each.names]) for each in blocks]
+    return pages([panel_part(panels), *picture_parts(blocks)])
 
 
 def _renamed(point: ErrorPoint) -> ErrorPoint:
     return replace(point, stage=NAMES.get(point.stage, point.stage))
-
-
-def _blocks(result: Result, model: str) -> list[Block]:
-    """A row for every filter, a column for every stage."""
-    stages = list(dict.fromkeys(str(each.labels["stage"]) for each in result.shown(model=model, image=0)))
-    rows = [[each.image for each in result.shown(model=model, image=0, filter=name)] for name in FILTERS]
-    names = [NAMES.get(name, name) for name in FILTERS]
-    return [Block(title_of(result, model), stages, names, rows)] if stages else []
 
 
 COLOR_PERTURBATION = Experiment(

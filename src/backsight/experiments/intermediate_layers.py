@@ -9,10 +9,10 @@ from torch import Tensor
 
 from backsight.core import UserError
 from backsight.data import Batch
-from backsight.experiments.lines import points, title_of
+from backsight.experiments.drawing import points, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, by_seed, distinct_names, is_read_as, layers_of, stage_of
-from backsight.figures import Panel, Part, page, panel_part, picture_part
+from backsight.figures import Panel, Part, pages, panel_part, picture_part
 from backsight.metrics import mse, on_valid
 from backsight.results import Measurement, Picture, Result
 from backsight.validation import AnyNumber
@@ -120,12 +120,12 @@ def _pictures(subject: Subject, count: int) -> Iterator[Picture]:
 # ---- the figure
 
 
-def draw(result: Result) -> Figure:
+def draw(result: Result) -> list[Figure]:
     """For every model the error over its layers, a line for each reading; below, the first images."""
     parts = []
     for model in result.values_of("model"):
         parts += [_curves(result, model), *_strip(result, model)]
-    return page(parts)
+    return pages(parts)
 
 
 def _curves(result: Result, model: str) -> Part:

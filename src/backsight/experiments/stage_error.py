@@ -12,10 +12,10 @@ from torch import Tensor
 from backsight.core import IMAGE, UserError
 from backsight.data import Batch
 from backsight.evaluation import Inverted, Metric, evaluate
-from backsight.experiments.lines import lines_of, title_of
+from backsight.experiments.drawing import lines_of, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, baseline_notes
-from backsight.figures import Panel, page, panel_part
+from backsight.figures import Panel, pages, panel_part
 from backsight.metrics import lpips, mse, psnr, ssim
 from backsight.results import MEAN_IMAGE, Measurement, Result
 
@@ -101,7 +101,7 @@ def _outputs(subject: Subject, batch: Batch) -> Iterator[tuple[str, Tensor, Tens
             yield stage, output, image
 
 
-def draw(result: Result) -> Figure:
+def draw(result: Result) -> list[Figure]:
     """A panel for each metric, in it a line for each model over its stages; the mean image's error is dashed."""
     panels = []
     for metric, title in TITLES.items():
@@ -111,7 +111,7 @@ def draw(result: Result) -> Figure:
         }
         if table:
             panels.append(Panel(title, table, _baselines(result, metric), from_zero=metric != "psnr"))
-    return page([panel_part(panels)])
+    return pages([panel_part(panels)])
 
 
 def _baselines(result: Result, metric: str) -> dict[str, float]:

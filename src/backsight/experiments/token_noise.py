@@ -14,10 +14,10 @@ from torch import Tensor
 from backsight.core import Layout, UserError
 from backsight.data import Batch
 from backsight.devices import exact
-from backsight.experiments.lines import points, title_of
+from backsight.experiments.drawing import points, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
-from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
+from backsight.figures import Block, ErrorPoint, Panel, pages, panel_part, picture_parts
 from backsight.inverses.base import times_finer
 from backsight.perturb import Noise, choose_tokens, generator_for, noise_tokens, region_mean
 from backsight.results import Measurement, Picture, Result
@@ -191,7 +191,7 @@ _Pair = tuple[str, str]
 """(noised, read)."""
 
 
-def draw(result: Result) -> Figure:
+def draw(result: Result) -> list[Figure]:
     """Containment over shares: noise at the first stage and at the last with a grid, read there, and from the one
     before it through the model; under them what an image becomes."""
     lines = {(model, inverse): _pairs(result, model, inverse) for model in result.values_of("model")
@@ -201,7 +201,7 @@ def draw(result: Result) -> Figure:
     lowest = min((point.bounds[1] for point in drawn), default=0.0)
     panels = [replace(panel, limits=(min(-0.05, lowest - 0.05), 1.08)) for panel in panels]
     blocks = [block for line, pairs in lines.items() if pairs for block in _blocks(result, *line, pairs)]
-    return page([panel_part(panels), *picture_parts(blocks)])
+    return pages([panel_part(panels), *picture_parts(blocks)])
 
 
 def _pairs(result: Result, model: str, inverse: str) -> list[_Pair | None]:

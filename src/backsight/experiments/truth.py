@@ -25,10 +25,10 @@ from backsight.data.world.render import Rendering, render
 from backsight.data.world.scenes import Scenes, recolour, with_backdrop_of, without_clutter
 from backsight.devices import exact
 from backsight.engine import StagedModel, Trace
+from backsight.experiments.drawing import points, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
-from backsight.figures import ErrorPoint
-from backsight.figures.panels import Series, panels
+from backsight.figures import Panel, pages, panel_part
 from backsight.metrics.probe import FEWEST, Probe, fit_probe
 from backsight.results import Measurement, Picture, Result
 from backsight.validation import Number
@@ -296,21 +296,22 @@ def _around(region: Tensor) -> Tensor:
 # ---- the figure
 
 
-def draw(result: Result) -> Figure:
-    """A panel for each model and law: survival over the stages, in the reconstruction and as the probe reads it."""
-    charts: dict[str, list[Series]] = {}
-    for each in result.measurements:
-        reader = _READERS.get(str(each.labels["reader"]))
-        if reader:
-            lines = charts.setdefault(f"{each.labels['model']}, law: {each.labels['law']}", [])
-            what = _WORDS[str(each.labels["factor"])]
-            point = ErrorPoint(str(each.labels["stage"]), each.known().mean(1).tolist(), each.interval())
-            same = next((line for line in lines if (line.what, line.how) == (what, reader)), None)
-            if same is None:
-                lines.append(Series(what, reader, [point]))
-            else:
-                lines[lines.index(same)] = Series(what, reader, [*same.points, point])
-    return panels(charts, "share that survives")
+def draw(result: Result) -> list[Figure]:
+    """For each model and law a panel for each change: its survival over the stages, in the reconstruction and as the
+    probe reads it."""
+    parts = []
+    for model, law in dict.fromkeys((str(m.labels["model"]), str(m.labels["law"])) for m in result.measurements):
+        panels = []
+        for factor, title in _WORDS.items():
+            lines = {
+                words: points(result.select(model=model, law=law, factor=factor, reader=reader), "stage")
+                for reader, words in _READERS.items()
+            }
+            lines = {words: line for words, line in lines.items() if line}
+            panels.append(Panel(title, lines, {"": 1.0}, label="" if panels else "share that survives"))
+        heading = f"{title_of(result, model)}, law: {law}"
+        parts.append(panel_part([panel for panel in panels if panel.table], columns=4, heading=heading, height=1.7))
+    return pages(parts)
 
 
 TRUTH = Experiment("truth", "Does a reconstruction show what the features hold?", measure, draw)

@@ -14,6 +14,7 @@ from PIL import Image
 from backsight.core import UserError
 from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Result
 from backsight.experiments.claims import VERDICTS, Effect, Judgement, load_claims
+from backsight.experiments.run import figure_pages
 from backsight.io import in_words, read_json, write_text
 from backsight.report.render import environment, write_report
 from backsight.report.views import data_uri, format_bounds, format_effect
@@ -92,12 +93,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Section:
-    """An experiment on the page: ``figure`` is a data URI, ``columns`` are the labels of the measurements."""
+    """An experiment on the page: ``figures`` are data URIs, a figure's pages; ``columns`` are the labels of the
+    measurements."""
 
     name: str
     question: str
     result: Result
-    figure: str
+    figures: Sequence[str]
     columns: Sequence[str]
     rows: Sequence[Line]
 
@@ -154,13 +156,14 @@ def _section(folder: Path) -> Section:
         )
     columns = list(dict.fromkeys(name for each in result.measurements for name in each.labels))
     rows = [_line(each, columns) for each in result.measurements]
-    return Section(experiment.name, experiment.question, result, _figure(folder / "figure.png"), columns, rows)
+    figures = [_figure(path) for path in figure_pages(folder)]
+    if not figures:
+        raise UserError(f"{folder / 'figure.png'} is missing: do the experiment again")
+    return Section(experiment.name, experiment.question, result, figures, columns, rows)
 
 
 def _figure(path: Path) -> str:
     """A figure as a data URI: as it is, or where it is large (of many pictures) as WebP of quality 90."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing: do the experiment again")
     if path.stat().st_size <= LARGEST_FIGURE:
         return data_uri(path.read_bytes(), "image/png")
     stream = io.BytesIO()

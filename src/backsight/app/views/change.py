@@ -15,8 +15,7 @@ from backsight.app.observatory import Observatory
 from backsight.app.pictures import answered, cut_padding, picture_uri
 from backsight.app.state import MEAN, SPREAD, Change, read_cells
 from backsight.app.views.base import View, describe
-from backsight.figures import grid, to_png
-from backsight.figures.maps import colour_map, difference
+from backsight.figures import colour_map, difference, grid, to_png
 
 LARGEST_DIFFERENCE = 0.3
 """The root mean square over the colours that has the brightest colour on every map of differences."""

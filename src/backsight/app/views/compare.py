@@ -16,8 +16,7 @@ from backsight.app.pictures import answered, picture_uri
 from backsight.app.state import MEAN, SPREAD, Compare
 from backsight.app.views.base import View, describe
 from backsight.app.views.change import LARGEST_DIFFERENCE, difference_cell
-from backsight.figures import grid, to_png
-from backsight.figures.maps import colour_map, difference
+from backsight.figures import colour_map, difference, grid, to_png
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""From the measurements of a result to the lines of a figure: a line for each model, a point for each measurement."""
+"""From a result to the parts of its figure: lines of measurements, tables of pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from backsight.figures import ErrorPoint
+from backsight.figures import Block, ErrorPoint
 from backsight.results import Label, Measurement, Result
 
 
@@ -34,3 +34,13 @@ def points(measurements: Sequence[Measurement], along: str, names: Mapping[str, 
         ErrorPoint((names or {}).get(value, value), each.known().mean(1).tolist(), each.interval())
         for value, each in zip(values, answered, strict=True)
     ]
+
+
+def pictures_of(result: Result, model: str, down: str, across: str = "stage", **labels: Label) -> Block:
+    """The pictures of a model that carry ``labels``: a row for each value of the label ``down``, a column for each of
+    ``across``, in order of appearance."""
+    places = {(each.labels[down], each.labels[across]): each.image for each in result.shown(model=model, **labels)}
+    rows, columns = (list(dict.fromkeys(place[axis] for place in places)) for axis in (0, 1))
+    names = [f"image {row + 1}" if isinstance(row, int) else str(row) for row in rows]
+    table = [[places.get((row, column)) for column in columns] for row in rows]
+    return Block(title_of(result, model), [str(column) for column in columns], names, table)
