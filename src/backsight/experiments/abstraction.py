@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backsight.data import Batch
 from backsight.experiments.detection_cases import detections_of
-from backsight.experiments.drawing import pictures_of, points, title_of
+from backsight.experiments.drawing import models_of, pictures_of, points, title_of
 from backsight.experiments.objects import object_masks
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, baseline_notes
@@ -126,7 +126,7 @@ def _outlined(image: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
 def draw(result: Result) -> list[Figure]:
     """For each model a panel for each metric, in it a line for each region over the stages, and the pictures."""
     parts: list[Part] = []
-    for model in result.values_of("model"):
+    for model in models_of(result):
         panels = [Panel(title, _lines(result, str(model), metric)) for metric, title in TITLES.items()]
         heading = title_of(result, str(model))
         parts.append(panel_part([panel for panel in panels if panel.table], heading=heading))

@@ -16,7 +16,7 @@ from torch import Tensor
 from backsight.core import IMAGE
 from backsight.data import Batch
 from backsight.experiments.detection_cases import BY_QUERY, Case, find_cases, query_stages, reconstruct_without
-from backsight.experiments.drawing import points, title_of
+from backsight.experiments.drawing import models_of, points, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
 from backsight.figures import PALETTE, ErrorPoint, Panel, Part, crop_around, cut_out, pages, panel_part, picture_part
@@ -226,7 +226,7 @@ _ROWS = 1  # cases of each type
 
 def draw(result: Result) -> list[Figure]:
     """For all models how many of each type; for each model its lines over the stages and a case of each type."""
-    models = [str(model) for model in result.values_of("model")]
+    models = models_of(result)
     parts = [
         panel_part(
             [Panel("Detections and missed objects by type", _counts(result, models), label="how many", joined=False)]

@@ -14,9 +14,16 @@ def title_of(result: Result, model: str) -> str:
     return f"{model}, random weights" if random else model
 
 
+def models_of(result: Result) -> list[str]:
+    """The models of a result, without controls."""
+    controls = {card["model"] for card in result.subjects if card.get("control")}
+    return [str(model) for model in result.values_of("model") if model not in controls]
+
+
 def lines_of(result: Result, along: str = "stage", **labels: Label) -> dict[str, list[ErrorPoint]]:
-    """For every model with an answer its line: the measurements that carry ``labels``, a point for each ``along``."""
-    found = {model: points(result.select(model=model, **labels), along) for model in result.values_of("model")}
+    """For every model with an answer its line, controls left out: the measurements that carry ``labels``, a point for
+    each ``along``."""
+    found = {model: points(result.select(model=model, **labels), along) for model in models_of(result)}
     return {title_of(result, model): line for model, line in found.items() if line}
 
 

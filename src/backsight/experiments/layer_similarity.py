@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backsight.core import IMAGE, UserError
 from backsight.data import Batch
-from backsight.experiments.drawing import title_of
+from backsight.experiments.drawing import models_of, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, distinct_names, is_read_as, stage_of
 from backsight.figures import heat_map_part, pages
@@ -142,7 +142,7 @@ def table_of(result: Result, model: str, of: str, metric: str) -> tuple[list[str
 def draw(result: Result) -> list[Figure]:
     """Four maps for each model: both measures, of features and of reconstructions."""
     parts = []
-    for model in result.values_of("model"):
+    for model in models_of(result):
         found = {title: table_of(result, model, of, metric) for (of, metric), title in TITLES.items()}
         maps = {title: each for title, each in found.items() if each[0]}
         parts.append(heat_map_part(maps, heading=f"{title_of(result, model)}: 1 alike, 0 unrelated"))

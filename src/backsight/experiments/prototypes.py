@@ -14,7 +14,7 @@ from backsight.data import Batch
 from backsight.data.world import World
 from backsight.data.world.scenes import class_hues
 from backsight.devices import exact
-from backsight.experiments.drawing import lines_of, pictures_of, points, title_of
+from backsight.experiments.drawing import lines_of, models_of, pictures_of, points, title_of
 from backsight.experiments.objects import category_mask, object_labels
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
@@ -174,7 +174,7 @@ def _pictures(subject: Subject, num: int) -> Iterator[Picture]:
 
 def draw(result: Result) -> list[Figure]:
     """Alignment and saturation over stages, and the last stage's alignment by class; under them the first images."""
-    models = [str(model) for model in result.values_of("model")]
+    models = models_of(result)
     alignment = lines_of(result, metric="alignment", against=OWN, **{"class": EVERY})
     saturation = lines_of(result, metric="saturation", **{"class": EVERY})
     by_class = {title_of(result, model): _by_class(result, model) for model in models}

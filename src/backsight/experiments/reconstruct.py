@@ -11,7 +11,7 @@ from torch import Tensor
 from backsight.core import Classes, Detections, UserError
 from backsight.data import Batch
 from backsight.engine import StagedModel, Trace
-from backsight.experiments.drawing import title_of
+from backsight.experiments.drawing import models_of, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, by_seed
 from backsight.figures import PALETTE, Part, draw_frames, pages, picture_part
@@ -195,7 +195,7 @@ def draw(result: Result) -> list[Figure]:
 
     Models that were shown the same images share the rows and the column of the input; others stand below each other.
     """
-    models = result.values_of("model")
+    models = models_of(result)
     shown = {tuple((p.labels["image"], tuple(p.image.shape)) for p in _inputs(result, model)) for model in models}
     groups = [models] if len(shown) == 1 else [[model] for model in models]
     return pages([_part(result, group) for group in groups])
@@ -264,4 +264,4 @@ def _answer(caption: str) -> Caption:
     return [*((name, _colour(index)) for index, name in enumerate(names[:MOST_NAMED])), *more]
 
 
-RECONSTRUCT = Experiment("reconstruct", "What is seen from every stage?", measure, draw)
+RECONSTRUCT = Experiment("reconstruct", "What is seen from every stage?", measure, draw, controlled=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ class Experiment:
         tasks: the kinds of forward model that it can be done with.
         padded: whether it knows of padding; one that compares whole images, or all their tokens, does not.
         compares_runs: ``measure`` has no subject, but reads finished runs (its first argument, ``runs``).
+        controlled: whether its effects are measured on controls as well
+            (:func:`~backsight.experiments.controls.controls_of`).
     """
 
     name: str
@@ -47,6 +50,7 @@ class Experiment:
     tasks: tuple[str, ...] = ("detect", "classify", "features")
     padded: bool = True
     compares_runs: bool = False
+    controlled: bool = True
 
     def fits(self, subject: Subject) -> str:
         """Why the experiment cannot be done with ``subject``, in one line; empty where it can."""
@@ -126,9 +130,10 @@ def _measure(experiment: Experiment, subjects: Sequence[Subject], settings: Mapp
         UserError: none could.
     """
     results, reasons = [], {}
+    unseen = {name: 0 for name in ("num_pictures", "num_shown") if name in signature(experiment.measure).parameters}
     for subject in subjects:
         try:
-            results.append(experiment.measure(subject, **settings))
+            results.append(experiment.measure(subject, **{**settings, **(unseen if subject.control else {})}))
         except UserError as error:
             reasons[f"{subject.name} is left out: {error}"] = str(error)
     if not results:

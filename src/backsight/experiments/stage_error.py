@@ -16,16 +16,24 @@ from backsight.experiments.drawing import lines_of, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, baseline_notes
 from backsight.figures import Panel, pages, panel_part
-from backsight.metrics import lpips, mse, psnr, ssim
+from backsight.metrics import dists, lpips, mse, multiscale_ssim, psnr, ratio, ssim
+from backsight.metrics.statistics import estimate
 from backsight.results import MEAN_IMAGE, Measurement, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-METRICS: Mapping[str, Metric] = {"mse": mse, "psnr": psnr, "ssim": ssim, "lpips": lpips}
-"""Of images, RGB in [0, 1]. LPIPS only where its weights are at hand."""
+METRICS: Mapping[str, Metric] = {
+    "mse": mse,
+    "psnr": psnr,
+    "ssim": ssim,
+    "ms-ssim": multiscale_ssim,
+    "lpips": lpips,
+    "dists": dists,
+}
+"""Of images, RGB in [0, 1]. LPIPS and DISTS only where their weights are at hand."""
 
-SMALLEST = {"ssim": 11, "lpips": 64}
+SMALLEST = {"ssim": 11, "ms-ssim": 11, "lpips": 64, "dists": 64}
 """The sides that an image has to have for a metric, in pixels."""
 
 TITLES = {
@@ -33,7 +41,9 @@ TITLES = {
     "relative mse": "MSE in units of the mean image's: 1 is no better than painting that",
     "psnr": "PSNR in dB: higher is closer",
     "ssim": "SSIM: higher is closer, 1 is identical",
+    "ms-ssim": "SSIM over several scales: higher looks closer",
     "lpips": "LPIPS: lower looks closer",
+    "dists": "DISTS: lower looks closer",
     "layer error": "Own inverse alone, layer error: 0 is perfect, 1 no better than the mean",
 }
 """Of the panels, in their order."""
@@ -42,15 +52,19 @@ TITLES = {
 def measure(subject: Subject) -> Result:
     """The error of every stage's reconstruction, and of every inverse on its own.
 
-    Labels: ``model``, ``stage`` (or ``mean image``), ``metric``: ``mse``, ``psnr``, ``ssim``, ``lpips`` of images;
-    ``relative mse``, in units of the mean image's mean error over these images; ``layer error``: the squared error of
+    Labels: ``model``, ``stage`` (or ``mean image``), ``metric``: ``mse``, ``psnr``, ``ssim``, ``ms-ssim`` (over
+    several scales), ``lpips``, ``dists`` of images; ``relative mse``, in units of the mean image's mean error over
+    these images, with the interval of that ratio; ``layer error``: the squared error of
     the stage's own inverse on true features, in units of its target's variance (1 is no better than the mean
     of every channel). What cannot be measured here is left out, and a note says so.
     """
     missing = _missing(subject)
     notes = [f"{subject.name}: no {metric}: {reason}" for metric, reason in missing.items()]
+    result = _measure(subject, missing)
     return replace(
-        _measure(subject, missing),
+        result,
+        measurements=[replace(each, labels={**each.labels, "model": subject.name}) for each in result.measurements],
+        images={subject.name: result.images[subject.model.name]},
         experiment="stage_error",
         subjects=[subject.card()],
         notes=[*notes, *baseline_notes(subject)],
@@ -84,12 +98,18 @@ def _measure(subject: Subject, missing: Mapping[str, str]) -> Result:
     result = evaluate(
         subject.model, subject.ensemble, subject.batches, subject.baseline, metrics=metrics, invert=invert
     )
-    unit = result.one(stage=MEAN_IMAGE, metric="mse").values.mean().clamp(min=1e-12)
-    relative = [
-        Measurement({**each.labels, "metric": "relative mse"}, each.values / unit)
-        for each in result.select(metric="mse")
-    ]
+    unit = result.one(stage=MEAN_IMAGE, metric="mse").values
+    relative = [_relative(each, unit) for each in result.select(metric="mse")]
     return replace(result, measurements=[*result.measurements, *relative])
+
+
+def _relative(errors: Measurement, unit: Tensor) -> Measurement:
+    """In units of the mean of ``unit`` ``1 images``, with the interval of the ratio of the two means."""
+    table = ratio(errors.values, unit)
+    known = Measurement({}, table).known()
+    stated = estimate(known).interval() if known.numel() > 1 else None
+    values = errors.values / unit.mean().clamp(min=1e-12)
+    return Measurement({**errors.labels, "metric": "relative mse"}, values, stated)
 
 
 def _outputs(subject: Subject, batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]]:

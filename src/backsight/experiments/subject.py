@@ -29,6 +29,9 @@ NUM_IMAGES = 100
 CACHE_BYTES = 2 << 30
 """Bytes of traces and reconstructions that a subject keeps at most."""
 
+UNTRAINED_INVERSE, UNTRAINED_MODEL = CONTROLS = ("untrained inverse", "untrained model")
+"""What an effect is measured on as well, that must not have it (:func:`backsight.experiments.controls.controls_of`)."""
+
 _FIX = "restore it, or name the data by --data"
 
 Key = TypeVar("Key")
@@ -58,6 +61,7 @@ class Subject:
         mean_image: ``3 H W`` in [0, 1], of the training data; by default what the chains' run has saved, or else that
             of these images.
         cache: bytes of traces and reconstructions to keep.
+        control: one of :data:`CONTROLS`, if it is that of another subject.
 
     Raises:
         UserError: chains of another model, data that cannot be opened, or no image that can be read.
@@ -73,6 +77,7 @@ class Subject:
         batch_size: int = 16,
         mean_image: Tensor | MeanImage | None = None,
         cache: int = CACHE_BYTES,
+        control: str = "",
     ) -> None:
         if num_images is not None and num_images < 1:
             raise UserError(f"{num_images} images: it has to be at least 1")
@@ -86,11 +91,12 @@ class Subject:
             raise UserError(f"{data.name} has no image that can be read: give other data")
         self._mean_image = mean_image if mean_image is not None else training_mean(folder_of(ensemble))
         self._cache = LRUCache(cache)
+        self.control = control
 
     @property
     def name(self) -> str:
-        """The forward model's name, the label ``model`` of every measurement."""
-        return self.model.name
+        """The forward model's name, the label ``model`` of every measurement; a control says that it is one."""
+        return f"{self.model.name}, {self.control}" if self.control else self.model.name
 
     @property
     def stages(self) -> list[str]:
@@ -139,6 +145,7 @@ class Subject:
             "fit": self.model.pixels.fit,
             "value_range": "RGB in [0, 1]",
             "seeds": self.seeds,
+            **({"control": self.control, "of": self.model.name} if self.control else {}),
         }
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ from backsight.data.world.render import Rendering, render
 from backsight.data.world.scenes import Scenes, recolour, with_backdrop_of, without_clutter
 from backsight.devices import exact
 from backsight.engine import StagedModel, Trace
-from backsight.experiments.drawing import points, title_of
+from backsight.experiments.drawing import models_of, points, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
 from backsight.figures import Panel, pages, panel_part
@@ -70,13 +70,14 @@ def measure(subject: Subject, *, num_scenes: Number = 200, num_training: Number 
 
 
 def _measure(subject: Subject, num_scenes: int, num_training: int) -> Iterator[Measurement]:
-    world, seeds = _world(subject), range(len(subject.seeds))
+    world, seeds = _world(subject), range(0 if subject.control else len(subject.seeds))
     # All probes first: whether there are scenes enough for them is known before anything is measured.
     fitted = {factor: [_fit_probes(subject, world, factor, num_training, seed) for seed in seeds] for factor in FACTORS}
     for factor, probes in fitted.items():
         found: dict[tuple[str, str], list[Tensor]] = {}
-        for start in range(0, num_scenes, _AT_ONCE):
-            change = edit(world, range(start, min(start + _AT_ONCE, num_scenes)), factor).to(subject.model.device)
+        count = min(num_scenes, _AT_ONCE) if subject.control else num_scenes
+        for start in range(0, count, _AT_ONCE):
+            change = edit(world, range(start, min(start + _AT_ONCE, count)), factor).to(subject.model.device)
             for key, values in _survivals(subject, change, probes):
                 found.setdefault(key, []).append(values)
         for (stage, reader), parts in found.items():
@@ -99,6 +100,8 @@ def _survivals(
         painted = subject.invert(after, stage) - subject.invert(before, stage)
         yield (stage, "inverse"), _ratio(torch.stack([_mean_colour(seed, region) for seed in painted]), known)
         yield (stage, "pixels"), _ratio((painted * region[:, None]).flatten(2), pixels.flatten(1))
+        if not probes:  # of a control, whose features are those of the model
+            continue
         features = [read_features(subject.model, trace, stage, region) for trace in (before, after)]
         read = torch.stack([each[stage](features[1]) - each[stage](features[0]) for each in probes])
         yield (stage, "probe"), _ratio(read, known)
@@ -146,6 +149,8 @@ def _fit_probes(subject: Subject, world: World, factor: str, num: int, seed: int
 @torch.no_grad()
 def _pictures(subject: Subject, num: int = 3) -> Iterator[Picture]:
     """The first scenes, their objects in the opposite hue, and both as the first seed paints them."""
+    if subject.control:
+        return
     change = edit(_world(subject), range(4 * num), "hue").to(subject.model.device)
     rows = change.region.flatten(1).any(1).nonzero()[:num, 0]
     for name, images in (("before", change.before[rows]), ("after", change.after[rows])):
@@ -299,8 +304,9 @@ def _around(region: Tensor) -> Tensor:
 def draw(result: Result) -> list[Figure]:
     """For each model and law a panel for each change: its survival over the stages, in the reconstruction and as the
     probe reads it."""
-    parts = []
-    for model, law in dict.fromkeys((str(m.labels["model"]), str(m.labels["law"])) for m in result.measurements):
+    parts, models = [], models_of(result)
+    laws = {str(each.labels["model"]): str(each.labels["law"]) for each in result.measurements}
+    for model, law in ((model, laws[model]) for model in models):
         panels = []
         for factor, title in _WORDS.items():
             lines = {
