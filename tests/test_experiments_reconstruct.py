@@ -120,6 +120,9 @@ def test_the_mean_image_is_the_unit_of_the_relative_error(small_model: Models):
     result = stage_error.measure(subject)
     assert result.one(stage="mean image", metric="relative mse").mean() == pytest.approx(1)
     assert result.one(stage="encoder", metric="relative mse").mean() == pytest.approx(1, abs=1e-4)
+    assert result.one(stage="mean image", metric="relative mse").interval() == pytest.approx((1, 1, 1))
+    painted = result.one(stage="encoder", metric="relative mse").interval()  # of the same picture: as sure
+    assert painted.high - painted.low < 1e-3 < result.one(stage="encoder", metric="mse").values.std()
     given = torch.zeros(3, *model.pixels.size)
     black = subject_of(model, [constant_chain(model, images.mean(0))], mean_image=given)
     found = stage_error.measure(black)
@@ -165,4 +168,4 @@ def test_what_cannot_be_measured_is_left_out_with_a_note(small_model: Models, mo
 def test_contract_of_stage_error(small_model: Models, tmp_path: Path):
     subjects = [untrained_subject(small_model(name)) for name in ("detr", "vit")]
     result = check_contract("stage_error", subjects, tmp_path)
-    assert {"mse", "psnr", "ssim", "relative mse", "layer error"} <= set(result.values_of("metric"))
+    assert {"mse", "psnr", "ssim", "ms-ssim", "relative mse", "layer error"} <= set(result.values_of("metric"))

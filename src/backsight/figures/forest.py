@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from backsight.figures.house_style import GREEN, LETTERS, LINE_HEIGHT, VERMILLION, WIDTH, ink, wrapped
+from backsight.figures.house_style import GREEN, HEIGHT, LETTERS, LINE_HEIGHT, VERMILLION, WIDTH, ink, wrapped
 from backsight.figures.page import Part, pages
 
 if TYPE_CHECKING:
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 _WORDS, _SCALE, _VERDICT = (0.05, 3.55), (3.7, 5.4), (5.55, 7.0)
 """Where the three columns begin and end, in inches."""
+
+_SIGNS = "shaded: claimed; dashed: null; hollow: controls"
+
+_LEGEND = 0.4
+"""Its height, in inches."""
 
 COLOURS = {"holds": GREEN, "does not hold": VERMILLION}
 """Of intervals, by verdict; others are grey."""
@@ -50,39 +55,57 @@ class ForestRow:
 
 
 def forest_pages(rows: Sequence[ForestRow]) -> list[Figure]:
-    """All rows on pages under a legend: shaded, what is claimed; dashed, the null; hollow, the controls."""
-    return pages([_legend(), *map(_part, rows)])
+    """All rows on pages, each under a legend: shaded, what is claimed; dashed, the null; hollow, the controls."""
+    sheets: list[list[ForestRow]] = [[]]
+    for row in rows:
+        if sum(map(_height, sheets[-1])) + _height(row) > HEIGHT - _LEGEND:
+            sheets.append([])
+        sheets[-1].append(row)
+    return pages([_part(sheet) for sheet in sheets if sheet])
 
 
-def _legend() -> Part:
-    words = "claim; the effect that its verdict hangs on, 95 % interval"
-    scale = "shaded: as claimed; dashed: null; hollow: controls"
+def _texts(row: ForestRow) -> tuple[str, str, str]:
+    """Sentence, effect and verdict, wrapped."""
+    width = _WORDS[1] - _WORDS[0]
+    return wrapped(row.sentence, width), wrapped(row.effect, width), wrapped(row.verdict, _VERDICT[1] - _VERDICT[0])
+
+
+def _height(row: ForestRow) -> float:
+    sentence, effect, verdict = (text.count("\n") + 1 for text in _texts(row))
+    return LINE_HEIGHT * 1.05 * max(sentence + effect, verdict) + 0.09
+
+
+def _part(rows: Sequence[ForestRow]) -> Part:
+    height = _LEGEND + sum(map(_height, rows))
 
     def draw(place: Any) -> None:
-        axes = _axes(place, 0.4)
-        for at, text in ((_WORDS[0], words), (_SCALE[0], wrapped(scale, 1.7)), (_VERDICT[0], "verdict")):
-            axes.text(at, 0.18, text, va="center", fontsize=LETTERS, fontweight="bold")
-
-    return Part(0.4, draw)
-
-
-def _part(row: ForestRow) -> Part:
-    sentence, effect = (wrapped(text, _WORDS[1] - _WORDS[0]) for text in (row.sentence, row.effect))
-    verdict = wrapped(row.verdict, _VERDICT[1] - _VERDICT[0])
-    lines = max(sentence.count("\n") + effect.count("\n") + 2, verdict.count("\n") + 1)
-    height = LINE_HEIGHT * 1.05 * lines + 0.09
-
-    def draw(place: Any) -> None:
-        axes = _axes(place, height)
-        axes.text(_WORDS[0], 0.03, sentence, va="top", fontsize=LETTERS)
-        down = 0.03 + LINE_HEIGHT * 1.05 * (sentence.count("\n") + 1)
-        axes.text(_WORDS[0], down, effect, va="top", fontsize=LETTERS, color="0.35")
-        axes.text(_VERDICT[0], 0.03, verdict, va="top", fontsize=LETTERS)
-        axes.plot((0, WIDTH), (height, height), color="0.85", linewidth=0.5)
-        if row.bar is not None:
-            _draw_bar(axes, row.bar, row.verdict, height / 2)
+        axes = place.add_axes((0, 0, 1, 1))  # its unit is the inch, its origin at the upper left
+        axes.set(xlim=(0, WIDTH), ylim=(height, 0))
+        axes.set_axis_off()
+        headings = (
+            "claim; the effect that its verdict hangs on",
+            "shaded: claimed; dashed: null; hollow: controls",
+            "verdict",
+        )
+        for (at, end), text in zip((_WORDS, _SCALE, _VERDICT), headings, strict=True):
+            axes.text(at, 0.18, wrapped(text, end - at), va="center", fontsize=LETTERS, fontweight="bold")
+        down = _LEGEND
+        for row in rows:
+            _draw_row(axes, row, down)
+            down += _height(row)
 
     return Part(height, draw)
+
+
+def _draw_row(axes: Any, row: ForestRow, down: float) -> None:
+    sentence, effect, verdict = _texts(row)
+    below = down + 0.03 + LINE_HEIGHT * 1.05 * (sentence.count("\n") + 1)
+    axes.plot((0, WIDTH), (down, down), color="0.85", linewidth=0.5)
+    axes.text(_WORDS[0], down + 0.03, sentence, va="top", fontsize=LETTERS)
+    axes.text(_WORDS[0], below, effect, va="top", fontsize=LETTERS, color="0.35")
+    axes.text(_VERDICT[0], down + 0.03, verdict, va="top", fontsize=LETTERS)
+    if row.bar is not None:
+        _draw_bar(axes, row.bar, row.verdict, down + _height(row) / 2)
 
 
 def _draw_bar(axes: Any, bar: Bar, verdict: str, at: float) -> None:
@@ -97,11 +120,3 @@ def _draw_bar(axes: Any, bar: Bar, verdict: str, at: float) -> None:
     axes.plot(place(bar.mean), at, color=colour, marker="o", markersize=4)
     for control in bar.controls:
         axes.plot(place(control), at, color=colour, marker="D", markersize=4, markerfacecolor="white")
-
-
-def _axes(place: Any, height: float) -> Any:
-    """A pair of axes whose unit is the inch, with its origin at the upper left."""
-    axes = place.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, WIDTH), ylim=(height, 0))
-    axes.set_axis_off()
-    return axes

@@ -113,7 +113,7 @@ def _sheet(parts: Sequence[Part]) -> Figure:
         places = figure.subfigures(len(strips), 1, height_ratios=heights, squeeze=False)
         for place, strip in zip(places[:, 0], strips, strict=True):
             strip.draw(place)
-        figure.draw_without_rendering()
+        engine.execute(figure)
         figure.set_layout_engine("none")
     return figure
 
