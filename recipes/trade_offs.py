@@ -1,4 +1,4 @@
-"""The tables of a finished sweep, as they ship with a model: ``python -m recipes.trade_offs sweeps/detr-prior detr-prior``.
+"""The tables of a finished sweep, as they ship with a model: ``python -m recipes.trade_offs SWEEP detr-prior``.
 
 They are what ``backsight reproduce`` tests the claims of the trade-off on where no runs are named: means over the test
 images by seed, no weights. ``docs/training-tasks.md`` has the sweep.

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from backsight.figures import Block, ErrorPoint
 from backsight.results import Label, Measurement, Result
 
+FEWEST = 5
+"""Images below which an interval is not drawn: it would be wider than the figure."""
+
 
 def title_of(result: Result, model: str) -> str:
     """The model's name as figures show it: it says so where the weights are random."""
@@ -37,9 +40,10 @@ def points(measurements: Sequence[Measurement], along: str, names: Mapping[str, 
     """
     answered = [each for each in measurements if each.known().numel()]
     values = [str(each.labels[along]) for each in answered]
+    sure = [each.stated is not None or each.known().shape[1] >= FEWEST for each in answered]
     return [
-        ErrorPoint((names or {}).get(value, value), each.known().mean(1).tolist(), each.interval())
-        for value, each in zip(values, answered, strict=True)
+        ErrorPoint((names or {}).get(value, value), each.known().mean(1).tolist(), each.interval() if known else None)
+        for value, each, known in zip(values, answered, sure, strict=True)
     ]
 
 
