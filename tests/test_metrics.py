@@ -185,9 +185,10 @@ def test_a_ratio_of_equal_values_is_sure_and_agrees_with_the_bootstrap():
 
 
 def test_shares_of_which_all_are_alike_are_not_sure():
-    everything = interval(torch.ones(20))
+    everything = interval(torch.ones(20), share=True)
     wilson = stats.binomtest(20, 20).proportion_ci(method="wilson")
     assert (everything.mean, everything.low, everything.high) == pytest.approx((1, wilson.low, wilson.high))
+    assert interval(torch.ones(20)) == (1, 1, 1)  # of what is no share
     nothing = estimate_share_difference(torch.zeros(20)).interval()
     assert nothing.mean == 0
     assert nothing.low < -0.05 < 0.05 < nothing.high  # a true loss of a twentieth is not excluded
@@ -245,7 +246,7 @@ STUDIES = {
     "3 seeds alone": (0.0, lambda: estimate(gauss(3, 1))),
     "2 seeds alone": (0.0, lambda: estimate(gauss(2, 1))),
     "ratio, 3 seeds, 40 images": (0.8, ratio_study),
-    "a share of 40 images": (0.9, lambda: interval((uniform(40) < 0.9).double())),
+    "a share of 40 images": (0.9, lambda: interval((uniform(40) < 0.9).double(), share=True)),
     "difference of two shares of 40 images": (0.15, share_study),
     "difference of two models": (0.0, lambda: difference(estimate(study(3, 40, 0.3)), estimate(study(3, 60, 0.2, 2)))),
 }

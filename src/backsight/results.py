@@ -40,6 +40,9 @@ MEAN_IMAGE = "mean image"
 LAYER_ERROR = "layer error"
 """The metric of an inverse on its own, in units of the variance of its target."""
 
+SHARES = ("accuracy", "found")
+"""The metrics whose values are 0 or 1: their mean is a share of images."""
+
 TRAINING_LOSS = "training loss"
 """The metric of the losses of training, which have a label ``step`` and one column."""
 
@@ -76,7 +79,8 @@ class Measurement:
         if self.stated is not None:
             return self.stated
         known = self.known()
-        return interval(known) if known.numel() > 1 else Interval(self.mean(), math.nan, math.nan)
+        share = self.labels.get("metric") in SHARES
+        return interval(known, share=share) if known.numel() > 1 else Interval(self.mean(), math.nan, math.nan)
 
     def mean(self) -> float:
         """The mean over the images that have an answer, and over seeds."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from backsight.core import IMAGE, UserError
 from backsight.data import Batch
 from backsight.evaluation import Inverted, Metric, evaluate
-from backsight.experiments.drawing import lines_of, title_of
+from backsight.experiments.drawing import lines_of, models_of, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, baseline_notes
 from backsight.figures import Panel, pages, panel_part
@@ -37,16 +37,16 @@ SMALLEST = {"ssim": 11, "ms-ssim": 11, "lpips": 64, "dists": 64}
 """The sides that an image has to have for a metric, in pixels."""
 
 TITLES = {
-    "mse": "MSE, RGB in [0, 1]: lower is closer",
-    "relative mse": "MSE in units of the mean image's: 1 is no better than painting that",
-    "psnr": "PSNR in dB: higher is closer",
-    "ssim": "SSIM: higher is closer, 1 is identical",
-    "ms-ssim": "SSIM over several scales: higher looks closer",
-    "lpips": "LPIPS: lower looks closer",
-    "dists": "DISTS: lower looks closer",
-    "layer error": "Own inverse alone, layer error: 0 is perfect, 1 no better than the mean",
+    "mse": ("MSE, lower is closer", "RGB in [0, 1]"),
+    "relative mse": ("MSE, 1 is the mean image's", "ratio"),
+    "psnr": ("PSNR, higher is closer", "dB"),
+    "ssim": ("SSIM, higher is closer", ""),
+    "ms-ssim": ("SSIM over several scales", ""),
+    "lpips": ("LPIPS, lower looks closer", ""),
+    "dists": ("DISTS, lower looks closer", ""),
+    "layer error": ("Own inverse alone", "target's variance"),
 }
-"""Of the panels, in their order."""
+"""Of the panels, in their order, and the units of their axes."""
 
 
 def measure(subject: Subject) -> Result:
@@ -124,22 +124,26 @@ def _outputs(subject: Subject, batch: Batch) -> Iterator[tuple[str, Tensor, Tens
 def draw(result: Result) -> list[Figure]:
     """A panel for each metric, in it a line for each model over its stages; the mean image's error is dashed."""
     panels = []
-    for metric, title in TITLES.items():
+    for metric, (title, unit) in TITLES.items():
         table = {
             model: [point for point in points if point.stage != MEAN_IMAGE]
             for model, points in lines_of(result, metric=metric).items()
         }
         if table:
-            panels.append(Panel(title, table, _baselines(result, metric), from_zero=metric != "psnr"))
+            panels.append(Panel(title, table, _baselines(result, metric), from_zero=metric != "psnr", label=unit))
     return pages([panel_part(panels)])
 
 
 def _baselines(result: Result, metric: str) -> dict[str, float]:
-    found = result.select(metric=metric, stage=MEAN_IMAGE)
+    """The mean image's: one line where all models saw the same data."""
     if metric == "relative mse":
         return {}  # by definition 1
-    known = [each for each in found if each.known().numel()]
-    return {f"mean image, data of {title_of(result, str(each.labels['model']))}": each.mean() for each in known}
+    found = {model: result.select(model=model, metric=metric, stage=MEAN_IMAGE) for model in models_of(result)}
+    means = {model: each[0].mean() for model, each in found.items() if each and each[0].known().numel()}
+    same = len({str(card.get("data")) for card in result.subjects}) == 1
+    if same and means:
+        return {"mean image": next(iter(means.values()))}
+    return {f"mean image, data of {title_of(result, model)}": mean for model, mean in means.items()}
 
 
 STAGE_ERROR = Experiment("stage_error", "How much of the image is lost by each stage?", measure, draw)

@@ -7,7 +7,7 @@ simulation (``docs/claims.md`` has the table).
 of a mean              t, with the error and the degrees of freedom of a table whose rows and columns are both random
                        (:func:`estimate`); over the images alone of one seed, over the seeds alone of one column
 of a ratio             the same, of what its means scatter by (:func:`ratio`)
-of a share             Wilson's, where every value is 0 or 1 (:func:`interval`)
+of a share             Wilson's, of values that are 0 or 1 (:func:`interval`)
 of a difference        t with the degrees of freedom of Welch and Satterthwaite, where the two are not paired
 of two shares, paired  of Bonett and Price (2012), who add an image to either side (:func:`estimate_share_difference`)
 =====================  =========================================================================================
@@ -172,16 +172,17 @@ def difference(one: Estimate, other: Estimate) -> Estimate:
     return Estimate(one.mean - other.mean, error, freedom, one.middle - other.middle)
 
 
-def interval(values: Tensor) -> Interval:
-    """The mean with its 95 % interval: Wilson's where every value is 0 or 1, of one seed or the same of all; else t."""
+def interval(values: Tensor, *, share: bool = False) -> Interval:
+    """The mean with its 95 % interval: of a ``share`` (values of 0 and 1, of one seed or the same of all) Wilson's,
+    else that of :func:`estimate`."""
     table = _checked(values)
-    same = bool((table == table[0]).all())
-    if same and table.shape[1] > 1 and bool(((table == 0) | (table == 1)).all()):
-        from scipy.stats import binomtest
+    binary = bool(((table == 0) | (table == 1)).all() and (table == table[0]).all())
+    if not share or not binary or table.shape[1] == 1:
+        return estimate(table).interval()
+    from scipy.stats import binomtest
 
-        found = binomtest(int(table[0].sum()), table.shape[1]).proportion_ci(CONFIDENCE, method="wilson")
-        return Interval(float(table[0].mean()), float(found.low), float(found.high))
-    return estimate(table).interval()
+    found = binomtest(int(table[0].sum()), table.shape[1]).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(float(table[0].mean()), float(found.low), float(found.high))
 
 
 def holm(chances: Sequence[float]) -> list[float]:

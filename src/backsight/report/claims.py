@@ -115,8 +115,9 @@ def bar_of(claim: Judgement) -> Bar | None:
         return round(min(100.0, max(0.0, 100 * (value - start) / width)), 2)
 
     expected = (0.0 if claim.bounds[0] is None else place(low), 100.0 if claim.bounds[1] is None else place(high))
-    ends = [place(end) for end in part.ends]
-    return Bar(place(part.mean), *ends, place(claim.null), expected, tuple(place(each.mean) for each in claim.controls))
+    controls = tuple(place(each.mean) for each in claim.controls)
+    low_end, high_end = (place(end) for end in part.ends)
+    return Bar(place(part.mean), low_end, high_end, place(claim.null), expected, controls)
 
 
 def control_words(claim: Judgement) -> str:

@@ -224,7 +224,7 @@ def _weigh(claim: Claim, comparison: Comparison) -> Effect:
     inside = max(found.chance_above(low), found.chance_below(high))
     outside = min(found.chance_below(low), found.chance_above(high)) * (2 if claim.expect == "near" else 1)
     bounds = (None, None) if math.isnan(found.error) else found.interval()[1:]
-    verdict = "undecided"
+    verdict: Verdict = "undecided"
     if not _too_few(count, seeds, comparison.columns):
         tail = (1 - CONFIDENCE) / 2
         verdict = "holds" if inside < tail else "does not hold" if outside < tail else "undecided"
