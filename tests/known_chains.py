@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.image import AxesImage
 from matplotlib.text import Text
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from backsight.data.base import Sample, Target
 from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, Result, Subject, run_experiment
 from backsight.experiments.run import figure_pages
-from backsight.figures.house_style import HEIGHT, LETTERS, WIDTH
+from backsight.figures.house_style import HEIGHT, LETTERS, WIDTH, style
 from backsight.inverses import Inverse
 from backsight.tasks import make_plans
 from small import build_small
@@ -169,7 +170,11 @@ def texts_of(figure: Any) -> list[Text]:
 
 
 def check_figure(figure: Any) -> None:
-    """At most 7 x 9 inches, no small letters, nothing clipped; as it was laid out."""
+    """At most 7 x 9 inches, no small letters, nothing clipped; in the style in which files are drawn."""
+    for picture in figure.findobj(AxesImage):
+        picture.set_visible(False)  # which takes longest to draw, and has no letters
+    with style():
+        figure.draw_without_rendering()
     assert figure.get_figwidth() == WIDTH
     assert figure.get_figheight() <= HEIGHT + 1e-6
     texts = texts_of(figure)

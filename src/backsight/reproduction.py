@@ -125,11 +125,10 @@ def reproduce(
 
     A result that is already in the folder is kept if nothing changed: the model, its chains, the images, the settings
     and the version. If an experiment cannot be done, the log says so, and the rest goes on. What is measured of a
-    model is measured of its controls as well, an untrained inverse and an untrained model.
+    model is measured of its controls as well. ``docs/claims.md`` lists the files.
 
     Args:
-        out: the folder: one of each experiment's name in it, ``claims.json`` with the same as a table (``claims.csv``,
-            ``claims.tex``) and as a figure (``claims.pdf``), ``methods.txt``, ``reproduce.json`` and ``report.html``.
+        out: the folder.
         models: the forward models' names; by default :data:`MODELS`, and for ``truth`` all that ship with chains.
         chains: for each of them a run, one chain, or a name; those that ship with the model by default.
         data: one for all, or one for each; what the chains were trained on by default.

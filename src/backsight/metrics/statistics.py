@@ -52,10 +52,14 @@ class Estimate:
         """The centre of the interval."""
         return self.mean if math.isnan(self.centre) else self.centre
 
+    @property
+    def half(self) -> float:
+        """Half of the width of the 95 % interval; NaN where the error is not known."""
+        return quantile(self.freedom) * self.error if self.error else 0.0
+
     def interval(self) -> Interval:
-        """Its 95 % interval; NaN where the error is not known."""
-        half = quantile(self.freedom) * self.error if self.error else 0.0
-        return Interval(self.mean, self.middle - half, self.middle + half)
+        """The 95 % interval about the centre."""
+        return Interval(self.mean, self.middle - self.half, self.middle + self.half)
 
     def chance_below(self, bound: float) -> float:
         """The p-value of the hypothesis that the effect is ``bound`` or more, against less: small if it is below."""

@@ -98,7 +98,8 @@ class Evidence:
         agree, and both were brought to their sizes alike), else as two means."""
         ids = [list(self.result.images.get(model, ())) for model in self.models[:2]]
         alike = self.card(0).get("fit") == self.card(1).get("fit")
-        if not alike or not ids[0] or set(ids[0]) != set(ids[1]) or own.shape[1] != other.shape[1] != len(ids[0]):
+        whole = {own.shape[1], other.shape[1]} == {len(ids[0])}
+        if not alike or not ids[0] or set(ids[0]) != set(ids[1]) or not whole:
             return Comparison(what, own, other)
         order = [ids[1].index(each) for each in ids[0]]
         seeds = min(len(own), len(other))  # seeds are independent: any may be held against any

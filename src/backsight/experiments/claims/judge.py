@@ -235,7 +235,9 @@ def _weigh(claim: Claim, comparison: Comparison) -> Effect:
 
 def _estimate(comparison: Comparison, sides: Sequence[Any]) -> Estimate:
     if comparison.kind == "share" and len(sides) == 1:
-        return estimate_share_difference(sides[0])
+        of_images = estimate_share_difference(sides[0])
+        of_seeds = estimate(sides[0])  # of several: they may differ more than images do
+        return max(of_images, of_seeds if len(sides[0]) > 1 else of_images, key=lambda each: each.half)
     found = [estimate(side) for side in sides]
     return found[0] if len(found) == 1 else difference(found[0], found[1])
 
