@@ -334,6 +334,9 @@ def test_errors_as_in_the_paper_hold():
 def test_errors_that_are_otherwise_do_not():
     found = verdicts(errors(detector=(0.3, 0.5, 0.9, 0.8), classifier=(0.4, 0.45)))
     assert found["error-rises-detr"] == "does not hold"
+    assert (
+        verdicts(errors(detector=(1.1, 1.2, 1.3, 1.4)))["error-rises-detr"] == "does not hold"
+    )  # above the mean image
     assert found["decoder-above-mean-image"] == "does not hold"
     assert found["error-rises-vit"] == "holds"
     assert found["vit-below-detr"] == "does not hold"

@@ -195,12 +195,14 @@ def test_models_are_set_side_by_side_on_the_same_images(opened, tmp_path, monkey
         return subjects[choice.model]
 
     reproduce(tmp_path, models=list(subjects), experiments=["stage_error"])
-    assert [(each.model, each.data) for each in asked] == [
-        ("detr prior", None), ("vit prior", None), ("detr prior", "world:prior"), ("vit prior", "world:prior")
-    ]  # fmt: skip
+    assert [(each.model, each.data, each.stretch) for each in asked] == [
+        *(("detr prior", None, False), ("vit prior", None, False)),
+        *(("detr prior", "world:prior", True), ("vit prior", "world:prior", True)),
+    ]
     asked.clear()
     reproduce(tmp_path, models=list(subjects), data=["world:defining"], experiments=["stage_error"])
     assert {each.data for each in asked} == {"world:defining"}
+    assert [each.stretch for each in asked[2:]] == [True, True]
 
 
 def test_runs_that_ship_with_a_model_are_compared_by_default(opened, tmp_path, monkeypatch):

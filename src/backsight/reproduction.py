@@ -67,6 +67,7 @@ class Choice:
     model: str | None = None
     chain: str | None = None
     data: str | None = None
+    stretch: bool = False
 
 
 def experiment(
@@ -160,8 +161,9 @@ def reproduce(
     for number, each in enumerate(chosen, 1):
         own = [] if each.compares_runs else on_all if each.name in ON_ALL else choices
         subjects = [open_once(choice) for choice in own]
-        if each.name in ON_SHARED and not data:
-            subjects = [open_once(replace(choice, data=subjects[0].data.name)) for choice in own]
+        if each.name in ON_SHARED and len(own) > 1 and len(data) < 2:  # who names data for each model gets that
+            shared = data[0] if data else subjects[0].data.name
+            subjects = [open_once(replace(choice, data=shared, stretch=True)) for choice in own]
         steps.append(_do(each, subjects, values[each.name], out / each.name, control_once))
         logger.info("[%d/%d] %s", number, len(chosen), steps[-1].message)
     page = _conclude(steps, out)
@@ -180,7 +182,7 @@ def choose(models: Sequence[str], chains: Sequence[str | Path], data: Sequence[s
     """One for each model, or for each chain where no model is named.
 
     >>> choose(["zoo/detr-prior"], [], ["world"])
-    [Choice(model='zoo/detr-prior', chain=None, data='world')]
+    [Choice(model='zoo/detr-prior', chain=None, data='world', stretch=False)]
 
     Args:
         models: their names.
@@ -242,7 +244,9 @@ def shipped_runs() -> list[Path]:
 
 
 def _open(choice: Choice, images: int | None, device: str) -> Subject:
-    return open_subject(choice.model, choice.chain, choice.data, num_images=images, device=device)
+    return open_subject(
+        choice.model, choice.chain, choice.data, num_images=images, device=device, stretch=choice.stretch
+    )
 
 
 # ---- one experiment

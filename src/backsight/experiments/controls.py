@@ -33,7 +33,8 @@ def controls_of(subject: Subject, num_images: int = NUM_CONTROLLED, seed: int = 
     for control, model in ((UNTRAINED_INVERSE, subject.model), (UNTRAINED_MODEL, untrained(subject.model, seed))):
         chains = ChainEnsemble([build_chain(model, plans, seed).eval()])
         options = {"num_images": min(num_images, subject.num_images), "batch_size": len(subject.batches[0].ids)}
-        yield Subject(model, chains, subject.data, mean_image=subject.baseline, control=control, **options)
+        more = {"mean_image": subject.baseline, "control": control, "fit": subject.fit}
+        yield Subject(model, chains, subject.data, **options, **more)
 
 
 def untrained(model: StagedModel, seed: int = 0) -> StagedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,6 +63,7 @@ class Subject:
             of these images.
         cache: bytes of traces and reconstructions to keep.
         control: one of :data:`CONTROLS`, if it is that of another subject.
+        fit: how the images were brought to the model's size, if not as the model does it.
 
     Raises:
         UserError: chains of another model, data that cannot be opened, or no image that can be read.
@@ -78,6 +80,7 @@ class Subject:
         mean_image: Tensor | MeanImage | None = None,
         cache: int = CACHE_BYTES,
         control: str = "",
+        fit: str = "",
     ) -> None:
         if num_images is not None and num_images < 1:
             raise UserError(f"{num_images} images: it has to be at least 1")
@@ -91,7 +94,7 @@ class Subject:
             raise UserError(f"{data.name} has no image that can be read: give other data")
         self._mean_image = mean_image if mean_image is not None else training_mean(folder_of(ensemble))
         self._cache = LRUCache(cache)
-        self.control = control
+        self.control, self.fit = control, fit or model.pixels.fit
 
     @property
     def name(self) -> str:
@@ -142,7 +145,7 @@ class Subject:
             "data_fingerprint": self.data.fingerprint(),
             "num_images": self.num_images,
             "size": list(self.model.pixels.size),
-            "fit": self.model.pixels.fit,
+            "fit": self.fit,
             "value_range": "RGB in [0, 1]",
             "seeds": self.seeds,
             **({"control": self.control, "of": self.model.name} if self.control else {}),
@@ -265,6 +268,7 @@ def open_subject(
     num_images: int | None = NUM_IMAGES,
     batch_size: int = 16,
     device: str = "auto",
+    stretch: bool = False,
 ) -> Subject:
     """A forward model, the chains that invert it, and the first test images of some data.
 
@@ -275,6 +279,8 @@ def open_subject(
         num_images: how many of its test images; None for all.
         batch_size: images that pass the networks together.
         device: where to compute.
+        stretch: bring images to the model's size by stretching, where it would cut them: so several models see the
+            same of each. Padded ones stay padded.
 
     Raises:
         UserError: no chains, chains of another model, or no data is named and the chains do not say theirs.
@@ -284,7 +290,9 @@ def open_subject(
     spec = data or trained_on(ensemble)
     if spec is None:
         raise UserError(f"the chains of {staged.name} do not say what they were trained on: name the data by --data")
-    return Subject(staged, ensemble, spec, num_images=num_images, batch_size=batch_size)
+    pixels = replace(staged.pixels, fit="stretch") if stretch and staged.pixels.fit == "crop" else staged.pixels
+    images = open_data(spec, pixels, masks=True, vocabulary=vocabulary(staged)).test
+    return Subject(staged, ensemble, images, num_images=num_images, batch_size=batch_size, fit=pixels.fit)
 
 
 def _shipped_chains(model: str | None) -> str:

@@ -142,8 +142,9 @@ def row_of(claim: Judgement) -> ForestRow:
 
 def methods(claims: Sequence[Judgement], results: Mapping[str, Result]) -> str:
     """What was done, in a paragraph for a paper, from the cards of the models and the settings of the experiments."""
-    cards = {str(card["model"]): card for result in results.values() for card in result.subjects}
-    own = [card for card in cards.values() if not card.get("control") and "run" not in card]
+    found = [card for result in results.values() for card in result.subjects if "run" not in card]
+    cards = {(str(card["model"]), str(card["data"])): card for card in found}
+    own = [card for card in cards.values() if not card.get("control")]
     tested = [each for each in claims if each.chance is not None]
     sentences = [*(_of_model(card) for card in own), *_of_experiments(results)]
     if any(card.get("control") for card in cards.values()):
