@@ -160,10 +160,7 @@ def reproduce(
     steps = []
     for number, each in enumerate(chosen, 1):
         own = [] if each.compares_runs else on_all if each.name in ON_ALL else choices
-        subjects = [open_once(choice) for choice in own]
-        if each.name in ON_SHARED and len(own) > 1 and len(data) < 2:  # who names data for each model gets that
-            shared = data[0] if data else subjects[0].data.name
-            subjects = [open_once(replace(choice, data=shared, stretch=True)) for choice in own]
+        subjects = [open_once(choice) for choice in _shared(each, own, data, open_once)]
         steps.append(_do(each, subjects, values[each.name], out / each.name, control_once))
         logger.info("[%d/%d] %s", number, len(chosen), steps[-1].message)
     page = _conclude(steps, out)
@@ -235,6 +232,17 @@ def _other_shipped() -> list[Choice]:
     """The models beside :data:`MODELS` that ship with chains."""
     folders = {name: find_shipped(name) for name in shipped_names() if name not in MODELS}
     return [Choice(name) for name, folder in folders.items() if folder is not None and has_chains(folder)]
+
+
+def _shared(
+    experiment: Experiment, choices: Sequence[Choice], data: Sequence[str], open_once: Callable[[Choice], Subject]
+) -> Sequence[Choice]:
+    """The choices, with the same images for all where models are set side by side: who names data for each model gets
+    that."""
+    if experiment.name not in ON_SHARED or len(choices) < 2 or len(data) > 1:
+        return choices
+    shared = data[0] if data else open_once(choices[0]).data.name
+    return [replace(choice, data=shared, stretch=True) for choice in choices]
 
 
 def shipped_runs() -> list[Path]:
