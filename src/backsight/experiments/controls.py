@@ -14,7 +14,7 @@ from torch import nn
 
 from backsight.chain import ChainEnsemble, build_chain
 from backsight.engine import RANDOM, StagedModel
-from backsight.experiments.subject import UNTRAINED_INVERSE, UNTRAINED_MODEL, Subject
+from backsight.experiments.subject import CACHE_BYTES, UNTRAINED_INVERSE, UNTRAINED_MODEL, Subject
 from backsight.models import duplicate
 
 NUM_CONTROLLED = 32
@@ -33,7 +33,7 @@ def controls_of(subject: Subject, num_images: int = NUM_CONTROLLED, seed: int = 
     for control, model in ((UNTRAINED_INVERSE, subject.model), (UNTRAINED_MODEL, untrained(subject.model, seed))):
         chains = ChainEnsemble([build_chain(model, plans, seed).eval()])
         options = {"num_images": min(num_images, subject.num_images), "batch_size": len(subject.batches[0].ids)}
-        more = {"mean_image": subject.baseline, "control": control, "fit": subject.fit}
+        more = {"mean_image": subject.baseline, "control": control, "fit": subject.fit, "cache": CACHE_BYTES // 8}
         yield Subject(model, chains, subject.data, **options, **more)
 
 

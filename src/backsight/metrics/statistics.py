@@ -94,7 +94,7 @@ def estimate(values: Tensor) -> Estimate:
 
     Rows (seeds) and columns (images) are both drawn at random, each value is their sum and a rest: with the mean
     squares of a two-way table the variance of the mean is ``(MS_seeds + MS_images - MS_rest) / (seeds images)``, and
-    its degrees of freedom are Satterthwaite's (1946). A mean square below that of the rest counts as the rest's: no
+    its degrees of freedom are nearly Satterthwaite's (1946). A mean square below that of the rest counts as the rest's: no
     part of the variance is negative. With one seed it is the plain t interval over images, and says nothing of
     other seeds; with one column that over seeds. Of a single value the error is not known.
 
@@ -123,9 +123,12 @@ def _error(table: Tensor) -> tuple[float, float]:
     squares = [float(columns * by_row.square().sum()) / free[0], float(rows * by_column.square().sum()) / free[1]]
     left = float(rest.square().sum()) / free[2]
     seeds, images = (max(each, left) for each in squares)
-    total = seeds + images - left
-    parts = sum(each**2 / count for each, count in zip((seeds, images, left), free, strict=True))
-    return (total / (rows * columns)) ** 0.5, total**2 / parts if parts > 0 else float(free[0])
+    error = ((seeds + images - left) / (rows * columns)) ** 0.5
+    # A mean square of few degrees that happens to be small would raise their number, and pass for sure: it counts as
+    # (f + 2) / f of itself, as the mean of its square does.
+    squares = [each * (count + 2) / count for each, count in zip((seeds, images), free, strict=False)]
+    parts = sum(each**2 / count for each, count in zip(squares, free, strict=False))
+    return error, sum(squares) ** 2 / parts if parts > 0 else float(free[0])
 
 
 def ratio(values: Tensor, units: Tensor) -> Tensor:
