@@ -95,8 +95,8 @@ def estimate(values: Tensor) -> Estimate:
     Rows (seeds) and columns (images) are both drawn at random, each value is their sum and a rest: with the mean
     squares of a two-way table the variance of the mean is ``(MS_seeds + MS_images - MS_rest) / (seeds images)``, and
     its degrees of freedom are nearly Satterthwaite's (1946). A mean square below that of the rest counts as the
-    rest's: no part of the variance is negative. With one seed it is the plain t interval over images, and says nothing of
-    other seeds; with one column that over seeds. Of a single value the error is not known.
+    rest's: no part of the variance is negative. With one seed it is the plain t interval over images, and says nothing
+    of other seeds; with one column that over seeds. Of a single value the error is not known.
 
     Args:
         values: ``seeds images``, or ``images``; finite, at least one.
