@@ -38,6 +38,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def read_layout(saved: dict[str, Any]) -> Layout:
     """A layout from what JSON keeps of it."""
+    saved = {"image": saved["width"] == 3, **saved}  # 0.1 did not say
     return Layout(**{**saved, "grids": tuple(tuple(grid) for grid in saved["grids"])})
 
 

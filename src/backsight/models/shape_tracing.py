@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backsight.arrange import each_tensor
+from backsight.arrange import call_with, each_tensor, image_argument_of
 from backsight.core import Pixels, UserError
 
 BATCH = 2
@@ -43,15 +43,21 @@ class ShapeTrace:
         return self.visits[""][-1].output
 
 
-def trace_shapes(module: nn.Module, pixels: Pixels, arguments: Mapping[str, Any] | None = None) -> ShapeTrace:
+def trace_shapes(
+    module: nn.Module,
+    pixels: Pixels,
+    arguments: Mapping[str, Any] | None = None,
+    image_argument: str | None = None,
+) -> ShapeTrace:
     """Run ``module`` once on random images and keep the shapes that its submodules saw.
 
     Raises:
         UserError: it cannot take images of this size.
     """
     found = ShapeTrace(pixels.size)
-    parameter = next(module.parameters(), torch.zeros(()))
-    images = torch.rand(BATCH, 3, *pixels.size, generator=torch.Generator().manual_seed(0)).to(parameter.device)
+    like = next((each for each in module.parameters() if each.is_floating_point()), torch.zeros(()))
+    images = pixels.normalise(torch.rand(BATCH, 3, *pixels.size, generator=torch.Generator().manual_seed(0))).to(like)
+    args, kwargs = call_with(images, arguments or {}, image_argument or image_argument_of(module))
     trained = module.training
     with ExitStack() as stack, torch.no_grad():
         stack.callback(module.train, trained)
@@ -60,7 +66,7 @@ def trace_shapes(module: nn.Module, pixels: Pixels, arguments: Mapping[str, Any]
             hook = each.register_forward_hook(_noting(found, path), with_kwargs=True)
             stack.callback(hook.remove)
         try:
-            module(pixels.normalise(images), **(arguments or {}))
+            module(*args, **kwargs)
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             size = f"{pixels.size[0]}x{pixels.size[1]}"
