@@ -21,7 +21,7 @@ from backsight.cli import main
 from backsight.core import Classes, Detections, Pixels, Site, Spec, Stage, UserError
 from backsight.engine import RANDOM
 from backsight.models import duplicate, load_model, place, propose, stage
-from backsight.models.propose import find_stages
+from backsight.models.candidates import find_stages
 from backsight.models.shape_tracing import trace_shapes
 from backsight.models.spec import read_spec
 from backsight.verification import verify
@@ -199,8 +199,7 @@ def test_a_mistake_in_the_file_is_told_in_one_line(name: str, message: str, here
 
 def test_what_goes_with_a_spec_and_what_does_not(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "needs --spec FILE" in refused(capsys, "train", "hybrid.py:build")
-    assert "--spec stages a model of your own" in refused(capsys, "verify", "resnet18", "--spec", "hybrid.yaml")
-    assert "is known" in refused(capsys, "stages", "resnet18", "--propose", "new.yaml")
+    assert "no submodule 'stem'" in refused(capsys, "verify", "resnet18", "--spec", "hybrid.yaml")
     assert "choose another name" in refused(capsys, "stages", "hybrid.py:build", "--propose", "hybrid.yaml")
     assert "gone.yaml" in refused(capsys, "verify", "hybrid.py:build", "--spec", "gone.yaml")
     assert "48x-32" in refused(capsys, "stages", "hybrid.py:build", "--spec", "hybrid.yaml", "--size", "48x-32")

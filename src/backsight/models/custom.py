@@ -22,7 +22,7 @@ from backsight.core import Classes, Detections, Pixels, Site, Spec, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.io import align
 from backsight.models.family import Read
-from backsight.models.shape_tracing import ShapeTrace, trace_shapes
+from backsight.models.shape_tracing import ShapeTrace, fitting_patterns, trace_shapes
 from backsight.models.spec import Answer, OwnSpec, expand, read_spec
 from backsight.models.weights import fill, read_state
 from backsight.validation import nearest
@@ -185,14 +185,6 @@ def _value_at(site: Site, module: nn.Module, seen: ShapeTrace) -> Any:
         raise UserError(
             f"the {site.side} of '{site.path}' has no field '{site.field}': {nearest(str(site.field), has)}"
         ) from error
-
-
-def fitting_patterns(shape: tuple[int, ...], size: tuple[int, int]) -> list[Any]:
-    """The patterns that a tensor of ``shape`` may have on images of ``size``: a map has about their proportions."""
-    if len(shape) < 4:
-        return {2: ["b d"], 3: ["b n d"]}.get(len(shape), [])
-    grids = {"b d h w": shape[2:], "b h w d": shape[1:3]} if len(shape) == 4 else {}
-    return [pattern for pattern, (h, w) in grids.items() if abs(h * size[1] / size[0] - w) <= 1 + 0.1 * w]
 
 
 # ---- the prediction

@@ -90,4 +90,19 @@ def _shapes(value: Any) -> Any:
 
 
 def _shape(value: Tensor) -> Tensor:
-    return torch.empty(value.shape, dtype=value.dtype, device="meta")
+    shape: Any = torch.empty(value.shape, dtype=value.dtype, device="meta")
+    shape.alike = value.shape[:1] == (BATCH,) and not value.is_meta and torch.equal(value[0], value[1])
+    return shape
+
+
+def depends_on_image(shape: Tensor) -> bool:
+    """Whether a tensor of the pass differed between its two images; True where the pass had no values."""
+    return not getattr(shape, "alike", False)
+
+
+def fitting_patterns(shape: tuple[int, ...], size: tuple[int, int]) -> list[Any]:
+    """The patterns that a tensor of ``shape`` may have on images of ``size``: a map has about their proportions."""
+    if len(shape) < 4:
+        return {2: ["b d"], 3: ["b n d"]}.get(len(shape), [])
+    grids = {"b d h w": shape[2:], "b h w d": shape[1:3]} if len(shape) == 4 else {}
+    return [pattern for pattern, (h, w) in grids.items() if abs(h * size[1] / size[0] - w) <= 1 + 0.1 * w]
