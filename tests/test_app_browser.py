@@ -19,8 +19,9 @@ import numpy
 import pytest
 from PIL import Image
 
-from backsight.app.observatory import Observatory, open_observatory
-from small_observatory import SVG, bomb, png, small_observatory
+from backsight.app.security import Guard
+from backsight.app.session import Session, open_session
+from small_app import SVG, grey_png, png, small_session
 from test_report_browser import CHROMIUM, CONTRASTS, PATIENCE
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -79,8 +80,8 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-def served(observatory: Observatory) -> Iterator[str]:
-    """The address of a server of ``observatory``, in a thread of its own."""
+def served(session: Session) -> Iterator[str]:
+    """The address of a server of ``session``, in a thread of its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import uvicorn
@@ -90,7 +91,7 @@ def served(observatory: Observatory) -> Iterator[str]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(build_app(observatory, port=port), port=port, log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(Guard(build_app(session, port=port)), port=port, log_level="error"))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
         thread.start()
         while not server.started:
@@ -102,12 +103,12 @@ def served(observatory: Observatory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def small_address(browser: Any) -> Iterator[str]:
-    yield from served(small_observatory())
+    yield from served(small_session())
 
 
 @pytest.fixture(scope="module")
 def zoo_address(browser: Any) -> Iterator[str]:
-    yield from served(open_observatory())
+    yield from served(open_session())
 
 
 Visit = Callable[..., Any]
@@ -185,7 +186,7 @@ def test_look_change_and_link(visit: Visit, small_address: str, tmp_path: Path) 
     until(page, "view=change")
     choose(page, "red")
     until(page, "colour=red")
-    board = page.locator("[data-board=tokens] .cells-of")
+    board = page.locator("[data-mask=tokens] .mask-cells")
     board.press("ArrowRight")
     board.press("Space")
     link = until(page, "tokens=1")
@@ -231,9 +232,9 @@ def test_colours_where_and_undo(visit: Visit, zoo_address: str) -> None:
     page.locator("input[aria-label=Where]:visible").click()
     page.get_by_role("option", name="where I paint").click()
     until(page, "where=brush")
-    drag(page, "[data-board=brush] .cells-of")
+    drag(page, "[data-mask=brush] .mask-cells")
     until(page, "brush=")
-    drag(page, "[data-board=tokens] .cells-of")
+    drag(page, "[data-mask=tokens] .mask-cells")
     until(page, "tokens=0")
     choose(page, "swap")
     until(page, "noise=swap")
@@ -245,7 +246,7 @@ def test_colours_where_and_undo(visit: Visit, zoo_address: str) -> None:
     until(page, "tokens=0", "noise=swap")
     page.get_by_role("button", name="Undo").click()
     until(page, "brush=", "tokens=")
-    assert page.locator("[data-board=tokens]").get_attribute("data-value") == ""
+    assert page.locator("[data-mask=tokens]").get_attribute("data-value") == ""
     page.get_by_role("button", name="Reset").click()
     until(page, "view=change", "colour=")
 
@@ -262,10 +263,10 @@ def drag(page: Any, selector: str) -> None:
 
 @pytest.mark.slow
 def test_long_work_is_shown_and_stopped(browser: Any, visit: Visit) -> None:
-    slow = small_observatory()
-    for eyes in slow.eyes.values():
-        reconstruct = eyes.subject.invert
-        eyes.subject.invert = lambda *each, quick=reconstruct: time.sleep(1) or quick(*each)
+    slow = small_session()
+    for model in slow.models.values():
+        reconstruct = model.subject.invert
+        model.subject.invert = lambda *each, quick=reconstruct: time.sleep(1) or quick(*each)
     for address in served(slow):
         page = visit(address, wait=False)
         page.locator(".working:visible").wait_for()
@@ -324,19 +325,19 @@ def middle(address: str) -> tuple[int, ...]:
 @pytest.mark.slow
 def test_what_is_no_picture_is_told_and_the_page_lives_on(visit: Visit, zoo_address: str) -> None:
     page = visit(zoo_address)
-    told = page.locator(".said:visible")
+    told = page.locator(".upload-problem:visible")
     for content, name, says in (
-        (bomb(), "huge.png", "megapixels"),
+        (grey_png(), "huge.png", "megapixels"),
         (b"only words", "cat.png", "This is no picture that can be read"),
         (photo()[:-150], "half.jpg", "Cannot read this picture"),
         (SVG, "drawing.svg", "This is no picture that can be read"),
     ):
         hand_in(page, content, name)
-        page.locator(".said:visible", has_text=says).wait_for()
+        page.locator(".upload-problem:visible", has_text=says).wait_for()
         assert "/" not in told.inner_text()
     hand_in(page, photo())
     until(page, "picture=upload-")
-    assert page.locator(".said:visible").count() == 0
+    assert page.locator(".upload-problem:visible").count() == 0
 
 
 @pytest.mark.slow

@@ -1,0 +1,103 @@
+"""Diagnose: a detector's errors on its data as a gallery; a case opened, from every stage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from backsight.app.error_cases import Diagnosis, ErrorCase
+from backsight.app.rendering import View
+from backsight.app.session import Session
+from backsight.app.state import Diagnose, Look, to_query
+from backsight.core import UserError
+from backsight.experiments.detection_errors import INPUT, RECONSTRUCTION, WITHOUT
+from backsight.figures import grid, to_png
+from backsight.metrics import OUTCOMES
+
+MOST_SHOWN = 48
+"""Cases in the gallery at most; filters show others."""
+
+KIND_NAMES = {
+    "correct": "found",
+    "class": "wrong class",
+    "location": "wrong place",
+    "both": "wrong class and place",
+    "duplicate": "found twice",
+    "background": "nothing there",
+    "missed": "missed",
+}
+"""What the page calls each type."""
+
+
+def diagnose(session: Session, state: Diagnose) -> View:
+    """The view of ``state``: what is known so far; the first images are searched if none were.
+
+    Raises:
+        UserError: no such model, type or case, or a model that does not detect.
+    """
+    diagnosis = session.diagnosis(state.model)
+    if state.kind not in ("", *OUTCOMES):
+        raise UserError(f"no type of error '{state.kind[:40]}': there are {', '.join(OUTCOMES)}")
+    if not diagnosis.num_done:
+        diagnosis.step()
+    state = replace(state, model=diagnosis.model.name)
+    case = diagnosis.case(state.case) if state.case else None
+    cases = diagnosis.select(state.kind, state.label)
+    context = {
+        "model": diagnosis.model,
+        "counts": [(KIND_NAMES[kind], diagnosis.counts[kind], kind == state.kind) for kind in OUTCOMES],
+        "case": case and _opened(session, diagnosis, case),
+        "cases": [(each, KIND_NAMES[each.kind], each.crops[INPUT, INPUT]) for each in cases[:MOST_SHOWN]],
+        "num_cases": len(cases),
+    }
+    drawn = cases if case is None else [case]
+    return View(state, context, lambda: _numbers(diagnosis, cases), lambda: _draw(diagnosis, drawn))
+
+
+def _title(case: ErrorCase) -> str:
+    found_as = case.labels["detected as"]
+    other = f", called {found_as}" if found_as not in ("", case.label) else ""
+    return f"{KIND_NAMES[case.kind]}: {case.label}{other}"
+
+
+def _opened(session: Session, diagnosis: Diagnosis, case: ErrorCase) -> dict[str, Any]:
+    """What the template shows of a case."""
+    model = diagnosis.model
+    picture = f"{session.data[model.name]}/{case.index}"
+    facts = [picture]
+    if case.labels["detected as"]:
+        facts.append(f"score {float(case.labels['score']):.0%}")
+    if float(case.labels["overlap"]):
+        facts.append(f"overlap {float(case.labels['overlap']):.2f}")
+    rows = {"all of it": {"input": (case.crops[INPUT, INPUT], "The place in the picture")}}
+    for title, shows in (("all of it", RECONSTRUCTION), ("without the query", WITHOUT)):
+        found = {stage: case.crops[stage, shows] for stage in model.stages if (stage, shows) in case.crops}
+        if found:
+            cells = {stage: (crop, f"The place, {shows} from {stage}") for stage, crop in found.items()}
+            rows[title] = rows.get(title, {}) | cells
+    query = to_query(Look(model=model.name, picture=picture))
+    return {"title": _title(case), "facts": facts, "rows": rows, "query": query}
+
+
+def _numbers(diagnosis: Diagnosis, cases: list[ErrorCase]) -> dict[str, object]:
+    name = diagnosis.model.name
+    return {
+        **diagnosis.model.card(),
+        "images looked at": diagnosis.num_done,
+        "images in all": diagnosis.num_images,
+        "counts": {kind: diagnosis.counts[kind] for kind in OUTCOMES},
+        "cases": [{"case": each.number, "index": each.index, **each.labels, "model": name} for each in cases],
+    }
+
+
+def _draw(diagnosis: Diagnosis, cases: list[ErrorCase]) -> bytes:
+    """The first cases, a row for each: the place in the image, and as every stage holds it."""
+    stages = diagnosis.model.stages
+    shown = cases[:12]
+    if not shown:
+        raise UserError("there is no case to draw: choose another type or class")
+    columns = [(INPUT, INPUT), *((stage, RECONSTRUCTION) for stage in stages)]
+    rows = [[each.crops[column].pixels for column in columns] for each in shown]
+    captions = [[_title(each), *[""] * len(stages)] for each in shown]
+    picture = "picture, random weights" if diagnosis.model.card()["random"] else "picture"
+    return to_png(grid(rows, [picture, *stages], [str(each.number) for each in shown], captions))
