@@ -155,7 +155,7 @@ def test_every_view_is_a_page_a_picture_and_numbers(session: Session, state: Sta
     assert "Random weights" in page.words
     assert state_of(json.loads(json.dumps(view.json()))["address"][1:]) == view.state
     if state.view != "diagnose" or state.case or "None so far" not in page.words:
-        with Image.open(io.BytesIO(view.draw())) as picture:
+        with Image.open(io.BytesIO(view.png())) as picture:
             assert picture.format == "PNG"
             assert picture.width > 500
 

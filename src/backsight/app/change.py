@@ -4,65 +4,68 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
-from backsight.app.edits import BRUSH, BRUSHED, EVERYWHERE, Edited, apply, complete, region_of, regions
-from backsight.app.model_view import ForwardPass, ModelView
+from backsight.app.edits import BRUSH, BRUSHED, EVERYWHERE, apply, complete, region_of, regions
 from backsight.app.rendering import (
     LARGEST_DIFFERENCE,
-    DifferenceMap,
+    FigureRow,
+    Row,
     View,
     annotated,
     describe,
-    difference_map,
+    difference_cell,
+    differences,
     embed,
     part,
-    reconstruction,
-    unless_spread,
+    reconstructions,
+    weights_in_words,
 )
 from backsight.app.session import Session
 from backsight.app.state import Change, read_cells
-from backsight.figures import grid, to_png
 from backsight.figures.outlines import outline
 
 MARK = "#e69f00"
 """Of the outline of what is recoloured."""
 
 
-def passes(session: Session, state: Change) -> list[tuple[ModelView, ForwardPass]]:
-    """The passes that the view shows.
-
-    Raises:
-        UserError: it names what is not there.
-    """
-    edited = apply(session, complete(session, state))
-    return [(session.model(state.model), forward) for forward in (edited.before, edited.after)]
-
-
 def change(session: Session, state: Change) -> View:
-    """The view of ``state``.
+    """The pass over an image before and after ``state`` is applied.
 
     Raises:
         UserError: it names what is not there.
     """
     state = complete(session, state)
     model, edited = session.model(state.model), apply(session, state)
+    before, after = (model, edited.before), (model, edited.after)
     changes = changes_in_words(session, state)
 
-    def numbers() -> dict[str, Any]:
-        after = describe(model, edited.after, reference=edited.before)
-        return {"picture": state.picture, "changes": changes, "before": describe(model, edited.before), "after": after}
+    def rows() -> dict[str, Row]:
+        first = reconstructions(*before, state.shows)
+        if edited.after is edited.before:
+            return {"now": first}
+        second = reconstructions(*after, state.shows, reference=edited.before)
+        return {"before": first, "after": second, "difference": differences(before, after, state.shows)}
 
-    both = [(forward, embed(annotated(model, forward))) for forward in (edited.before, edited.after)]
-    context = {
-        "model": model,
-        "changes": "; ".join(changes),
-        "images": [image for _, image in both],
-        "answers": [model.answers(forward) for forward, _ in both],
-        "rows": _rows(model, edited, state.shows),
-        "largest_difference": LARGEST_DIFFERENCE,
-    }
-    return View(state, context, numbers, lambda: _draw(model, edited, state.shows))
+    def context() -> dict[str, Any]:
+        return {
+            "model": model,
+            "changes": "; ".join(changes) or "nothing is changed yet",
+            "images": [embed(annotated(*each)) for each in (before, after)],
+            "answers": [model.answers(each) for each in (edited.before, edited.after)],
+            "rows": rows(),
+            "largest_difference": LARGEST_DIFFERENCE,
+        }
+
+    def numbers() -> dict[str, Any]:
+        described = {"before": describe(*before), "after": describe(*after, reference=edited.before)}
+        return {"picture": state.picture, "changes": changes, **described}
+
+    def figure() -> list[FigureRow]:
+        images = [each.without_padding(each.image.cpu()) for each in (edited.before, edited.after)]
+        moved = difference_cell("", *images)
+        pictures = [(annotated(*before), weights_in_words(model)), (annotated(*after), ""), (moved.image, moved.text)]
+        return [FigureRow(title, *each, row) for each, (title, row) in zip(pictures, rows().items(), strict=False)]
+
+    return View(state, [before, after], context, numbers, figure)
 
 
 def changes_in_words(session: Session, state: Change) -> list[str]:
@@ -76,38 +79,6 @@ def changes_in_words(session: Session, state: Change) -> list[str]:
         count = int(read_cells(state.tokens, model.grids[state.stage]).sum())
         words.append(f"{state.noise} at {state.stage}: {count} token{'s' if count > 1 else ''}")
     return words
-
-
-def _rows(model: ModelView, edited: Edited, shows: str) -> dict[str, dict[str, Any]]:
-    """What stands in each row, by stage."""
-    before = {name: reconstruction(model, edited.before, name, shows) for name in model.stages}
-    if edited.after is edited.before:
-        return {"now": before}
-    after = {name: reconstruction(model, edited.after, name, shows, edited.before) for name in model.stages}
-    return {"before": before, "after": after, "difference": _differences(model, edited, shows)}
-
-
-def _differences(model: ModelView, edited: Edited, shows: str) -> dict[str, DifferenceMap | None]:
-    def shown(forward: ForwardPass, name: str) -> Tensor:
-        return forward.without_padding(model.show_seeds(forward, name, unless_spread(shows)))
-
-    return {name: difference_map(shown(edited.before, name), shown(edited.after, name)) for name in model.stages}
-
-
-def _draw(model: ModelView, edited: Edited, shows: str) -> bytes:
-    rows: list[list[Tensor | None]] = []
-    captions = []
-    for forward in (edited.before, edited.after):
-        found = [reconstruction(model, forward, name, shows, edited.before) for name in model.stages]
-        rows.append([annotated(model, forward), *(each.image for each in found)])
-        captions.append(["", *(f"{each.error:.4f}" for each in found)])
-    originals = [each.without_padding(each.image.cpu()) for each in (edited.before, edited.after)]
-    maps = [difference_map(*originals), *_differences(model, edited, shows).values()]
-    rows.append([each and each.image for each in maps])
-    captions.append([f"{each.strength:.3f}" if each else "" for each in maps])
-    weights = "random weights" if model.card()["random"] else ""
-    titles = [" ".join(filter(None, [model.name, weights])), *model.stages]
-    return to_png(grid(rows, titles, ["before", "after", "difference"], captions))
 
 
 # ---- the mask editors: an image under a grid whose cells are chosen

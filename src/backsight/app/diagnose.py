@@ -6,16 +6,18 @@ from dataclasses import replace
 from typing import Any
 
 from backsight.app.error_cases import Diagnosis, ErrorCase
-from backsight.app.rendering import View
+from backsight.app.rendering import Cell, FigureRow, View
 from backsight.app.session import Session
 from backsight.app.state import Diagnose, Look, to_query
 from backsight.core import UserError
 from backsight.experiments.detection_errors import INPUT, RECONSTRUCTION, WITHOUT
-from backsight.figures import grid, to_png
 from backsight.metrics import OUTCOMES
 
 MOST_SHOWN = 48
 """Cases in the gallery at most; filters show others."""
+
+MOST_DRAWN = 12
+"""Cases in a picture of the view."""
 
 KIND_NAMES = {
     "correct": "found",
@@ -43,15 +45,20 @@ def diagnose(session: Session, state: Diagnose) -> View:
     state = replace(state, model=diagnosis.model.name)
     case = diagnosis.case(state.case) if state.case else None
     cases = diagnosis.select(state.kind, state.label)
-    context = {
-        "model": diagnosis.model,
-        "counts": [(KIND_NAMES[kind], diagnosis.counts[kind], kind == state.kind) for kind in OUTCOMES],
-        "case": case and _opened(session, diagnosis, case),
-        "cases": [(each, KIND_NAMES[each.kind], each.crops[INPUT, INPUT]) for each in cases[:MOST_SHOWN]],
-        "num_cases": len(cases),
-    }
-    drawn = cases if case is None else [case]
-    return View(state, context, lambda: _numbers(diagnosis, cases), lambda: _draw(diagnosis, drawn))
+
+    def context() -> dict[str, Any]:
+        return {
+            "model": diagnosis.model,
+            "counts": [(KIND_NAMES[kind], diagnosis.counts[kind], kind == state.kind) for kind in OUTCOMES],
+            "case": case and _opened(session, diagnosis, case),
+            "cases": [(each, KIND_NAMES[each.kind], each.crops[INPUT, INPUT]) for each in cases[:MOST_SHOWN]],
+            "num_cases": len(cases),
+        }
+
+    def figure() -> list[FigureRow]:
+        return _figure(diagnosis, cases if case is None else [case])
+
+    return View(state, [], context, lambda: _numbers(diagnosis, cases), figure)
 
 
 def _title(case: ErrorCase) -> str:
@@ -90,14 +97,15 @@ def _numbers(diagnosis: Diagnosis, cases: list[ErrorCase]) -> dict[str, object]:
     }
 
 
-def _draw(diagnosis: Diagnosis, cases: list[ErrorCase]) -> bytes:
-    """The first cases, a row for each: the place in the image, and as every stage holds it."""
-    stages = diagnosis.model.stages
-    shown = cases[:12]
-    if not shown:
+def _figure(diagnosis: Diagnosis, cases: list[ErrorCase]) -> list[FigureRow]:
+    """The first cases: the place in the image, and as every stage holds it."""
+    if not cases:
         raise UserError("there is no case to draw: choose another type or class")
-    columns = [(INPUT, INPUT), *((stage, RECONSTRUCTION) for stage in stages)]
-    rows = [[each.crops[column].pixels for column in columns] for each in shown]
-    captions = [[_title(each), *[""] * len(stages)] for each in shown]
-    picture = "picture, random weights" if diagnosis.model.card()["random"] else "picture"
-    return to_png(grid(rows, [picture, *stages], [str(each.number) for each in shown], captions))
+    rows = []
+    for case in cases[:MOST_DRAWN]:
+        crops = {stage: case.crops[stage, RECONSTRUCTION].pixels for stage in diagnosis.model.stages}
+        cells = {stage: Cell(stage, image, "", "", "", 0) for stage, image in crops.items()}
+        rows.append(FigureRow(str(case.number), case.crops[INPUT, INPUT].pixels, _title(case), cells))
+    if diagnosis.model.card()["random"]:
+        rows[0] = replace(rows[0], label=f"random weights: {rows[0].label}")
+    return rows

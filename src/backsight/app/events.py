@@ -290,6 +290,6 @@ def _is_value_of(component: Any, value: Any) -> bool:
         return number and math.isfinite(value) and component.minimum <= value <= component.maximum
     if not isinstance(value, str) or len(value) > LONGEST:
         return False
-    if isinstance(component, gr.Radio | gr.Dropdown) and not getattr(component, "allow_custom_value", False):
+    if isinstance(component, gr.Radio | gr.Dropdown) and component.elem_id not in FOLLOWING:
         return value in [choice for _, choice in component.choices]
     return True

@@ -5,66 +5,48 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from backsight.app.model_view import ForwardPass, ModelView
-from backsight.app.rendering import View, annotated, describe, embed, reconstruction
+from backsight.app.rendering import FigureRow, View, annotated, describe, embed, reconstructions, weights_in_words
 from backsight.app.session import Session
 from backsight.app.state import Look
-from backsight.figures import grid, to_png
-
-
-def passes(session: Session, state: Look) -> list[tuple[ModelView, ForwardPass]]:
-    """The passes that the view shows: one image through one model or two.
-
-    Raises:
-        UserError: a model or image that is not there.
-    """
-    names = dict.fromkeys((state.model, state.also or state.model))
-    models = [session.model(name) for name in names]
-    return [(model, model.run(session.image(state.picture, model))) for model in models]
 
 
 def look(session: Session, state: Look) -> View:
-    """The view of ``state``.
+    """One image through one model or two.
 
     Raises:
         UserError: a model, image, layer or seed that is not there.
     """
     state = replace(state, model=session.model(state.model).name, picture=state.picture or session.examples[0])
-    shown = passes(session, state)
+    models = [session.model(name) for name in dict.fromkeys((state.model, state.also or state.model))]
+    passes = [(model, model.run(session.image(state.picture, model))) for model in models]
 
     def numbers() -> dict[str, Any]:
-        models = [describe(model, forward, state.threshold) for model, forward in shown]
-        return {"picture": state.picture, "threshold": state.threshold, "models": models}
+        described = [describe(model, forward, state.threshold) for model, forward in passes]
+        return {"picture": state.picture, "threshold": state.threshold, "models": described}
 
-    context = {"models": [_one_model(model, forward, state) for model, forward in shown]}
-    return View(state, context, numbers, lambda: _draw(shown, state))
+    def figure() -> list[FigureRow]:
+        return [
+            FigureRow(
+                model.name,
+                annotated(model, forward, state.threshold),
+                weights_in_words(model),
+                reconstructions(model, forward, state.shows),
+            )
+            for model, forward in passes
+        ]
+
+    return View(state, passes, lambda: {"models": [_context(*each, state) for each in passes]}, numbers, figure)
 
 
-def _one_model(model: ModelView, forward: ForwardPass, state: Look) -> dict[str, Any]:
-    at = state.at if state.at in model.layers else model.stages[-1]
-    layers = {name: reconstruction(model, forward, name, state.shows) for name in model.layers}
+def _context(model: ModelView, forward: ForwardPass, state: Look) -> dict[str, Any]:
+    layers = reconstructions(model, forward, state.shows, model.layers)
     return {
         "model": model,
         "answers": model.answers(forward, state.threshold),
         "annotated": embed(annotated(model, forward, state.threshold)),
         "original": embed(forward.without_padding(forward.image.cpu())),
         "layers": layers,
-        "at": layers[at],
+        "at": layers[state.at if state.at in layers else model.stages[-1]],
         "baseline": model.baseline(forward),
     }
-
-
-def _draw(shown: list[tuple[ModelView, ForwardPass]], state: Look) -> bytes:
-    columns = max((model.stages for model, _ in shown), key=len)
-    rows: list[list[Tensor | None]] = []
-    captions: list[list[str]] = []
-    for model, forward in shown:
-        found = [reconstruction(model, forward, name, state.shows) for name in model.stages]
-        missing = len(columns) - len(found)
-        card = model.card()
-        weights = "random weights" if card["random"] else str(card["weights"])
-        rows.append([annotated(model, forward, state.threshold), *(each.image for each in found), *[None] * missing])
-        captions.append([weights, *(f"{each.name} {each.error:.4f}" for each in found), *[""] * missing])
-    return to_png(grid(rows, ["picture", *columns], [model.name for model, _ in shown], captions))

@@ -100,12 +100,12 @@ def _change_tab(session: Session, shared: dict[str, gr.HTML], opened: gr.HTML) -
                     _html("<h2>Recolour</h2>")
                     choices = [(words, name) for name, words in COLOURS.items() if name in FILTERS]
                     colour = gr.Radio(choices, value="none", label="Colour")
-                    where = _following_choice([("the whole picture", "all")], "Where")
+                    where = _following_choice("where", [("the whole picture", "all")], "Where")
                     colour_editor = _html()
                 with gr.Column(elem_classes="tool"):
                     _html("<h2>Replace tokens</h2>")
                     noise = gr.Radio(NOISES, value="uniform", label="By")
-                    stage = _following_choice([(each, each) for each in session.model("").grids], "At stage")
+                    stage = _following_choice("stage", [(each, each) for each in session.model("").grids], "At stage")
                     token_editor = _html()
             with gr.Column(visible=False, elem_classes="other") as other:
                 _chooser(session, "other", "Swap with the tokens of")
@@ -197,10 +197,12 @@ def _second_model(session: Session, label: str, none: str) -> gr.Dropdown:
     return gr.Dropdown(choices, value="", label=label, filterable=False)
 
 
-def _following_choice(choices: list[tuple[str, str]], label: str) -> gr.Dropdown:
+def _following_choice(name: str, choices: list[tuple[str, str]], label: str) -> gr.Dropdown:
     """Choices that follow from the image and the model: a value that is not among them is set back, not refused."""
     value = choices[0][1] if choices else None
-    return gr.Dropdown(choices, value=value, label=label, filterable=False, allow_custom_value=True)
+    choice = gr.Dropdown(choices, value=value, label=label, filterable=False, elem_id=name)
+    choice.preprocess = lambda payload: payload
+    return choice
 
 
 def _seed_choice(session: Session) -> gr.Radio:

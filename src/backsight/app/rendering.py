@@ -1,11 +1,11 @@
-"""What the views are made of: templates, images that a page embeds, reconstructions with their errors."""
+"""What the views are made of: templates, images that a page embeds, rows of reconstructions with their errors."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
 from io import BytesIO
 from typing import Any
 
@@ -16,7 +16,7 @@ from backsight.app.model_view import Answer, ForwardPass, ModelView
 from backsight.app.state import MEAN, SPREAD, State, to_query
 from backsight.core import Detections
 from backsight.data import read_image
-from backsight.figures import draw_detections, image_png, to_array
+from backsight.figures import draw_detections, grid, image_png, to_array, to_png
 from backsight.figures.maps import colour_map, difference
 from backsight.report.views import data_uri
 
@@ -92,92 +92,124 @@ def annotated(model: ModelView, forward: ForwardPass, threshold: float = 0.5) ->
 
 
 @dataclass(frozen=True)
-class Reconstruction:
-    """The ``image`` (``3 H W``) of a stage or layer and its mean squared ``error``: of the seed that is shown, or the
-    mean over all. ``share`` is the error in units of that of the mean image, 1 at most."""
+class Cell:
+    """An ``image`` (``3 H W``) of a row of stages or layers, of the stage or layer ``name``: what it shows (``alt``),
+    its number as ``text`` and the ``meaning`` of that, and the ``share`` (0..1) of its bar."""
 
     name: str
     image: Tensor
-    error: float
+    alt: str
+    text: str
+    meaning: str
     share: float
-    embedded: EmbeddedImage = field(repr=False)
+
+    @cached_property
+    def embedded(self) -> EmbeddedImage:
+        """The image as a page carries it."""
+        return embed(self.image)
 
 
-def reconstruction(
-    model: ModelView, forward: ForwardPass, name: str, shows: str = MEAN, reference: ForwardPass | None = None
-) -> Reconstruction:
-    """What a view shows of a stage or layer: ``shows`` is ``mean``, ``spread`` or a seed.
+Row = dict[str, Cell]
+"""A cell for each stage or layer."""
 
-    The error is from the image of ``forward``, or from that of ``reference``.
+
+def reconstructions(
+    model: ModelView,
+    forward: ForwardPass,
+    shows: str = MEAN,
+    names: Sequence[str] | None = None,
+    reference: ForwardPass | None = None,
+) -> Row:
+    """Reconstructions over their mean squared errors: of the seed that is shown, or the mean over all. The bar is full
+    where the error is that of the mean image.
+
+    Args:
+        model: whose.
+        forward: of which pass.
+        shows: ``mean``, ``spread`` or a seed.
+        names: stages and layers; all stages by default.
+        reference: the pass whose image the errors are from; ``forward`` by default.
 
     Raises:
         UserError: no such seed or layer.
     """
-    image = forward.without_padding(model.show_seeds(forward, name, shows))
-    errors = model.errors(forward, name, reference)
-    error = float(errors.mean() if shows in (MEAN, SPREAD) else errors[model.seeds.index(int(shows))])
-    share = min(1.0, error / max(model.baseline(forward), 1e-9))
-    return Reconstruction(name, image, error, share, embed(image))
+    row: Row = {}
+    for name in names or model.stages:
+        image = forward.without_padding(model.show_seeds(forward, name, shows))
+        errors = model.errors(forward, name, reference)
+        error = float(errors.mean() if shows in (MEAN, SPREAD) else errors[model.seeds.index(int(shows))])
+        share = min(1.0, error / max(model.baseline(forward), 1e-9))
+        row[name] = Cell(name, image, f"Reconstruction from {name}", f"{error:.4f}", "mean squared error", share)
+    return row
 
 
-@dataclass(frozen=True)
-class DifferenceMap:
-    """Where two images differ, ``H W``: its root mean square, and the map in colours."""
-
-    values: Tensor
-
-    @property
-    def strength(self) -> float:
-        """The root mean square."""
-        return float(self.values.square().mean().sqrt())
-
-    @property
-    def share(self) -> float:
-        """The same in units of the brightest colour."""
-        return self.strength / LARGEST_DIFFERENCE
-
-    @property
-    def image(self) -> Tensor:
-        """``3 H W``."""
-        return colour_map(self.values, LARGEST_DIFFERENCE)
-
-    @property
-    def embedded(self) -> EmbeddedImage:
-        """The map as a page carries it."""
-        return embed(self.image)
+def differences(one: tuple[ModelView, ForwardPass], other: tuple[ModelView, ForwardPass], shows: str = MEAN) -> Row:
+    """Maps of where the reconstructions of two passes differ (those of the mean where the spread is shown), over their
+    root mean squares: of the stages that both have, at the same size."""
+    shows = MEAN if shows == SPREAD else shows
+    rows = [reconstructions(model, forward, shows) for model, forward in (one, other)]
+    pairs = {name: (cell.image, rows[1][name].image) for name, cell in rows[0].items() if name in rows[1]}
+    return {name: difference_cell(name, *pair) for name, pair in pairs.items() if pair[0].shape == pair[1].shape}
 
 
-def difference_map(one: Tensor, other: Tensor) -> DifferenceMap | None:
-    """Where two images ``3 H W`` differ; None if their sizes do."""
-    return DifferenceMap(difference(one, other)) if one.shape == other.shape else None
-
-
-def unless_spread(shows: str) -> str:
-    """What differences are taken of: of the mean where the spread is shown."""
-    return MEAN if shows == SPREAD else shows
+def difference_cell(name: str, one: Tensor, other: Tensor) -> Cell:
+    """A map of where two images ``3 H W`` differ, on one scale for all."""
+    values = difference(one, other)
+    strength = float(values.square().mean().sqrt())
+    alt, meaning = f"Difference, {strength:.3f} on average", "root mean square of the difference"
+    share = min(1.0, strength / LARGEST_DIFFERENCE)
+    return Cell(name, colour_map(values, LARGEST_DIFFERENCE), alt, f"{strength:.3f}", meaning, share)
 
 
 # ---- a view
 
 
 @dataclass(frozen=True)
+class FigureRow:
+    """A row of a figure: its ``label``, the picture on the left (None leaves its place empty), the ``caption`` of that,
+    and cells."""
+
+    label: str
+    picture: Tensor | None
+    caption: str
+    cells: Row
+
+
+@dataclass(frozen=True)
 class View:
-    """One view of a state: what its template (of the view's name) shows, what gives its numbers, what draws it."""
+    """One view of a ``state``, and the forward ``passes`` that it shows. What its template (of the view's name) shows,
+    its numbers and the rows of its figure are computed when they are asked for."""
 
     state: State
-    context: Mapping[str, Any]
+    passes: Sequence[tuple[ModelView, ForwardPass]]
+    context: Callable[[], Mapping[str, Any]]
     numbers: Callable[[], Mapping[str, Any]]
-    draw: Callable[[], bytes]
-    """As a PNG file."""
+    figure: Callable[[], Sequence[FigureRow]]
 
     def html(self) -> str:
         """The page's part, with its link and its downloads."""
         template = templates().get_template(f"{self.state.view}.html")
-        return template.render(self.context, view=self.state.view, query=to_query(self.state), state=self.state)
+        return template.render(self.context(), view=self.state.view, query=to_query(self.state), state=self.state)
 
     def json(self) -> dict[str, Any]:
         """The same as a file for programs."""
         return {"format": FORMAT, "address": f"?{to_query(self.state)}", **self.numbers()}
+
+    def png(self) -> bytes:
+        """The same as a picture: the image, and a column for each stage."""
+        rows = self.figure()
+        stages = list(dict.fromkeys(name for row in rows for name in row.cells))
+        images = [
+            [row.picture, *(row.cells[name].image if name in row.cells else None for name in stages)] for row in rows
+        ]
+        texts = [[row.caption, *(row.cells[name].text if name in row.cells else "" for name in stages)] for row in rows]
+        return to_png(grid(images, ["picture", *stages], [row.label for row in rows], texts))
+
+
+def weights_in_words(model: ModelView) -> str:
+    """Which weights a figure shows."""
+    card = model.card()
+    return "random weights" if card["random"] else str(card["weights"])
 
 
 def describe(

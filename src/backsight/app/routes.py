@@ -83,7 +83,7 @@ def _file(session: Session, name: str, query: dict[str, Any]) -> Response:
         found = render(session, from_query({**query, "view": view}))
         if kind == "png":
             with _drawing:
-                return Response(found.draw(), media_type="image/png")
+                return Response(found.png(), media_type="image/png")
         return Response(json.dumps(found.json(), indent=1) + "\n", media_type="application/json")
     except Exception as error:
         return PlainTextResponse(error_message(error), 400)

@@ -8,27 +8,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from backsight.app import change, compare, look
+from backsight.app.change import change
+from backsight.app.compare import compare
 from backsight.app.diagnose import diagnose
+from backsight.app.look import look
 from backsight.app.rendering import View, part
 from backsight.app.session import Session
 from backsight.app.state import Change, Compare, Diagnose, Look, State
 from backsight.core import UserError
 
 RENDERERS: Mapping[str, Callable[[Session, Any], View]] = {
-    Look.view: look.look,
-    Change.view: change.change,
-    Compare.view: compare.compare,
+    Look.view: look,
+    Change.view: change,
+    Compare.view: compare,
     Diagnose.view: diagnose,
 }
 """What makes the view of each state, by the view's name."""
-
-PASSES: Mapping[str, Callable[[Session, Any], list[Any]]] = {
-    Look.view: look.passes,
-    Change.view: change.passes,
-    Compare.view: compare.passes,
-}
-"""The forward passes of the views that reconstruct."""
 
 OUR_FAILURE = "something went wrong here, and has been noted: try another picture, or the same again"
 """The message for a failure of ours."""
@@ -87,10 +82,8 @@ def reconstruct_ahead(
     Raises:
         UserError: the state names what is not there.
     """
-    if state.view not in PASSES:
-        return
     reported, done = clock(), 0
-    passes = PASSES[state.view](session, state)
+    passes = render(session, state).passes
     total = sum(len(model.layers) for model, _ in passes)
     for model, forward in passes:
         for name in model.layers:
