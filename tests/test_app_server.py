@@ -103,6 +103,7 @@ def test_the_page_is_at_a_subpath_whether_the_proxy_cuts_it_or_not(client: Any) 
     for path in ("/config", "/sub/config"):
         assert client.get(path).json()["root"].startswith("http://localhost")
     assert client.get("/sub/examples/0").status_code == client.get("/sub/").status_code == 200
+    assert client.get("/sub", follow_redirects=False).headers["location"] == "/sub/"
     assert client.get("/sub/login").status_code == 404
 
 

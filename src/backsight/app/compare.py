@@ -33,13 +33,14 @@ def compare(session: Session, state: Compare) -> View:
     models = [session.model(name) for name in (state.model, state.also or state.model)]
     pictures = [state.picture, state.other or state.picture]
     passes = [(each, each.run(session.image(name, each))) for each, name in zip(models, pictures, strict=True)]
-    sides = {letter: (*each, name) for letter, each, name in zip("AB", passes, pictures, strict=True)}
+    sides = dict(zip("AB", passes, strict=True))
+    names = dict(zip("AB", pictures, strict=True))
 
     def context() -> dict[str, Any]:
-        rows = {letter: reconstructions(model, forward, state.shows) for letter, (model, forward, _) in sides.items()}
+        rows = {letter: reconstructions(*side, state.shows) for letter, side in sides.items()}
         maps = differences(passes[0], passes[1], state.shows)
         return {
-            "sides": {letter: (*side, embed(annotated(*side[:2]))) for letter, side in sides.items()},
+            "sides": {letter: (*side, names[letter], embed(annotated(*side))) for letter, side in sides.items()},
             "stages": list(dict.fromkeys(stage for model in models for stage in model.stages)),
             "rows": rows | ({DIFFERENCE: maps} if maps else {}),
             "baseline": max(model.baseline(forward) for model, forward in passes),
@@ -47,12 +48,12 @@ def compare(session: Session, state: Compare) -> View:
         }
 
     def numbers() -> dict[str, Any]:
-        return {letter: {"picture": name, **describe(*each)} for letter, (*each, name) in sides.items()}
+        return {letter: {"picture": names[letter], **describe(*side)} for letter, side in sides.items()}
 
     def figure() -> list[FigureRow]:
         rows = []
-        for letter, (model, forward, name) in sides.items():
-            caption = "random weights" if model.card()["random"] else name
+        for letter, (model, forward) in sides.items():
+            caption = "random weights" if model.card()["random"] else names[letter]
             cells = reconstructions(model, forward, state.shows)
             rows.append(FigureRow(f"{letter} {model.name}", annotated(model, forward), caption, cells))
         maps = differences(passes[0], passes[1], state.shows)

@@ -267,11 +267,14 @@ def check_event(blocks: gr.Blocks, content: bytes) -> None:
     """
     try:
         event = json.loads(content)
+        json.dumps(event, ensure_ascii=False, allow_nan=False).encode()  # half a character, or no number
     except (ValueError, RecursionError):
         raise UserError("this event is no JSON") from None
-    if not isinstance(event, dict) or type(event.get("fn_index")) is not int or event["fn_index"] not in blocks.fns:
+    index = event.get("fn_index") if isinstance(event, dict) else None
+    function = blocks.fns.get(index) if type(index) is int else None
+    if function is None or function.fn is None:
         raise UserError("this event names no function of the page")
-    components, values = blocks.fns[event["fn_index"]].inputs, event.get("data")
+    components, values = function.inputs, event.get("data")
     if not isinstance(values, list) or len(values) != len(components):
         raise UserError(f"this event needs {len(components)} values")
     for component, value in zip(components, values, strict=True):

@@ -99,7 +99,10 @@ class Guard:
         content = bytearray()
         try:
             self._check_origin(scope)
-            path = scope["path"].removeprefix(self.root_path) or "/"
+            if self.root_path and scope["path"] == self.root_path:
+                await _redirect(send, self.root_path + "/")  # relative addresses begin at the folder
+                return
+            path = scope["path"].removeprefix(self.root_path)
             if not is_open(path):
                 raise RefusedError(404, "there is nothing here")
             if not await self._read(content, MAX_UPLOAD if path == "/pictures" else MAX_EVENT, receive):
@@ -109,7 +112,7 @@ class Guard:
         except RefusedError as error:
             await _refuse(send, error)
         finally:
-            self.received -= len(content)
+            self._forget(content)
 
     def _check_origin(self, scope: Message) -> None:
         """Only pages of our own ask: a name that another site points at this machine is no name of ours."""
@@ -127,26 +130,41 @@ class Guard:
         Raises:
             RefusedError: it is too long or too slow, or too many send at the same time.
         """
-        end = asyncio.get_running_loop().time() + MAX_SECONDS
-        step_start = 0
+        clock = asyncio.get_running_loop().time
+        end, arrived, step_start = clock() + MAX_SECONDS, 0, 0
+        refusal = None
         try:
             async with asyncio.timeout(STEP_SECONDS) as timeout:
                 while (message := await receive())["type"] == "http.request":
-                    part = message.get("body", b"")
-                    content += part
-                    self.received += len(part)
-                    if len(content) > limit:
-                        raise RefusedError(413, f"this is too large: at most {limit >> 10} kB are accepted here")
-                    if self.received > MAX_RECEIVED:
-                        raise RefusedError(503, "many pictures are being uploaded: try again in a minute")
-                    if not message.get("more_body", False):
+                    part, is_last = message.get("body", b""), not message.get("more_body", False)
+                    arrived += len(part)
+                    refusal = refusal or self._too_much(arrived, limit, len(part))
+                    if refusal is None:
+                        content += part
+                        self.received += len(part)
+                    else:  # what still comes is thrown away: a sender that is cut off reads no answer
+                        self._forget(content)
+                        if is_last or arrived > 2 * limit:
+                            raise refusal
+                    if is_last:
                         return True
-                    if len(content) - step_start >= STEP_BYTES:
-                        step_start = len(content)
-                        timeout.reschedule(min(end, asyncio.get_running_loop().time() + STEP_SECONDS))
+                    if arrived - step_start >= STEP_BYTES:
+                        step_start = arrived
+                        timeout.reschedule(min(end, clock() + STEP_SECONDS))
         except TimeoutError:
             raise RefusedError(408, "this took too long to arrive: make it smaller, or try again") from None
         return False
+
+    def _too_much(self, arrived: int, limit: int, more: int) -> RefusedError | None:
+        if arrived > limit:
+            return RefusedError(413, f"this is too large: at most {limit >> 10} kB are accepted here")
+        if self.received + more > MAX_RECEIVED:
+            return RefusedError(503, "many pictures are being uploaded: try again in a minute")
+        return None
+
+    def _forget(self, content: bytearray) -> None:
+        self.received -= len(content)
+        content.clear()
 
 
 def is_open(path: str) -> bool:
@@ -188,6 +206,12 @@ def _with_headers(send: Send) -> Send:
         await send(message)
 
     return sending
+
+
+async def _redirect(send: Send, address: str) -> None:
+    headers = [(b"location", address.encode()), (b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": 307, "headers": headers})
+    await send({"type": "http.response.body"})
 
 
 async def _refuse(send: Send, error: RefusedError) -> None:

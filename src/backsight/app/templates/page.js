@@ -4,9 +4,6 @@
   const root = () => location.pathname.replace(/\/?$/, "/");
   const current = (selector) => [...document.querySelectorAll(selector)].find((each) => each.offsetParent !== null);
 
-  // Relative addresses of pictures and files begin at a folder, as under a subpath.
-  if (location.pathname !== root()) history.replaceState(null, "", root() + location.search);
-
   // ---- the theme: as the system has it, until the visitor says otherwise
   const wanted = localStorage.getItem("theme") || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
   const applyTheme = (name) => document.body && document.body.classList.toggle("dark", name === "dark");
