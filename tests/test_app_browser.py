@@ -24,7 +24,7 @@ from backsight.app.session import Session, open_session
 from small_app import SVG, grey_png, png, small_session
 from test_report_browser import CHROMIUM, CONTRASTS, PATIENCE
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 VIEWS = ("look", "change", "compare", "diagnose")
 
@@ -58,7 +58,7 @@ REACHED = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def swept() -> Iterator[None]:
+def collected() -> Iterator[None]:
     """After all else: servers leave sockets and loops to the garbage collector, which may not complain of it later."""
     yield
     with warnings.catch_warnings():
@@ -72,7 +72,6 @@ def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine")
-    pytest.importorskip("gradio", reason="gradio is not installed")
     flags = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=flags, timeout=PATIENCE)
@@ -202,10 +201,7 @@ def test_look_change_and_link(visit: Visit, small_address: str, tmp_path: Path) 
     assert numbers["changes"] == ["red: the whole picture", "uniform at backbone: 1 token"]
 
 
-# ---- the rest takes longer, with the zoo
 
-
-@pytest.mark.slow
 def test_the_zoo_answers_in_less_than_a_second(visit: Visit, zoo_address: str) -> None:
     page = visit(zoo_address)
     page.get_by_role("tab", name="Change").click()
@@ -221,7 +217,6 @@ def test_the_zoo_answers_in_less_than_a_second(visit: Visit, zoo_address: str) -
     assert sorted(times)[1] < 1.0, times  # of this process's own time: the machine may be busy with others
 
 
-@pytest.mark.slow
 def test_colours_where_and_undo(visit: Visit, zoo_address: str) -> None:
     page = visit(zoo_address + "?view=change&picture=world-prior/1")
     choose(page, "blue")
@@ -261,7 +256,6 @@ def drag(page: Any, selector: str) -> None:
     page.mouse.up()
 
 
-@pytest.mark.slow
 def test_long_work_is_shown_and_stopped(browser: Any, visit: Visit) -> None:
     slow = small_session()
     for model in slow.models.values():
@@ -277,8 +271,7 @@ def test_long_work_is_shown_and_stopped(browser: Any, visit: Visit) -> None:
         assert "It detects" in page.locator(".view:visible").inner_text()
 
 
-@pytest.mark.slow
-def test_errors_are_looked_through_stopped_and_opened(visit: Visit, zoo_address: str) -> None:
+def test_the_search_for_errors_is_stopped_and_a_case_opened(visit: Visit, zoo_address: str) -> None:
     page = visit(zoo_address + "?view=diagnose")
     page.get_by_role("button", name="Look through").click()
     said = page.locator(".progress p")
@@ -302,7 +295,6 @@ def test_errors_are_looked_through_stopped_and_opened(visit: Visit, zoo_address:
     assert "Wrong class" in visit(link).locator(".case").inner_text()
 
 
-@pytest.mark.slow
 def test_ten_visitors_see_their_own(browser: Any, zoo_address: str, visit: Visit) -> None:
     pages = [visit(zoo_address) for _ in range(10)]
     for index, page in enumerate(pages):
@@ -322,10 +314,9 @@ def middle(address: str) -> tuple[int, ...]:
         return picture.convert("RGB").getpixel((picture.width // 2, picture.height // 2))
 
 
-@pytest.mark.slow
-def test_what_is_no_picture_is_told_and_the_page_lives_on(visit: Visit, zoo_address: str) -> None:
+def test_what_is_no_picture_is_refused_and_the_page_lives_on(visit: Visit, zoo_address: str) -> None:
     page = visit(zoo_address)
-    told = page.locator(".upload-problem:visible")
+    problem = page.locator(".upload-problem:visible")
     for content, name, says in (
         (grey_png(), "huge.png", "megapixels"),
         (b"only words", "cat.png", "This is no picture that can be read"),
@@ -334,13 +325,12 @@ def test_what_is_no_picture_is_told_and_the_page_lives_on(visit: Visit, zoo_addr
     ):
         hand_in(page, content, name)
         page.locator(".upload-problem:visible", has_text=says).wait_for()
-        assert "/" not in told.inner_text()
+        assert "/" not in problem.inner_text()
     hand_in(page, photo())
     until(page, "picture=upload-")
     assert page.locator(".upload-problem:visible").count() == 0
 
 
-@pytest.mark.slow
 def test_paste_and_camera(visit: Visit, zoo_address: str) -> None:
     page = visit(zoo_address, permissions=["camera"])
     page.evaluate(
@@ -357,7 +347,6 @@ def test_paste_and_camera(visit: Visit, zoo_address: str) -> None:
     page.wait_for_function(f"location.href.includes('upload-') && location.href !== {json.dumps(pasted)}")
 
 
-@pytest.mark.slow
 def test_the_keyboard_alone_is_enough(visit: Visit, zoo_address: str) -> None:
     """From the top of the page by Tab to everything that can be used; then a picture, a layer and a tab by keys."""
     page = visit(zoo_address)
@@ -380,7 +369,6 @@ def test_the_keyboard_alone_is_enough(visit: Visit, zoo_address: str) -> None:
     until(page, "view=compare")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("view", VIEWS)
 def test_words_stand_out_and_nothing_is_cut_off(visit: Visit, zoo_address: str, view: str, theme: str) -> None:

@@ -54,7 +54,6 @@ def session() -> Session:
 @pytest.fixture(scope="module")
 def client(session: Session) -> Iterator[Any]:
     """A client of the whole application."""
-    pytest.importorskip("gradio", reason="gradio is not installed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from starlette.testclient import TestClient
