@@ -1,4 +1,4 @@
-"""A small session of the web page: a detector and a classifier with chains whose answer is known."""
+"""A small workspace of the web page: a detector and a classifier with chains whose answer is known."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from functools import lru_cache
 from PIL import Image
 
 from backsight.app.model_view import ModelView
-from backsight.app.session import ImageLibrary, Session
 from backsight.app.uploads import Uploads
+from backsight.app.workspace import ImageLibrary, Workspace
 from backsight.data.world import World
 from backsight.experiments.subject import Subject
 from small import build_small
@@ -26,12 +26,12 @@ def small_view(family: str, cache: int = 64 << 20, seeds: int = 2) -> ModelView:
     return ModelView(subject, cache=cache)
 
 
-def small_session() -> Session:
+def small_workspace() -> Workspace:
     """Both models, and the images of their worlds: ``world-prior/0`` ... and ``world-prior-single/0`` ..."""
     images = ImageLibrary(Uploads())
     models = [small_view("detr"), small_view("vit")]
     names = [images.add(each.subject.data.name, each.model.pixels, each.subject.data) for each in models]
-    return Session(list(zip(models, names, strict=True)), images)
+    return Workspace(list(zip(models, names, strict=True)), images)
 
 
 def png(colour: tuple[int, int, int] = (200, 60, 30), size: tuple[int, int] = (40, 30)) -> bytes:

@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from backsight.app.security import Guard
-from backsight.app.session import Session, open_session
-from small_app import SVG, grey_png, png, small_session
+from backsight.app.workspace import Workspace, open_workspace
+from small_app import SVG, grey_png, png, small_workspace
 from test_report_browser import CHROMIUM, CONTRASTS, PATIENCE
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -79,8 +79,8 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-def served(session: Session) -> Iterator[str]:
-    """The address of a server of ``session``, in a thread of its own."""
+def served(workspace: Workspace) -> Iterator[str]:
+    """The address of a server of ``workspace``, in a thread of its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import uvicorn
@@ -90,7 +90,7 @@ def served(session: Session) -> Iterator[str]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(Guard(build_app(session, port=port)), port=port, log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(Guard(build_app(workspace, port=port)), port=port, log_level="error"))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
         thread.start()
         while not server.started:
@@ -102,12 +102,12 @@ def served(session: Session) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def small_address(browser: Any) -> Iterator[str]:
-    yield from served(small_session())
+    yield from served(small_workspace())
 
 
 @pytest.fixture(scope="module")
 def zoo_address(browser: Any) -> Iterator[str]:
-    yield from served(open_session())
+    yield from served(open_workspace())
 
 
 Visit = Callable[..., Any]
@@ -201,7 +201,6 @@ def test_look_change_and_link(visit: Visit, small_address: str, tmp_path: Path) 
     assert numbers["changes"] == ["red: the whole picture", "uniform at backbone: 1 token"]
 
 
-
 def test_the_zoo_answers_in_less_than_a_second(visit: Visit, zoo_address: str) -> None:
     page = visit(zoo_address)
     page.get_by_role("tab", name="Change").click()
@@ -257,7 +256,7 @@ def drag(page: Any, selector: str) -> None:
 
 
 def test_long_work_is_shown_and_stopped(browser: Any, visit: Visit) -> None:
-    slow = small_session()
+    slow = small_workspace()
     for model in slow.models.values():
         reconstruct = model.subject.invert
         model.subject.invert = lambda *each, quick=reconstruct: time.sleep(1) or quick(*each)

@@ -11,23 +11,23 @@ import torch
 
 from backsight.app.edits import BRUSH, apply, complete, region_of, regions
 from backsight.app.model_view import ModelView, public_name
-from backsight.app.session import Session
 from backsight.app.state import Change
+from backsight.app.workspace import Workspace
 from backsight.core import UserError
 from backsight.engine import RANDOM
 from backsight.perturb import recolour
 from numerics import assert_rounding
-from small_app import small_session, small_view
+from small_app import small_view, small_workspace
 
 
 @pytest.fixture(scope="module")
-def session() -> Session:
-    return small_session()
+def workspace() -> Workspace:
+    return small_workspace()
 
 
 @pytest.fixture(scope="module")
-def view(session: Session) -> ModelView:
-    return session.model("small detr")
+def view(workspace: Workspace) -> ModelView:
+    return workspace.model("small detr")
 
 
 def counting(view: ModelView, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
@@ -48,10 +48,10 @@ def counting(view: ModelView, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]
     return counts
 
 
-def test_nothing_is_computed_twice(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_computed_twice(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     view = small_view("detr")
     counts = counting(view, monkeypatch)
-    image = session.image("world-prior/3", view)
+    image = workspace.image("world-prior/3", view)
     first = [view.reconstruct(view.run(image), name) for name in view.layers]
     assert counts == {"run": 1, "resume": 0, "invert": len(view.layers)}
     again = [view.reconstruct(view.run(image), name) for name in view.layers]
@@ -59,8 +59,8 @@ def test_nothing_is_computed_twice(session: Session, monkeypatch: pytest.MonkeyP
     assert all(map(torch.equal, first, again))
 
 
-def test_the_prediction_is_the_models(session: Session, view: ModelView) -> None:
-    image = session.image("world-prior/1", view)
+def test_the_prediction_is_the_models(workspace: Workspace, view: ModelView) -> None:
+    image = workspace.image("world-prior/1", view)
     forward = view.run(image)
     trace = view.model.run(image.pixels[None])
     assert torch.equal(view.predict(forward).scores, view.model.predict(trace)[0].scores)
@@ -69,9 +69,9 @@ def test_the_prediction_is_the_models(session: Session, view: ModelView) -> None
     assert view.baseline(forward) == pytest.approx(float((image.pixels - view.subject.mean_image).square().mean()))
 
 
-def test_after_an_edit_only_the_rest_runs(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_an_edit_only_the_rest_runs(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     view = small_view("detr")
-    forward = view.run(session.image("world-prior/0", view))
+    forward = view.run(workspace.image("world-prior/0", view))
     before = {name: view.reconstruct(forward, name) for name in view.layers}
     counts = counting(view, monkeypatch)
     edited = view.resume(forward, "encoder", forward.trace["encoder"] + 1, "more")
@@ -84,29 +84,29 @@ def test_after_an_edit_only_the_rest_runs(session: Session, monkeypatch: pytest.
     assert not torch.equal(edited.trace["decoder"], forward.trace["decoder"])
 
 
-def test_memory_is_bounded(session: Session) -> None:
+def test_memory_is_bounded(workspace: Workspace) -> None:
     view = small_view("detr", cache=4 << 20)
     for index in range(12):
-        forward = view.run(session.image(f"world-prior/{index}", view))
+        forward = view.run(workspace.image(f"world-prior/{index}", view))
         for name in view.layers:
             view.reconstruct(forward, name)
         assert view._cache.size <= 4 << 20 or len(view._cache.values) == 1
 
 
-def test_ten_visitors_at_once_get_their_own(session: Session) -> None:
+def test_ten_visitors_at_once_get_their_own(workspace: Workspace) -> None:
     view = small_view("detr")
 
     def visit(index: int) -> torch.Tensor:
         state = Change(
             model=view.name, picture=f"world-prior/{index}", stage="backbone", noise="zero", tokens=str(index % 6)
         )
-        busy = Session([(view, session.data["small detr"])], session.images)
+        busy = Workspace([(view, workspace.data["small detr"])], workspace.images)
         return apply(busy, state).after.trace["prediction"]
 
     with ThreadPoolExecutor(10) as visitors:
         found = list(visitors.map(visit, list(range(10)) * 2))
     for index in range(10):
-        trace = view.model.run(session.image(f"world-prior/{index}", view).pixels[None])
+        trace = view.model.run(workspace.image(f"world-prior/{index}", view).pixels[None])
         features = trace["backbone"].clone()
         features[:, index % 6] = 0
         expected = view.model.resume("backbone", features, trace)["prediction"]
@@ -115,32 +115,32 @@ def test_ten_visitors_at_once_get_their_own(session: Session) -> None:
         assert not torch.allclose(found[index - 1], expected, rtol=1e-3)
 
 
-def test_nothing_changed_is_the_same_pass(session: Session) -> None:
-    changed = apply(session, complete(session, Change()))
+def test_nothing_changed_is_the_same_pass(workspace: Workspace) -> None:
+    changed = apply(workspace, complete(workspace, Change()))
     assert changed.after is changed.before
 
 
 @pytest.mark.parametrize("where", ["all", "brush", "known.0"])
-def test_a_recoloured_picture_runs_again(session: Session, view: ModelView, where: str) -> None:
-    state = complete(session, Change(colour="red", where=where, brush="0-40", picture="world-prior/1"))
-    image = session.image(state.picture, view)
+def test_a_recoloured_picture_runs_again(workspace: Workspace, view: ModelView, where: str) -> None:
+    state = complete(workspace, Change(colour="red", where=where, brush="0-40", picture="world-prior/1"))
+    image = workspace.image(state.picture, view)
     region = region_of(view, image, state)
-    changed = apply(session, state)
+    changed = apply(workspace, state)
     recoloured = recolour(image.pixels[None], "red", region[None])
     assert region.any()
     assert torch.equal(changed.after.image, recoloured[0])
     assert torch.equal(changed.after.trace["prediction"], view.model.run(recoloured)["prediction"])
 
 
-def test_the_brush_paints_its_cells(session: Session, view: ModelView) -> None:
-    image = session.image("world-prior/0", view)
+def test_the_brush_paints_its_cells(workspace: Workspace, view: ModelView) -> None:
+    image = workspace.image("world-prior/0", view)
     region = region_of(view, image, Change(where="brush", brush=f"0-{BRUSH[1] - 1}"))
     assert torch.equal(region.all(1), region.any(1))
     assert int(region.any(1).sum()) == image.pixels.shape[-2] // BRUSH[0]
 
 
-def test_known_objects_are_offered_with_their_outlines(session: Session, view: ModelView) -> None:
-    image = session.image("world-prior/1", view)
+def test_known_objects_are_offered_with_their_outlines(workspace: Workspace, view: ModelView) -> None:
+    image = workspace.image("world-prior/1", view)
     offered = dict(regions(view, image))
     assert list(offered)[:2] == ["all", "brush"]
     known = [name for name in offered if name.startswith("known.")]
@@ -148,37 +148,37 @@ def test_known_objects_are_offered_with_their_outlines(session: Session, view: M
     assert torch.equal(region_of(view, image, Change(where="known.1")), image.target.masks[1])
 
 
-def test_swapped_tokens_are_those_of_the_other_picture(session: Session, view: ModelView) -> None:
+def test_swapped_tokens_are_those_of_the_other_picture(workspace: Workspace, view: ModelView) -> None:
     state = Change(
         "small detr", picture="world-prior/0", stage="encoder", noise="swap", tokens="2-3", other="world-prior/4"
     )
-    changed = apply(session, state)
-    other = view.run(session.image("world-prior/4", view))
+    changed = apply(workspace, state)
+    other = view.run(workspace.image("world-prior/4", view))
     tokens = changed.after.trace["encoder"][0]
     assert torch.equal(tokens[2:4], other.trace["encoder"][0, 2:4])
     assert torch.equal(tokens[4:], changed.before.trace["encoder"][0, 4:])
 
 
-def test_noise_follows_from_the_picture_so_that_a_link_shows_it_again(session: Session) -> None:
-    state = complete(session, Change(tokens="0-1"))
-    one, other = (apply(small, state).after.trace for small in (session, small_session()))
+def test_noise_follows_from_the_picture_so_that_a_link_shows_it_again(workspace: Workspace) -> None:
+    state = complete(workspace, Change(tokens="0-1"))
+    one, other = (apply(small, state).after.trace for small in (workspace, small_workspace()))
     assert_rounding(one["prediction"], other["prediction"])
 
 
-def test_prefix_tokens_of_a_classifier_are_left_alone(session: Session) -> None:
-    state = complete(session, Change(model="small vit", noise="zero", tokens="0"))
-    changed = apply(session, state)
+def test_prefix_tokens_of_a_classifier_are_left_alone(workspace: Workspace) -> None:
+    state = complete(workspace, Change(model="small vit", noise="zero", tokens="0"))
+    changed = apply(workspace, state)
     before, after = (each.trace[state.stage][0] for each in (changed.before, changed.after))
     different = (before != after).any(1).nonzero().flatten().tolist()
-    prefix = session.model("small vit").model.layout(state.stage).prefix
+    prefix = workspace.model("small vit").model.layout(state.stage).prefix
     assert prefix > 0
     assert different == [prefix]
 
 
-def test_what_does_not_fit_the_model_is_set_back(session: Session) -> None:
-    state = complete(session, Change(model="small vit", stage="decoder", where="known.9", tokens="5000"))
+def test_what_does_not_fit_the_model_is_set_back(workspace: Workspace) -> None:
+    state = complete(workspace, Change(model="small vit", stage="decoder", where="known.9", tokens="5000"))
     assert (state.where, state.tokens) == ("all", "")
-    assert state.stage in session.model("small vit").grids
+    assert state.stage in workspace.model("small vit").grids
 
 
 @pytest.mark.parametrize(
@@ -194,9 +194,9 @@ def test_what_does_not_fit_the_model_is_set_back(session: Session) -> None:
         (Change(picture="upload-0"), "no longer kept"),
     ],
 )
-def test_what_is_not_there_is_refused(session: Session, state: Change, reason: str) -> None:
+def test_what_is_not_there_is_refused(workspace: Workspace, state: Change, reason: str) -> None:
     with pytest.raises(UserError, match=re.escape(reason)):
-        apply(session, state)
+        apply(workspace, state)
 
 
 def test_names_reveal_no_folders(tmp_path: Any) -> None:

@@ -25,10 +25,10 @@ from PIL import Image
 from backsight.app import security
 from backsight.app.security import MAX_EVENT, Guard, is_open
 from backsight.app.serve import Loader, listen
-from backsight.app.session import Session
 from backsight.app.uploads import MAX_BYTES
+from backsight.app.workspace import Workspace
 from backsight.core import UserError
-from small_app import SVG, grey_png, png, small_session
+from small_app import SVG, grey_png, png, small_workspace
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what libraries warn of is theirs
 
@@ -47,12 +47,12 @@ def collected() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def session() -> Session:
-    return small_session()
+def workspace() -> Workspace:
+    return small_workspace()
 
 
 @pytest.fixture(scope="module")
-def client(session: Session) -> Iterator[Any]:
+def client(workspace: Workspace) -> Iterator[Any]:
     """A client of the whole application."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -60,7 +60,7 @@ def client(session: Session) -> Iterator[Any]:
 
         from backsight.app.serve import build_app
 
-        guard = Guard(build_app(session), allowed_hosts=["looking.example.org"], root_path="/sub")
+        guard = Guard(build_app(workspace), allowed_hosts=["looking.example.org"], root_path="/sub")
         with TestClient(guard, base_url="http://localhost") as client:
             yield client
 
@@ -89,12 +89,12 @@ def test_visitors_in_parallel_get_their_own(client: Any) -> None:
     assert len({str(numbers["models"][0]["mse of the mean image"]) for _, numbers in found}) == 10
 
 
-def test_the_first_page_is_small_and_examples_come_on_their_own(client: Any, session: Session) -> None:
+def test_the_first_page_is_small_and_examples_come_on_their_own(client: Any, workspace: Workspace) -> None:
     page = client.get("/")
     assert len(page.content) < 300_000
     with Image.open(io.BytesIO(client.get("/examples/1").content)) as image:
         assert max(image.size) <= 120
-    assert client.get(f"/examples/{len(session.examples)}").status_code == 404
+    assert client.get(f"/examples/{len(workspace.examples)}").status_code == 404
     assert client.get("/examples/" + "9" * 5000).status_code == 404
 
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from backsight.app import uploads
-from backsight.app.session import ImageLibrary
 from backsight.app.uploads import MAX_BYTES, MAX_PROPORTION, Uploads, accept
+from backsight.app.workspace import ImageLibrary
 from backsight.core import Pixels, UserError
 from backsight.data import fit, read_image
 from small_app import SVG, grey_png, png

@@ -17,7 +17,6 @@ from PIL import Image
 from backsight.app.error_cases import AT_ONCE, Diagnosis
 from backsight.app.model_view import Answer, ModelView
 from backsight.app.rendering import part, templates
-from backsight.app.session import Session, open_session
 from backsight.app.state import (
     VIEWS,
     Change,
@@ -31,9 +30,10 @@ from backsight.app.state import (
     write_cells,
 )
 from backsight.app.views import OUR_FAILURE, reconstruct_ahead, render, render_html, without_paths
+from backsight.app.workspace import Workspace, open_workspace
 from backsight.core import UserError
 from backsight.metrics import OUTCOMES
-from small_app import small_session
+from small_app import small_workspace
 
 # ---- addresses
 
@@ -122,8 +122,8 @@ STATES = [
 
 
 @pytest.fixture(scope="module")
-def session() -> Session:
-    return small_session()
+def workspace() -> Workspace:
+    return small_workspace()
 
 
 class Reader(HTMLParser):
@@ -148,8 +148,8 @@ class Reader(HTMLParser):
 
 
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.view)
-def test_every_view_is_a_page_a_picture_and_numbers(session: Session, state: State) -> None:
-    view = render(session, state)
+def test_every_view_is_a_page_a_picture_and_numbers(workspace: Workspace, state: State) -> None:
+    view = render(workspace, state)
     page = Reader(view.html())
     assert page.open == []
     assert "Random weights" in page.words
@@ -160,34 +160,34 @@ def test_every_view_is_a_page_a_picture_and_numbers(session: Session, state: Sta
             assert picture.width > 500
 
 
-def test_the_numbers_are_those_of_the_model(session: Session) -> None:
-    (model,) = render(session, Look(picture="world-prior/1", threshold=0.0)).json()["models"]
+def test_the_numbers_are_those_of_the_model(workspace: Workspace) -> None:
+    (model,) = render(workspace, Look(picture="world-prior/1", threshold=0.0)).json()["models"]
     assert model["random"] is True
     assert model["mse"]["backbone"] == [0, 0]
-    assert len(model["answer"]) == session.model("small detr").model.layout("prediction").tokens
+    assert len(model["answer"]) == workspace.model("small detr").model.layout("prediction").tokens
 
 
-def test_errors_after_a_change_are_from_the_unchanged_picture(session: Session) -> None:
-    found = render(session, Change(picture="world-prior/1", colour="red", noise="zero", tokens="0-2")).json()
+def test_errors_after_a_change_are_from_the_unchanged_picture(workspace: Workspace) -> None:
+    found = render(workspace, Change(picture="world-prior/1", colour="red", noise="zero", tokens="0-2")).json()
     assert found["before"]["mse"]["encoder"] == [0, 0]
     assert min(found["after"]["mse"]["encoder"]) > 0
     assert found["changes"] == ["red: the whole picture", "zero at backbone: 3 tokens"]
 
 
-def test_names_are_escaped(session: Session) -> None:
+def test_names_are_escaped(workspace: Workspace) -> None:
     answers = templates().get_template("macros.html").module.answer_list([Answer("<script>", 0.5)])
     chooser = part("chooser", ['"><script>'], "picture", "Picture")
-    for page in (str(answers), chooser, render_html(session, Look(model="<script>"))):
+    for page in (str(answers), chooser, render_html(workspace, Look(model="<script>"))):
         assert "<script>" not in page
         assert "&lt;script&gt;" in page
 
 
-def test_a_failure_of_ours_reveals_nothing(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_ours_reveals_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: ModelView, *_: object) -> None:
         raise RuntimeError("/srv/secret/model.py broke")
 
     monkeypatch.setattr(ModelView, "run", fail)
-    page = Reader(render_html(session, Look()))
+    page = Reader(render_html(workspace, Look()))
     assert OUR_FAILURE[1:] in page.words
     assert "secret" not in page.words
 
@@ -203,8 +203,8 @@ def test_a_failure_of_ours_reveals_nothing(session: Session, monkeypatch: pytest
         (Diagnose(case="99999"), "There is no case 99999"),
     ],
 )
-def test_what_is_wrong_stands_on_the_page(session: Session, state: State, reason: str) -> None:
-    page = Reader(render_html(session, state))
+def test_what_is_wrong_stands_on_the_page(workspace: Workspace, state: State, reason: str) -> None:
+    page = Reader(render_html(workspace, state))
     assert reason in page.words
     assert page.open == []
 
@@ -212,8 +212,8 @@ def test_what_is_wrong_stands_on_the_page(session: Session, state: State, reason
 # ---- long work
 
 
-def test_errors_are_found_step_by_step_and_every_one_is_counted(session: Session) -> None:
-    diagnosis = Diagnosis(session.model("small detr"), num_images=AT_ONCE + 2)
+def test_errors_are_found_step_by_step_and_every_one_is_counted(workspace: Workspace) -> None:
+    diagnosis = Diagnosis(workspace.model("small detr"), num_images=AT_ONCE + 2)
     diagnosis.step()
     assert diagnosis.num_done == AT_ONCE
     diagnosis.step()
@@ -234,15 +234,15 @@ def test_errors_are_found_step_by_step_and_every_one_is_counted(session: Session
     "state", [Look(also="small vit"), Compare(), Change(colour="blue")], ids=lambda state: state.view
 )
 def test_long_work_reports_progress_and_is_kept(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    session, seconds = small_session(), itertools.count()
-    reports = list(reconstruct_ahead(session, state, clock=lambda: float(next(seconds))))
+    workspace, seconds = small_workspace(), itertools.count()
+    reports = list(reconstruct_ahead(workspace, state, clock=lambda: float(next(seconds))))
     done, totals = zip(*reports, strict=True)
     assert list(done) == sorted(set(done))
     assert set(totals) == {done[-1] + 1}
-    assert list(reconstruct_ahead(session, state, clock=lambda: 0.0)) == []  # nothing is reported of quick work
-    for model in session.models.values():
+    assert list(reconstruct_ahead(workspace, state, clock=lambda: 0.0)) == []  # nothing is reported of quick work
+    for model in workspace.models.values():
         monkeypatch.setattr(model.subject, "invert", None)
-    render(session, state).html()  # nothing is reconstructed again
+    render(workspace, state).html()  # nothing is reconstructed again
 
 
 @pytest.mark.parametrize(
@@ -254,4 +254,4 @@ def test_long_work_reports_progress_and_is_kept(state: State, monkeypatch: pytes
 )
 def test_options_are_given_for_each_model(named: dict[str, list[str]], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        open_session(**named)
+        open_workspace(**named)

@@ -19,24 +19,24 @@ from backsight.app.rendering import (
     reconstructions,
     weights_in_words,
 )
-from backsight.app.session import Session
 from backsight.app.state import Change, read_cells
+from backsight.app.workspace import Workspace
 from backsight.figures.outlines import outline
 
 MARK = "#e69f00"
 """Of the outline of what is recoloured."""
 
 
-def change(session: Session, state: Change) -> View:
+def change(workspace: Workspace, state: Change) -> View:
     """The pass over an image before and after ``state`` is applied.
 
     Raises:
         UserError: it names what is not there.
     """
-    state = complete(session, state)
-    model, edited = session.model(state.model), apply(session, state)
+    state = complete(workspace, state)
+    model, edited = workspace.model(state.model), apply(workspace, state)
     before, after = (model, edited.before), (model, edited.after)
-    changes = changes_in_words(session, state)
+    changes = changes_in_words(workspace, state)
 
     def rows() -> dict[str, Row]:
         first = reconstructions(*before, state.shows)
@@ -68,12 +68,12 @@ def change(session: Session, state: Change) -> View:
     return View(state, [before, after], context, numbers, figure)
 
 
-def changes_in_words(session: Session, state: Change) -> list[str]:
+def changes_in_words(workspace: Workspace, state: Change) -> list[str]:
     """What was changed, in words; nothing if nothing was."""
-    model = session.model(state.model)
+    model = workspace.model(state.model)
     words = []
     if state.colour != "none":
-        known = dict(regions(model, session.image(state.picture, model)))
+        known = dict(regions(model, workspace.image(state.picture, model)))
         words.append(f"{state.colour}: {known[state.where]}")
     if state.tokens:
         count = int(read_cells(state.tokens, model.grids[state.stage]).sum())
@@ -84,19 +84,19 @@ def changes_in_words(session: Session, state: Change) -> list[str]:
 # ---- the mask editors: an image under a grid whose cells are chosen
 
 
-def token_editor(session: Session, state: Change) -> str:
+def token_editor(workspace: Workspace, state: Change) -> str:
     """The image under the grid of tokens of a stage; what is chosen goes to the hidden value ``tokens``."""
-    model = session.model(state.model)
-    image = embed(session.image(state.picture, model).pixels)
+    model = workspace.model(state.model)
+    image = embed(workspace.image(state.picture, model).pixels)
     rows, columns = model.grids[state.stage]
     words = f"Tokens of {state.stage}: {rows} rows, {columns} columns"
     return part("mask_editor", "tokens", image, (rows, columns), state.tokens, words, ["All", "None", "Invert"])
 
 
-def colour_editor(session: Session, state: Change) -> str:
+def colour_editor(workspace: Workspace, state: Change) -> str:
     """The image with what is recoloured outlined; under the brush, a grid that is painted on."""
-    model = session.model(state.model)
-    source = session.image(state.picture, model)
+    model = workspace.model(state.model)
+    source = workspace.image(state.picture, model)
     if state.where == BRUSHED:
         words, buttons = "Where to recolour: paint", ["None", "Invert"]
         return part("mask_editor", "brush", embed(source.pixels), BRUSH, state.brush, words, buttons)

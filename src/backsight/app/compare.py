@@ -15,24 +15,24 @@ from backsight.app.rendering import (
     embed,
     reconstructions,
 )
-from backsight.app.session import Session
 from backsight.app.state import Compare
+from backsight.app.workspace import Workspace
 
 DIFFERENCE = "A − B"
 
 
-def compare(session: Session, state: Compare) -> View:
+def compare(workspace: Workspace, state: Compare) -> View:
     """Two passes; where neither another image nor another model is named, the next example is compared.
 
     Raises:
         UserError: a model, image or seed that is not there.
     """
-    state = replace(state, model=session.model(state.model).name, picture=state.picture or session.examples[0])
+    state = replace(state, model=workspace.model(state.model).name, picture=state.picture or workspace.examples[0])
     if not state.other and state.also in ("", state.model):
-        state = replace(state, other=session.other_example(state.picture))
-    models = [session.model(name) for name in (state.model, state.also or state.model)]
+        state = replace(state, other=workspace.other_example(state.picture))
+    models = [workspace.model(name) for name in (state.model, state.also or state.model)]
     pictures = [state.picture, state.other or state.picture]
-    passes = [(each, each.run(session.image(name, each))) for each, name in zip(models, pictures, strict=True)]
+    passes = [(each, each.run(workspace.image(name, each))) for each, name in zip(models, pictures, strict=True)]
     sides = dict(zip("AB", passes, strict=True))
     names = dict(zip("AB", pictures, strict=True))
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from backsight.app.error_cases import Diagnosis, ErrorCase
 from backsight.app.rendering import Cell, FigureRow, View
-from backsight.app.session import Session
 from backsight.app.state import Diagnose, Look, to_query
+from backsight.app.workspace import Workspace
 from backsight.core import UserError
 from backsight.experiments.detection_errors import INPUT, RECONSTRUCTION, WITHOUT
 from backsight.metrics import OUTCOMES
@@ -31,13 +31,13 @@ KIND_NAMES = {
 """What the page calls each type."""
 
 
-def diagnose(session: Session, state: Diagnose) -> View:
+def diagnose(workspace: Workspace, state: Diagnose) -> View:
     """The view of ``state``: what is known so far; the first images are searched if none were.
 
     Raises:
         UserError: no such model, type or case, or a model that does not detect.
     """
-    diagnosis = session.diagnosis(state.model)
+    diagnosis = workspace.diagnosis(state.model)
     if state.kind not in ("", *OUTCOMES):
         raise UserError(f"no type of error '{state.kind[:40]}': there are {', '.join(OUTCOMES)}")
     if not diagnosis.num_done:
@@ -50,7 +50,7 @@ def diagnose(session: Session, state: Diagnose) -> View:
         return {
             "model": diagnosis.model,
             "counts": [(KIND_NAMES[kind], diagnosis.counts[kind], kind == state.kind) for kind in OUTCOMES],
-            "case": case and _opened(session, diagnosis, case),
+            "case": case and _opened(workspace, diagnosis, case),
             "cases": [(each, KIND_NAMES[each.kind], each.crops[INPUT, INPUT]) for each in cases[:MOST_SHOWN]],
             "num_cases": len(cases),
         }
@@ -67,10 +67,10 @@ def _title(case: ErrorCase) -> str:
     return f"{KIND_NAMES[case.kind]}: {case.label}{other}"
 
 
-def _opened(session: Session, diagnosis: Diagnosis, case: ErrorCase) -> dict[str, Any]:
+def _opened(workspace: Workspace, diagnosis: Diagnosis, case: ErrorCase) -> dict[str, Any]:
     """What the template shows of a case."""
     model = diagnosis.model
-    picture = f"{session.data[model.name]}/{case.index}"
+    picture = f"{workspace.data[model.name]}/{case.index}"
     facts = [picture]
     if case.labels["detected as"]:
         facts.append(f"score {float(case.labels['score']):.0%}")

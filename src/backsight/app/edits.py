@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from backsight.app.model_view import ForwardPass, InputImage, ModelView
-from backsight.app.session import Session
 from backsight.app.state import Change, read_cells
+from backsight.app.workspace import Workspace
 from backsight.core import Detections, UserError
 from backsight.experiments.objects import fill_boxes, object_labels, object_masks
 from backsight.perturb import FILTERS, NOISES, generator_for, noise_tokens, recolour, tokens_at
@@ -34,14 +34,14 @@ class Edited:
     after: ForwardPass
 
 
-def apply(session: Session, state: Change) -> Edited:
+def apply(workspace: Workspace, state: Change) -> Edited:
     """Run the model on an image; recolour it and run again, replace tokens and go on from there, as ``state`` has it.
 
     Raises:
         UserError: a model, image, object, colour, stage, noise or cell that is not there.
     """
-    model = session.model(state.model)
-    image = session.image(state.picture, model)
+    model = workspace.model(state.model)
+    image = workspace.image(state.picture, model)
     before = after = model.run(image)
     region = region_of(model, image, state)
     if state.colour not in FILTERS:
@@ -51,18 +51,18 @@ def apply(session: Session, state: Change) -> Edited:
         painted = state.brush if state.where == BRUSHED else ""
         after = model.run(image, recoloured, f"{state.colour} {state.where} {painted}")
     if state.tokens:
-        after = _replace_tokens(session, model, after, state)
+        after = _replace_tokens(workspace, model, after, state)
     return Edited(before, after)
 
 
-def complete(session: Session, state: Change) -> Change:
+def complete(workspace: Workspace, state: Change) -> Change:
     """The state with the first model and example where none is named, and with what does not fit them set back: the
     stage, the object, the tokens."""
-    model = session.model(state.model)
-    state = replace(state, model=model.name, picture=state.picture or session.examples[0])
+    model = workspace.model(state.model)
+    state = replace(state, model=model.name, picture=state.picture or workspace.examples[0])
     if state.stage not in model.grids:
         state = replace(state, stage=next(iter(model.grids), ""))
-    if state.where not in dict(regions(model, session.image(state.picture, model))):
+    if state.where not in dict(regions(model, workspace.image(state.picture, model))):
         state = replace(state, where=EVERYWHERE)
     try:
         read_cells(state.tokens, model.grids.get(state.stage, (0, 0)))
@@ -120,7 +120,7 @@ def _detected(model: ModelView, image: InputImage) -> Iterator[tuple[str, str, T
 # ---- tokens
 
 
-def _replace_tokens(session: Session, model: ModelView, forward: ForwardPass, state: Change) -> ForwardPass:
+def _replace_tokens(workspace: Workspace, model: ModelView, forward: ForwardPass, state: Change) -> ForwardPass:
     """``forward`` with tokens of one stage replaced. Noise follows from the image, so a link shows it again."""
     if state.stage not in model.grids:
         raise UserError(f"tokens at '{state.stage[:40]}' have no place in the picture: {', '.join(model.grids)} have")
@@ -131,8 +131,8 @@ def _replace_tokens(session: Session, model: ModelView, forward: ForwardPass, st
     features = [forward.trace[state.stage]]
     other = ""
     if state.noise == "swap":
-        other = state.other or session.other_example(state.picture)
-        features.append(model.run(session.image(other, model)).trace[state.stage])
+        other = state.other or workspace.other_example(state.picture)
+        features.append(model.run(workspace.image(other, model)).trace[state.stage])
     draw = [generator_for(0, state.picture) for _ in features]
     replaced = partial(noise_tokens, kind=state.noise, generators=draw, prefix=layout.prefix)
     batch = torch.cat(features)

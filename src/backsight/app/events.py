@@ -19,9 +19,9 @@ from backsight.app.edits import complete, regions
 from backsight.app.page import Tab, build_tabs
 from backsight.app.rendering import part
 from backsight.app.security import replay
-from backsight.app.session import Session
 from backsight.app.state import LONGEST, Change, Diagnose, State, from_query, to_query
 from backsight.app.views import error_message, reconstruct_ahead, render_html
+from backsight.app.workspace import Workspace
 from backsight.core import UserError
 
 AT_ONCE = 2
@@ -39,12 +39,12 @@ FOLLOWING = ("where", "stage")
 Updates = dict[Any, Any]
 
 
-def build_page(session: Session) -> gr.Blocks:
+def build_page(workspace: Workspace) -> gr.Blocks:
     """The page for all visitors; what one of them sets lives in their own browser."""
     with gr.Blocks(title="backsight", analytics_enabled=False, fill_width=True) as blocks:
-        tabs, every = build_tabs(session)
-        events = [_wire(session, tab) for tab in every]
-        loaded = _open_by_address(session, blocks, tabs, every)
+        tabs, every = build_tabs(workspace)
+        events = [_wire(workspace, tab) for tab in every]
+        loaded = _open_by_address(workspace, blocks, tabs, every)
         stopped = part("note", "Stopped. Set anything to go on.")
         for tab, event in zip(every, events, strict=True):
             if "stop" in tab.extra:
@@ -55,33 +55,33 @@ def build_page(session: Session) -> gr.Blocks:
     return blocks
 
 
-def _open_by_address(session: Session, blocks: gr.Blocks, tabs: gr.Tabs, every: Sequence[Tab]) -> Any:
+def _open_by_address(workspace: Workspace, blocks: gr.Blocks, tabs: gr.Tabs, every: Sequence[Tab]) -> Any:
     """Set all controls as the address has it when the page is opened; gives gradio's event."""
 
     def opened(request: gr.Request) -> Iterator[Updates]:
         try:
-            state = _with_first_choices(session, from_query(dict(request.query_params)))
+            state = _with_first_choices(workspace, from_query(dict(request.query_params)))
         except UserError as error:
             yield {every[0].body: part("problem", error_message(error))}
             return
         tab = next(each for each in every if each.kind is type(state))
         known = {name: control for name, control in tab.controls.items() if name not in FOLLOWING}
         yield {tabs: gr.Tabs(selected=state.view), **{control: getattr(state, name) for name, control in known.items()}}
-        yield from _with_progress(session, tab, state, lambda: _shown(session, tab, state))
+        yield from _with_progress(workspace, tab, state, lambda: _shown(workspace, tab, state))
 
     outputs = list(dict.fromkeys(each for tab in every for each in tab.outputs))
     return blocks.load(opened, None, [tabs, *outputs], show_progress="hidden", api_visibility="private")
 
 
-def _with_first_choices(session: Session, state: State) -> State:
+def _with_first_choices(workspace: Workspace, state: State) -> State:
     """The state with the first image and model where the address names none, so that the controls can show them."""
-    values: dict[str, Any] = {} if state.model else {"model": session.model("").name}
+    values: dict[str, Any] = {} if state.model else {"model": workspace.model("").name}
     if getattr(state, "picture", None) == "":
-        values["picture"] = session.examples[0]
+        values["picture"] = workspace.examples[0]
     return replace(state, **values)
 
 
-def _wire(session: Session, tab: Tab) -> Any:
+def _wire(workspace: Workspace, tab: Tab) -> Any:
     """Render the view again whenever something is set, or its tab is opened; only the latest state counts.
 
     Returns gradio's event, which can be cancelled.
@@ -89,33 +89,33 @@ def _wire(session: Session, tab: Tab) -> Any:
     triggers = [control.input for control in tab.controls.values() if not isinstance(control, gr.HTML)]
     triggers.append(tab.opened.input)
     if tab.kind is Change:
-        return _wire_change(session, tab, triggers)
+        return _wire_change(workspace, tab, triggers)
 
     def update(*values: Any) -> Iterator[Updates]:
         state = tab.state(values)
-        yield from _with_progress(session, tab, state, lambda: _shown(session, tab, state))
+        yield from _with_progress(workspace, tab, state, lambda: _shown(workspace, tab, state))
 
     if tab.kind is Diagnose:
-        _wire_search(session, tab)
+        _wire_search(workspace, tab)
     return _on(triggers, update, list(tab.controls.values()), tab.outputs)
 
 
-def _with_progress(session: Session, tab: Tab, state: State, show: Callable[[], Updates]) -> Iterator[Updates]:
+def _with_progress(workspace: Workspace, tab: Tab, state: State, show: Callable[[], Updates]) -> Iterator[Updates]:
     """What ``show`` gives, and before that how far long work has come."""
     with contextlib.suppress(Exception):  # what goes wrong here goes wrong in the view again, which shows it
-        for done, total in reconstruct_ahead(session, state):
+        for done, total in reconstruct_ahead(workspace, state):
             words = f"{done} of {total} reconstructions"
             yield {tab.body: part("progress", done, total, words, "working")}
     yield show()
 
 
-def _shown(session: Session, tab: Tab, state: State) -> Updates:
+def _shown(workspace: Workspace, tab: Tab, state: State) -> Updates:
     """What the tab shows of ``state``: its view, and what goes with it."""
     if isinstance(state, Change):
-        return _changed(session, tab, state, ())
-    updates: Updates = {tab.body: render_html(session, state)}
-    if isinstance(state, Diagnose) and state.model in session.detectors:
-        diagnosis = session.diagnosis(state.model)
+        return _changed(workspace, tab, state, ())
+    updates: Updates = {tab.body: render_html(workspace, state)}
+    if isinstance(state, Diagnose) and state.model in workspace.detectors:
+        diagnosis = workspace.diagnosis(state.model)
         words = f"{diagnosis.num_done} of {diagnosis.num_images} pictures looked at"
         updates[tab.extra["progress"]] = part("progress", diagnosis.num_done, diagnosis.num_images, words)
     return updates
@@ -124,23 +124,23 @@ def _shown(session: Session, tab: Tab, state: State) -> Updates:
 # ---- Change: mask editors that follow, undo and reset
 
 
-def _wire_change(session: Session, tab: Tab, triggers: Sequence[Any]) -> Any:
+def _wire_change(workspace: Workspace, tab: Tab, triggers: Sequence[Any]) -> Any:
     history_value, controls = tab.extra["history"], list(tab.controls.values())
 
     def update(history: tuple[str, ...], *values: Any) -> Iterator[Updates]:
         state = tab.state(values)
-        yield from _with_progress(session, tab, state, lambda: _changed(session, tab, state, history))
+        yield from _with_progress(workspace, tab, state, lambda: _changed(workspace, tab, state, history))
 
     def undo(history: tuple[str, ...]) -> Updates:
         if len(history) < 2:
             return {history_value: history}
         state = _as_change(history[-2])
-        return {**_all_controls(tab, state), **_changed(session, tab, state, history[:-2], anew=True)}
+        return {**_all_controls(tab, state), **_changed(workspace, tab, state, history[:-2], anew=True)}
 
     def reset(history: tuple[str, ...], *values: Any) -> Updates:
         state = tab.state(values)
         fresh = Change(model=state.model, shows=state.shows, picture=state.picture)
-        return {**_all_controls(tab, fresh), **_changed(session, tab, fresh, history, anew=True)}
+        return {**_all_controls(tab, fresh), **_changed(workspace, tab, fresh, history, anew=True)}
 
     _on([tab.extra["undo"].click], undo, [history_value], tab.outputs)
     _on([tab.extra["reset"].click], reset, [history_value, *controls], tab.outputs)
@@ -157,20 +157,20 @@ def _all_controls(tab: Tab, state: State) -> Updates:
     return {control: getattr(state, name) for name, control in tab.controls.items()}
 
 
-def _changed(session: Session, tab: Tab, state: Change, history: tuple[str, ...], anew: bool = False) -> Updates:
+def _changed(workspace: Workspace, tab: Tab, state: Change, history: tuple[str, ...], anew: bool = False) -> Updates:
     """The view of ``state``, its mask editors where they differ from those shown last, and the history with it."""
     try:
         last = _as_change(history[-1]) if history and not anew else None
-        fixed = complete(session, state)
-        updates = _followers(session, tab, state, fixed, last)
+        fixed = complete(workspace, state)
+        updates = _followers(workspace, tab, state, fixed, last)
     except UserError as error:
         return {tab.body: part("problem", error_message(error))}
     query = to_query(fixed)
     kept = history if history and history[-1] == query else (*history, query)[-MOST_STEPS:]
-    return {**updates, tab.body: render_html(session, fixed), tab.extra["history"]: kept}
+    return {**updates, tab.body: render_html(workspace, fixed), tab.extra["history"]: kept}
 
 
-def _followers(session: Session, tab: Tab, state: Change, fixed: Change, last: Change | None) -> Updates:
+def _followers(workspace: Workspace, tab: Tab, state: Change, fixed: Change, last: Change | None) -> Updates:
     """What the controls and mask editors are to show, where that differs from ``last``.
 
     What is as the visitor set it is left alone: they may have gone on meanwhile, and an editor keeps the keyboard's
@@ -182,30 +182,30 @@ def _followers(session: Session, tab: Tab, state: Change, fixed: Change, last: C
 
     updates: Updates = {tab.extra["other"]: gr.Column(visible=fixed.noise == "swap")}
     if differs("picture", "model"):
-        model = session.model(fixed.model)
-        choices = [(words, name) for name, words in regions(model, session.image(fixed.picture, model))]
+        model = workspace.model(fixed.model)
+        choices = [(words, name) for name, words in regions(model, workspace.image(fixed.picture, model))]
         updates[tab.controls["where"]] = gr.Dropdown(choices, value=fixed.where)
         updates[tab.controls["stage"]] = gr.Dropdown(list(model.grids), value=fixed.stage)
     if fixed.tokens != state.tokens:
         updates[tab.controls["tokens"]] = fixed.tokens
     if differs("picture", "model", "where"):
-        updates[tab.extra["colour_editor"]] = colour_editor(session, fixed)
+        updates[tab.extra["colour_editor"]] = colour_editor(workspace, fixed)
     if differs("picture", "model", "stage") or fixed.tokens != state.tokens:
-        updates[tab.extra["token_editor"]] = token_editor(session, fixed)
+        updates[tab.extra["token_editor"]] = token_editor(workspace, fixed)
     return updates
 
 
 # ---- Diagnose: a search that is watched, and can be stopped
 
 
-def _wire_search(session: Session, tab: Tab) -> None:
+def _wire_search(workspace: Workspace, tab: Tab) -> None:
     timer, run, stop = (tab.extra[name] for name in ("timer", "run", "stop_search"))
 
     def search(*values: Any) -> Updates:
         state = tab.state(values)
-        diagnosis = session.diagnosis(state.model)
+        diagnosis = workspace.diagnosis(state.model)
         diagnosis.step()
-        return {**_shown(session, tab, state), **(searching(False) if diagnosis.is_done else {})}
+        return {**_shown(workspace, tab, state), **(searching(False) if diagnosis.is_done else {})}
 
     def searching(active: bool) -> Updates:
         return {

@@ -7,19 +7,19 @@ from typing import Any
 
 from backsight.app.model_view import ForwardPass, ModelView
 from backsight.app.rendering import FigureRow, View, annotated, describe, embed, reconstructions, weights_in_words
-from backsight.app.session import Session
 from backsight.app.state import Look
+from backsight.app.workspace import Workspace
 
 
-def look(session: Session, state: Look) -> View:
+def look(workspace: Workspace, state: Look) -> View:
     """One image through one model or two.
 
     Raises:
         UserError: a model, image, layer or seed that is not there.
     """
-    state = replace(state, model=session.model(state.model).name, picture=state.picture or session.examples[0])
-    models = [session.model(name) for name in dict.fromkeys((state.model, state.also or state.model))]
-    passes = [(model, model.run(session.image(state.picture, model))) for model in models]
+    state = replace(state, model=workspace.model(state.model).name, picture=state.picture or workspace.examples[0])
+    models = [workspace.model(name) for name in dict.fromkeys((state.model, state.also or state.model))]
+    passes = [(model, model.run(workspace.image(state.picture, model))) for model in models]
 
     def numbers() -> dict[str, Any]:
         described = [describe(model, forward, state.threshold) for model, forward in passes]

@@ -11,8 +11,8 @@ import gradio as gr
 
 from backsight.app.diagnose import KIND_NAMES
 from backsight.app.rendering import part
-from backsight.app.session import Session
 from backsight.app.state import MEAN, SPREAD, VIEWS, Change, Compare, Diagnose, Look, State
+from backsight.app.workspace import Workspace
 from backsight.metrics import OUTCOMES
 from backsight.perturb import FILTERS
 
@@ -61,23 +61,23 @@ class Tab:
         return self.kind(**given)
 
 
-def build_tabs(session: Session) -> tuple[gr.Tabs, list[Tab]]:
+def build_tabs(workspace: Workspace) -> tuple[gr.Tabs, list[Tab]]:
     """The whole page but for its events: the masthead, and a tab for each view."""
     _html(part("masthead"))
     shared = {name: _hidden(name) for name in SHARED}
     opened = {view: _hidden(f"open-{view}") for view in VIEWS}
     builders = {Look: _look_tab, Change: _change_tab, Compare: _compare_tab, Diagnose: _diagnose_tab}
     with gr.Tabs(selected=Look.view, elem_id="views") as tabs:
-        built = [build(session, shared, opened[kind.view]) for kind, build in builders.items()]
+        built = [build(workspace, shared, opened[kind.view]) for kind, build in builders.items()]
     return tabs, built
 
 
-def _look_tab(session: Session, shared: dict[str, gr.HTML], opened: gr.HTML) -> Tab:
+def _look_tab(workspace: Workspace, shared: dict[str, gr.HTML], opened: gr.HTML) -> Tab:
     with _tab(Look):
         with _left():
-            _chooser(session, "picture")
-            model, also = _model_choice(session), _second_model(session, "Beside it", "no other model")
-            shows = _seed_choice(session)
+            _chooser(workspace, "picture")
+            model, also = _model_choice(workspace), _second_model(workspace, "Beside it", "no other model")
+            shows = _seed_choice(workspace)
             threshold = gr.Slider(0, 1, 0.5, step=0.05, label="Least score of a detection", buttons=[])
         with _right():
             stop, body = _stop_button(), _html(elem_id=Look.view)
@@ -86,11 +86,11 @@ def _look_tab(session: Session, shared: dict[str, gr.HTML], opened: gr.HTML) -> 
     return Tab(Look, controls, body, opened, {"stop": stop})
 
 
-def _change_tab(session: Session, shared: dict[str, gr.HTML], opened: gr.HTML) -> Tab:
+def _change_tab(workspace: Workspace, shared: dict[str, gr.HTML], opened: gr.HTML) -> Tab:
     with _tab(Change):
         with _left():
-            _chooser(session, "picture")
-            model, shows = _model_choice(session), _seed_choice(session)
+            _chooser(workspace, "picture")
+            model, shows = _model_choice(workspace), _seed_choice(workspace)
             with gr.Row(elem_classes="undo"):
                 undo, reset = gr.Button("Undo", size="md"), gr.Button("Reset", size="md")
         with _right():
@@ -105,10 +105,10 @@ def _change_tab(session: Session, shared: dict[str, gr.HTML], opened: gr.HTML) -
                 with gr.Column(elem_classes="tool"):
                     _html("<h2>Replace tokens</h2>")
                     noise = gr.Radio(NOISES, value="uniform", label="By")
-                    stage = _following_choice("stage", [(each, each) for each in session.model("").grids], "At stage")
+                    stage = _following_choice("stage", [(each, each) for each in workspace.model("").grids], "At stage")
                     token_editor = _html()
             with gr.Column(visible=False, elem_classes="other") as other:
-                _chooser(session, "other", "Swap with the tokens of")
+                _chooser(workspace, "other", "Swap with the tokens of")
             stop, body = _stop_button(), _html(elem_id=Change.view)
     controls = {"picture": shared["picture"], "other": shared["other"], "model": model, "shows": shows}
     controls |= {"colour": colour, "where": where, "brush": shared["brush"]}
@@ -117,25 +117,25 @@ def _change_tab(session: Session, shared: dict[str, gr.HTML], opened: gr.HTML) -
     return Tab(Change, controls, body, opened, {**extra, "stop": stop, "undo": undo, "reset": reset})
 
 
-def _compare_tab(session: Session, shared: dict[str, gr.HTML], opened: gr.HTML) -> Tab:
+def _compare_tab(workspace: Workspace, shared: dict[str, gr.HTML], opened: gr.HTML) -> Tab:
     with _tab(Compare):
         with _left():
-            _chooser(session, "picture", "Picture A")
-            model = _model_choice(session, "Model A")
-            _chooser(session, "other", "Picture B")
-            also = _second_model(session, "Model B", "the same model")
-            shows = _seed_choice(session)
+            _chooser(workspace, "picture", "Picture A")
+            model = _model_choice(workspace, "Model A")
+            _chooser(workspace, "other", "Picture B")
+            also = _second_model(workspace, "Model B", "the same model")
+            shows = _seed_choice(workspace)
         with _right():
             stop, body = _stop_button(), _html(elem_id=Compare.view)
     controls = {"picture": shared["picture"], "other": shared["other"], "model": model, "also": also, "shows": shows}
     return Tab(Compare, controls, body, opened, {"stop": stop})
 
 
-def _diagnose_tab(session: Session, shared: dict[str, gr.HTML], opened: gr.HTML) -> Tab:
-    classes = session.diagnosis("").classes if session.detectors else []
+def _diagnose_tab(workspace: Workspace, shared: dict[str, gr.HTML], opened: gr.HTML) -> Tab:
+    classes = workspace.diagnosis("").classes if workspace.detectors else []
     with _tab(Diagnose):
         with _left():
-            model = _model_choice(session, "Detector", session.detectors)
+            model = _model_choice(workspace, "Detector", workspace.detectors)
             kinds = [("all", ""), *((KIND_NAMES[kind], kind) for kind in OUTCOMES)]
             kind = gr.Dropdown(kinds, value="", label="Type of error", filterable=False)
             choices = [("all", ""), *((name, name) for name in classes)]
@@ -177,9 +177,9 @@ def _hidden(name: str) -> gr.HTML:
     return _html(html_template="", js_on_load=listen, elem_id=name, elem_classes="value")
 
 
-def _chooser(session: Session, target: str, title: str = "Picture") -> None:
+def _chooser(workspace: Workspace, target: str, title: str = "Picture") -> None:
     """Where a picture is chosen, dropped, pasted or taken; its name goes to the hidden value ``target``."""
-    _html(part("chooser", session.examples, target, title))
+    _html(part("chooser", workspace.examples, target, title))
 
 
 def _stop_button() -> gr.Button:
@@ -187,13 +187,13 @@ def _stop_button() -> gr.Button:
     return gr.Button("Stop", size="md", elem_classes="stop")
 
 
-def _model_choice(session: Session, label: str = "Model", among: Sequence[str] | None = None) -> gr.Dropdown:
-    names = list(among or session.models)
+def _model_choice(workspace: Workspace, label: str = "Model", among: Sequence[str] | None = None) -> gr.Dropdown:
+    names = list(among or workspace.models)
     return gr.Dropdown(names, value=names[0], label=label, filterable=False)
 
 
-def _second_model(session: Session, label: str, none: str) -> gr.Dropdown:
-    choices = [(none, ""), *((name, name) for name in session.models)]
+def _second_model(workspace: Workspace, label: str, none: str) -> gr.Dropdown:
+    choices = [(none, ""), *((name, name) for name in workspace.models)]
     return gr.Dropdown(choices, value="", label=label, filterable=False)
 
 
@@ -205,9 +205,9 @@ def _following_choice(name: str, choices: list[tuple[str, str]], label: str) -> 
     return choice
 
 
-def _seed_choice(session: Session) -> gr.Radio:
+def _seed_choice(workspace: Workspace) -> gr.Radio:
     """Which seed's reconstruction to show, their mean, or where they disagree."""
-    seeds = sorted({seed for model in session.models.values() for seed in model.seeds})
-    several = any(len(model.seeds) > 1 for model in session.models.values())
+    seeds = sorted({seed for model in workspace.models.values() for seed in model.seeds})
+    several = any(len(model.seeds) > 1 for model in workspace.models.values())
     choices = [("mean", MEAN), *((str(seed), str(seed)) for seed in seeds), *([("spread", SPREAD)] if several else [])]
     return gr.Radio(choices, value=MEAN, label="Seed of the inverses")

@@ -9,10 +9,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from backsight.app.rendering import webp
-from backsight.app.session import Session
 from backsight.app.state import VIEWS, from_query
 from backsight.app.uploads import accept
 from backsight.app.views import error_message, render
+from backsight.app.workspace import Workspace
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -31,14 +31,14 @@ WAIT = 10
 _drawing = threading.Lock()  # matplotlib's settings are the process's, not a thread's
 
 
-def add_routes(app: FastAPI, session: Session) -> None:
+def add_routes(app: FastAPI, workspace: Workspace) -> None:
     """``POST pictures`` takes one and answers with its name, ``GET examples/3`` is a thumbnail, and
     ``GET download/look.png?...`` and ``.json`` are the files of a view."""
     from starlette.concurrency import run_in_threadpool
     from starlette.responses import JSONResponse, Response
 
     decoding = asyncio.Semaphore(1)
-    thumbnail = lru_cache(lambda index: webp(session.example(index).pixels, THUMBNAIL))
+    thumbnail = lru_cache(lambda index: webp(workspace.example(index).pixels, THUMBNAIL))
 
     async def upload(request: Request) -> Response:
         if request.headers.get("content-type") != BINARY:
@@ -55,32 +55,32 @@ def add_routes(app: FastAPI, session: Session) -> None:
             return JSONResponse({"error": error_message(error)}, 400)
         finally:
             decoding.release()
-        session.images.uploads.keep(accepted)
+        workspace.images.uploads.keep(accepted)
         return JSONResponse({"picture": accepted.name})
 
     async def example(request: Request) -> Response:
         number = request.path_params["number"]
-        if number not in map(str, range(len(session.examples))):
+        if number not in map(str, range(len(workspace.examples))):
             return Response("no such example", 404)
         content = await run_in_threadpool(thumbnail, int(number))
         return Response(content, media_type="image/webp", headers={"cache-control": "private, max-age=60"})
 
     async def download(request: Request) -> Response:
-        return await run_in_threadpool(_file, session, request.path_params["name"], dict(request.query_params))
+        return await run_in_threadpool(_file, workspace, request.path_params["name"], dict(request.query_params))
 
     app.add_route("/pictures", upload, ["POST"])
     app.add_route("/examples/{number}", example, ["GET"])
     app.add_route("/download/{name}", download, ["GET"])
 
 
-def _file(session: Session, name: str, query: dict[str, Any]) -> Response:
+def _file(workspace: Workspace, name: str, query: dict[str, Any]) -> Response:
     from starlette.responses import PlainTextResponse, Response
 
     view, _, kind = name.partition(".")
     if view not in VIEWS or kind not in ("png", "json"):
         return PlainTextResponse("no such file", 404)
     try:
-        found = render(session, from_query({**query, "view": view}))
+        found = render(workspace, from_query({**query, "view": view}))
         if kind == "png":
             with _drawing:
                 return Response(found.png(), media_type="image/png")

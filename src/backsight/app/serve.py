@@ -19,7 +19,10 @@ from backsight.validation import UserError
 if TYPE_CHECKING:  # models and gradio take seconds to import, and are when the server listens already
     from fastapi import FastAPI
 
-    from backsight.app.session import Session
+    from backsight.app.workspace import Workspace
+
+Load = Callable[[Callable[[str], None]], "FastAPI"]
+"""Loads the application, and calls its argument with what comes next."""
 
 HOST, PORT = "127.0.0.1", 7860
 
@@ -60,15 +63,24 @@ def serve(
         raise UserError("the web page needs gradio: pip install 'backsight[app]'")
     if root_path and not root_path.startswith("/"):
         raise UserError(f"--root-path is {root_path}: it has to begin with /, as /backsight")
-    import uvicorn
 
     def load(report: Callable[[str], None]) -> FastAPI:
         report("the libraries")
-        from backsight.app.session import open_session
+        from backsight.app.workspace import open_workspace
 
-        session = open_session(models, chains, data, device, report)
+        workspace = open_workspace(models, chains, data, device, report)
         report("the page")
-        return build_app(session, host, port, root_path)
+        return build_app(workspace, host, port, root_path)
+
+    with listen(host, port) as place:
+        port = place.getsockname()[1]
+        print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        _run(load, place, host, allow_host, root_path)
+
+
+def _run(load: Load, place: socket.socket, host: str, allow_host: Sequence[str], root_path: str) -> None:
+    """Answer at ``place`` from now on, while ``load`` loads the application and with it afterwards."""
+    import uvicorn
 
     def stop() -> None:
         server.should_exit = True
@@ -77,20 +89,17 @@ def serve(
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # requests that are cut off now are no news
         uvicorn.Server.handle_exit(server, sig, frame)
 
-    with listen(host, port) as place:
-        port = place.getsockname()[1]
-        loader = Loader(load, on_failure=stop)
-        settings = uvicorn.Config(
-            Guard(loader, host, allow_host, root_path),
-            log_level="warning",
-            server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_graceful_shutdown=GRACE,
-        )
-        server = uvicorn.Server(settings)
-        server.handle_exit = interrupt
-        print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-        server.run(sockets=[place])
+    loader = Loader(load, on_failure=stop)
+    settings = uvicorn.Config(
+        Guard(loader, host, allow_host, root_path),
+        log_level="warning",
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=GRACE,
+    )
+    server = uvicorn.Server(settings)
+    server.handle_exit = interrupt
+    server.run(sockets=[place])
     if loader.failure is not None:
         raise loader.failure
 
@@ -113,11 +122,11 @@ class Loader:
     """An ASGI application that states what is loaded, and is the one that was loaded from then on.
 
     Args:
-        load: loads it, in a thread of its own; calls its argument with what comes next.
+        load: loads it, in a thread of its own.
         on_failure: is called when that fails; :attr:`failure` is why.
     """
 
-    def __init__(self, load: Callable[[Callable[[str], None]], FastAPI], on_failure: Callable[[], None]) -> None:
+    def __init__(self, load: Load, on_failure: Callable[[], None]) -> None:
         from starlette.applications import Starlette
         from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
         from starlette.routing import Route
@@ -182,8 +191,8 @@ def _loading_page(what: str) -> str:
     return Environment(loader=loader, autoescape=True).get_template("loading.html").render(what=what)
 
 
-def build_app(session: Session, host: str = HOST, port: int = PORT, root_path: str = "") -> FastAPI:
-    """The application for ``session``, without its guard; ``host`` and ``port`` are where it will be."""
+def build_app(workspace: Workspace, host: str = HOST, port: int = PORT, root_path: str = "") -> FastAPI:
+    """The application for ``workspace``, without its guard; ``host`` and ``port`` are where it will be."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is reported to anybody
     import gradio
     from fastapi import FastAPI
@@ -195,10 +204,10 @@ def build_app(session: Session, host: str = HOST, port: int = PORT, root_path: s
     from backsight.app.routes import add_routes
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    add_routes(app, session)
+    add_routes(app, workspace)
     app.add_route("/status", lambda _: JSONResponse({"ready": True}), ["GET"])
     font = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "DejaVu Sans", "sans-serif"]
-    blocks = build_page(session)
+    blocks = build_page(workspace)
     gradio.mount_gradio_app(
         app,
         blocks,

@@ -13,11 +13,11 @@ from backsight.app.compare import compare
 from backsight.app.diagnose import diagnose
 from backsight.app.look import look
 from backsight.app.rendering import View, part
-from backsight.app.session import Session
 from backsight.app.state import Change, Compare, Diagnose, Look, State
+from backsight.app.workspace import Workspace
 from backsight.core import UserError
 
-RENDERERS: Mapping[str, Callable[[Session, Any], View]] = {
+RENDERERS: Mapping[str, Callable[[Workspace, Any], View]] = {
     Look.view: look,
     Change.view: change,
     Compare.view: compare,
@@ -35,19 +35,19 @@ _PATH = re.compile(r"(?<![\w.:/])(?:/[\w.@+-]+){2,}/?")
 _log = logging.getLogger("backsight")
 
 
-def render(session: Session, state: State) -> View:
+def render(workspace: Workspace, state: State) -> View:
     """The view of ``state``.
 
     Raises:
         UserError: it names what is not there.
     """
-    return RENDERERS[state.view](session, state)
+    return RENDERERS[state.view](workspace, state)
 
 
-def render_html(session: Session, state: State) -> str:
+def render_html(workspace: Workspace, state: State) -> str:
     """The page's part for ``state``; if there is none, one line that states why."""
     try:
-        return render(session, state).html()
+        return render(workspace, state).html()
     except Exception as error:
         return part("problem", error_message(error))
 
@@ -71,7 +71,7 @@ def without_paths(text: str) -> str:
 
 
 def reconstruct_ahead(
-    session: Session, state: State, clock: Callable[[], float] = time.monotonic
+    workspace: Workspace, state: State, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[tuple[int, int]]:
     """Reconstruct all that the view of ``state`` shows, so that long work can be watched and stopped.
 
@@ -83,7 +83,7 @@ def reconstruct_ahead(
         UserError: the state names what is not there.
     """
     reported, done = clock(), 0
-    passes = render(session, state).passes
+    passes = render(workspace, state).passes
     total = sum(len(model.layers) for model, _ in passes)
     for model, forward in passes:
         for name in model.layers:

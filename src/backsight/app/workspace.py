@@ -82,7 +82,7 @@ class ImageLibrary:
         return InputImage(name, sample.image.float() / 255, sample.valid, sample.target, dict(data.classes))
 
 
-class Session:
+class Workspace:
     """The models by name, in the order in which they were named, and the images.
 
     Args:
@@ -159,13 +159,13 @@ class Session:
         return next(self.models[name] for name, each in self.data.items() if each == data)
 
 
-def open_session(
+def open_workspace(
     models: Sequence[str] = (),
     chains: Sequence[str] = (),
     data: Sequence[str] = (),
     device: str = "auto",
     report: Callable[[str], None] = lambda _: None,
-) -> Session:
+) -> Workspace:
     """Load the models, their chains and their data.
 
     Args:
@@ -190,7 +190,7 @@ def open_session(
         opened.append(
             (_named_view(subject, opened), images.add(_spec_of(subject, spec), subject.model.pixels, subject.data))
         )
-    return Session(opened, images)
+    return Workspace(opened, images)
 
 
 def _named_view(subject: Subject, opened: Sequence[tuple[ModelView, str]]) -> ModelView:
