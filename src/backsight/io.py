@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -20,8 +20,6 @@ from backsight.core import UserError
 from backsight.validation import build
 
 T = TypeVar("T")
-
-_SCALARS = (str, int, float, bool, NoneType)
 
 MOST_VALUES = 100_000
 """Values in a file of YAML."""
@@ -177,31 +175,37 @@ def read_yaml(path: Path, fix: str, names: Sequence[str] = ()) -> dict[str, Any]
     import yaml
 
     try:
-        value = _plain(yaml.safe_load(read_text(path, fix)))
+        value = yaml.safe_load(read_text(path, fix))
     except (yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}," if mark else ""
         raise UserError(f"{path}{line} is not YAML, or cut short: {fix}") from error
-    return _named(value, str(path), fix, names)
+    return _named(plain(value, str(path)), str(path), fix, names)
+
+
+def plain(value: Any, where: str) -> Any:
+    """A copy of ``value`` in the types of JSON: names, and values of other types, become text.
+
+    Raises:
+        UserError: it is too large, or too deep.
+    """
+    try:
+        return _plain(value)
+    except ValueError as error:
+        raise UserError(f"{where} {error}") from error
 
 
 def _plain(value: Any, depth: int = 0, left: list[int] | None = None) -> Any:
-    """A copy in the types of JSON. Aliases of YAML make much of little, or lead back to themselves.
-
-    Raises:
-        ValueError: it has more than :data:`MOST_VALUES`, or more than 100 levels.
-    """
+    """:func:`plain`. Aliases of YAML make much of little, or lead back to themselves."""
     left = [MOST_VALUES] if left is None else left
     left[0] -= 1
     if left[0] < 0 or depth > 100:
-        raise ValueError("it is too large, or too deep")
-    if isinstance(value, dict):
-        return {
-            key if isinstance(key, _SCALARS) else str(key): _plain(each, depth + 1, left) for key, each in value.items()
-        }
-    if isinstance(value, list):
+        raise ValueError(f"has more than {MOST_VALUES} values, or more than 100 levels")
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each, depth + 1, left) for key, each in value.items()}
+    if isinstance(value, list | tuple):
         return [_plain(each, depth + 1, left) for each in value]
-    return value if isinstance(value, _SCALARS) else str(value)
+    return value if isinstance(value, str | int | float | bool | NoneType) else str(value)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

@@ -77,7 +77,10 @@ Finite = Annotated[float, Range(-1e12, 1e12)]
 """No infinity, and no NaN."""
 
 Side = Annotated[int, Range(1, 2**16)]
-"""A side of an image or a grid, a width, a number of layers: more would fill every memory."""
+"""A side of an image or a grid, or a width: more would fill every memory."""
+
+Depth = Annotated[int, Range(0, 256)]
+"""How many layers."""
 
 
 # ---- one value
