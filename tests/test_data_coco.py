@@ -185,6 +185,10 @@ def test_what_cannot_be_used_is_counted_in_one_line(
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
+    if not left:
+        with pytest.raises(UserError, match=f"{path}: {message}.*no object is left"):
+            opened(f"coco:{tmp_path}", PIXELS, masks=True)
+        return
     found = annotated(f"coco:{tmp_path}", PIXELS, masks=True)
     assert sum(len(sample.target.boxes) for sample in found.values()) == left
     assert [record.message for record in caplog.records if message in record.message and str(path) in record.message]

@@ -33,7 +33,7 @@ class UserError(Exception):
     """Whether the user typed a command, see ``cli.main``."""
 
     def __str__(self) -> str:
-        message = super().__str__()
+        message = " ".join(super().__str__().splitlines())  # names from files may have any letter in them
         if self.in_command:
             return message
         return _OPTION.sub(lambda found: found[1].replace("-", "_") if found[1] else found[0], message)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from backsight.core import UserError
 from backsight.io import printable
 
 logger = logging.getLogger(__name__)
@@ -16,6 +17,9 @@ MOST = 2**31 - 1
 
 UNREADABLE = (ValueError, TypeError, LookupError, OverflowError)
 """What a reader of a field says of what it cannot read."""
+
+LEFT_OUT = "left out"
+"""In what is counted: an object is lost, and not only one of its fields."""
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1."""
@@ -42,12 +46,19 @@ class Tally:
         before, first = self.found.get(kind, (0, str(example)))
         self.found[kind] = (before + number, first)
 
-    def tell(self) -> None:
-        """One line in the log for each kind."""
-        for kind, (number, first) in self.found.items():
+    def tell(self, *, nothing_left: bool = False) -> None:
+        """One line in the log for each kind.
+
+        Raises:
+            UserError: nothing is left, because of what was left out.
+        """
+        found, self.found = self.found, {}
+        for kind, (number, first) in found.items():
             shown = first if len(first) <= 100 else f"{first[:100]}..."
-            logger.warning("%s: %d %s (the first: %s)", self.where, number, kind, printable(shown))
-        self.found.clear()
+            line = f"{self.where}: {number} {kind} (the first: {printable(shown)})"
+            if nothing_left and LEFT_OUT in kind:
+                raise UserError(f"{line}, and no object is left: correct the annotations")
+            logger.warning("%s", line)
 
     def entries(self, listed: Any, table: Mapping[str, Field], what: str) -> Iterator[tuple[Mapping[str, Any], list]]:
         """Every entry of a list with the values of its fields in the order of the ``table``; ``what`` is their name."""

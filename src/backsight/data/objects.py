@@ -16,7 +16,7 @@ from torch import Tensor
 from backsight.core import UserError
 from backsight.data.base import Splits, Target
 from backsight.data.decode import UnreadableImage, read_image
-from backsight.data.fields import Box, Tally
+from backsight.data.fields import MOST, Box, Tally
 from backsight.data.folder import existing
 from backsight.data.outlines import Outline, draw_mask, fill_boxes
 from backsight.data.source import Reading, Source, file_facts
@@ -75,7 +75,7 @@ class Photos(Source):
     def __init__(self, name: str, root: Path, known: Annotations, reading: Reading) -> None:
         super().__init__(name, list(known.sizes), known.classes, reading)
         self.root, self.known_sizes, self.content = root, list(known.sizes.values()), known.content
-        entries = [known.entries.get(name, []) for name in self.names]
+        entries = [self._within(name, size, known) for name, size in known.sizes.items()]
         self.starts = torch.tensor([0, *map(len, entries)]).cumsum(0)
         every = [each for own in entries for each in own]
         self.boxes = torch.tensor([each.box for each in every], dtype=torch.float32).reshape(-1, 4)
@@ -87,11 +87,21 @@ class Photos(Source):
         self.outlines = b"".join(kept)
         self.cuts = torch.tensor([0, *map(len, kept)]).cumsum(0) if kept else None
         if kept and outlined < len(every):
-            missing = next(each for each in every if each.outline is None)
+            missing = next(each.box for each in every if each.outline is None)
             known.tally.count("objects without an outline: their boxes stand for it", missing, len(every) - outlined)
         if every and self.crowd.all():
-            known.tally.count("objects, which is all, are crowds: none is counted", every[0], len(every))
-        known.tally.tell()
+            known.tally.count("objects, which is all, are crowds: none is counted", every[0].box, len(every))
+        known.tally.tell(nothing_left=not every)
+
+    @staticmethod
+    def _within(name: str, size: tuple[int, int], known: Annotations) -> list[Entry]:
+        """The objects of a photo that are at least partly on it, as far as its size is known."""
+        rows, columns = (1, 1) if known.relative else size if size != UNKNOWN else (MOST, MOST)
+        entries = known.entries.get(name, [])
+        inside = [each for each in entries if each.box[0] < columns and each.box[1] < rows and min(each.box[2:]) > 0]
+        if len(inside) < len(entries):
+            known.tally.count("objects left out: they lie outside of their photo", name, len(entries) - len(inside))
+        return inside
 
     def where(self, index: int) -> str:
         """The photo's path."""
