@@ -87,14 +87,14 @@ def _photos(
         if photo is None:
             tally.count("annotated photos left out: they are not there", path.stem)
             continue
-        content = b""
+        content, identity = b"", photo.relative_to(root).as_posix()
         size, objects = (0, 0), []
         if path.is_file():
             content = path.read_bytes()
             size, objects = _read(content, path, tally)
         else:
-            tally.count("photos without an .xml file: they show nothing", photo)
-        yield photo.relative_to(root).as_posix(), size, content, objects
+            tally.count("photos without an .xml file: they show nothing", identity)
+        yield identity, size, content, objects
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
