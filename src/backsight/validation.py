@@ -7,9 +7,11 @@ through it. Nothing heavy is imported here, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import inspect
 import math
+import multiprocessing
 import os
 import re
 import reprlib
@@ -309,3 +311,27 @@ def check_folder(folder: Path, name: str) -> None:
         raise UserError(f"{name} {folder}: {'it' if there == folder else there} is a file, name a folder")
     if not os.access(there, os.W_OK | os.X_OK) and not (there == folder and any(folder.iterdir())):
         raise UserError(f"{name} {folder}: nothing can be written to {there}, name another folder")
+
+
+def check_main_guard() -> None:
+    """Refuse to be called by a script without a guard, where processes do not fork: each would run it again.
+
+    Raises:
+        UserError: the call comes from the top level of such a script.
+    """
+    if (multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]) == "fork":
+        return
+    frame = inspect.currentframe()
+    while frame and not (frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__"):
+        frame = frame.f_back
+    path = frame.f_globals.get("__file__") if frame else None
+    if frame is None or not path or not Path(path).is_file():  # a notebook, say
+        return
+    for node in ast.parse(Path(path).read_bytes()).body:
+        here = node.lineno <= frame.f_lineno <= (node.end_lineno or 0)
+        if here and isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
+            return
+    raise UserError(
+        f'processes that read images would run {path} again: put what it does under `if __name__ == "__main__":`, '
+        "or give --workers 0"
+    )

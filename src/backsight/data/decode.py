@@ -24,8 +24,11 @@ WHITE = (255, 255, 255, 255)
 LONGEST = 100
 """How many times as long as wide a picture may be: cropping scales the shorter side to the model's size."""
 
-EXTRA = {".heic": "heif", ".heif": "heif", ".avif": "avif"}
-"""What the names of pictures end in that only some installations read -> the brand within them."""
+EXTRA = {".heic": "'backsight[heif]'", ".heif": "'backsight[heif]'", ".avif": "'pillow>=11.3'"}
+"""What the names of pictures end in that only some installations read -> what to install."""
+
+BRANDS = dict.fromkeys((b"heic", b"heix", b"hevc", b"mif1", b"msf1"), ".heic") | {b"avif": ".avif", b"avis": ".avif"}
+"""How such files begin, after their length and ``ftyp``."""
 
 
 class UnreadableImage(UserError):
@@ -76,17 +79,13 @@ def _decode(content: bytes, upright: bool) -> Tensor:
 @cache
 def missing_decoders() -> dict[str, str]:
     """The suffixes of :data:`EXTRA` that cannot be read here -> what to install. Pillow gets to know the others."""
-    missing = {}
     with suppress(ImportError):
         from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
 
         register_heif_opener()
     Image.init()
-    for suffix, brand in EXTRA.items():
-        if suffix not in Image.registered_extensions():
-            fix = "'pillow>=11.3'" if brand == "avif" else "'backsight[heif]'"
-            missing[suffix] = f"pip install {fix} to read them"
-    return missing
+    there = Image.registered_extensions()
+    return {suffix: f"pip install {what} to read them" for suffix, what in EXTRA.items() if suffix not in there}
 
 
 @cache
@@ -133,7 +132,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 def _cause(error: Exception, content: bytes) -> str:
     if isinstance(error, UnidentifiedImageError):
-        kind = ".avif" if content[8:12] in (b"avif", b"avis") else ".heic" if content[4:8] == b"ftyp" else ""
+        kind = BRANDS.get(content[8:12]) if content[4:8] == b"ftyp" else None
         if kind in missing_decoders():
             return f"it is a {kind} picture: {missing_decoders()[kind]}"
         return "it is not a picture in any known format"
