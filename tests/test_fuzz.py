@@ -11,6 +11,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,9 @@ from backsight.core import Pixels, UserError
 from backsight.data import open_data
 from backsight.data.objects import Photos
 from backsight.io import read_json_lines
+from backsight.metrics import Interval
 from backsight.models.spec import read_spec
+from backsight.results import Measurement, Picture, Result
 from damage import damaged
 from pictures import save_pictures
 from small import build_small
@@ -206,12 +209,28 @@ def test_specs(tmp_path: Path, tries: int) -> None:
     fuzz(SPEC, tries, check)
 
 
+@TRIES
+def test_results(tmp_path: Path, tries: int) -> None:
+    labels = {"model": "m", "stage": "a", "metric": "mse"}
+    measured = [Measurement(labels, torch.ones(2, 3)), Measurement(labels, torch.ones(1, 1), Interval(1, 0, 2))]
+    pictures = [Picture(labels, torch.rand(3, 4, 4)), Picture(labels, torch.rand(3, 4, 4), "a.png")]
+    result = Result("e", [{"model": "m", "seeds": [0, 1]}], measured, pictures, images={"m": ["a", "b", "c"]})
+    path = result.write(tmp_path / "result.json")
+
+    def check(content: Any) -> None:
+        path.write_text(json.dumps(content))
+        found = Result.load(path)
+        assert all(each.image.shape[0] == 3 for each in found.pictures)
+        assert found.to_table()
+
+    fuzz(json.loads(path.read_text()), tries, check)
+
+
+LINES = [b'{"step": 1}', b"[1]", b'{"step":', b"null", b"[" * 9999]
+
+
 @settings(database=None)
-@given(
-    st.lists(
-        st.one_of(st.binary(max_size=20), st.sampled_from([b'{"step": 1}', b"[1]", b'{"step":', b"null", b"[" * 9999]))
-    )
-)
+@given(st.lists(st.one_of(st.binary(max_size=20), st.sampled_from(LINES))))
 def test_lines_of_metrics(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
     path.write_bytes(b"\n".join(lines))
