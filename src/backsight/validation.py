@@ -251,7 +251,7 @@ def build(kind: Any, given: Any, where: str) -> Any:
     """
     hints = get_type_hints(kind, include_extras=True)
     given = expect_mapping(given, where)
-    if issubclass(kind, Record):
+    if Record in kind.__mro__:
         given = {name: given[name] for name in hints if name in given}
     check_names(given, hints, where)
     for each in fields(kind):

@@ -210,16 +210,10 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _as_it_is(entry: dict[str, Any]) -> dict[str, Any]:
-    """Lets other threads of Python have their turn: in one go the file would keep them waiting for seconds, and a
-    process without a sign of life counts as lost."""
-    return entry
-
-
 def _parse(content: bytes, path: Path) -> dict[str, Any]:
     try:
         with _collector_paused():
-            found = json.loads(content, object_hook=_as_it_is)
+            found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is not whole JSON ({error}): get it again") from error
     if not isinstance(found, dict) or not isinstance(found.get("images"), list) or not found["images"]:

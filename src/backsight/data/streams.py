@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import lzma
 import random
@@ -11,7 +10,6 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from glob import glob
 from itertools import count, islice
@@ -35,7 +33,6 @@ from backsight.data.loader import (
     open_worker_batch,
 )
 from backsight.data.source import Reading, Source, digest
-from backsight.io import printable
 
 logger = logging.getLogger(__name__)
 
@@ -226,13 +223,8 @@ def open_stream(spec: str, reading: Reading) -> Splits:
 DAMAGED = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
 """What the readers of archives say of one that is cut short or damaged, each in its own way."""
 
-_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
-"""``{000..127}``: the numbers between, written as wide; ``{train,val}``: each of them."""
-
-_URL = re.compile(r"(\w+://|pipe:)")
-
-MOST_PICTURES = 16
-"""Pictures of one sample: more are samples whose names have dots in them."""
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+"""``{000..127}``: the numbers between, written as wide."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +256,7 @@ class Shards(Protocol):
 
 
 class TarFiles:
-    """``.tar`` files: a picture, and maybe its class as a number in ``NAME.cls`` or ``NAME.json``, one after the other.
+    """``.tar`` files: a picture, and maybe its class as a number in ``NAME.cls``, one after the other.
 
     What belongs together has the same name up to the first dot of its last part, as webdataset has it.
     """
@@ -272,10 +264,6 @@ class TarFiles:
     classes: Mapping[int, str] = {}
 
     def __init__(self, pattern: str) -> None:
-        if _URL.match(pattern):
-            raise UserError(
-                f"'{pattern}' is no local file: wds: reads files that are here or mounted, fetch them first"
-            )
         self.paths = [Path(path) for each in expand(pattern) for path in sorted(glob(each))]  # noqa: PTH207  (an absolute pattern, which pathlib refuses)
         if not self.paths:
             path = Path(pattern)
@@ -301,17 +289,13 @@ class TarFiles:
 
 
 def expand(pattern: str) -> list[str]:
-    """``train-{00..02}.tar`` -> its three names; several pairs of braces are all expanded.
-
-    >>> expand("{train,val}-{8..10}.tar")[2:4]
-    ['train-10.tar', 'val-8.tar']
-    """
+    """``train-{00..02}.tar`` -> its three names; several pairs of braces are all expanded."""
     found = _BRACES.search(pattern)
     if found is None:
         return [pattern]
-    first, last, words = found.groups()
-    each_of = words.split(",") if words else [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    return [each for word in each_of for each in expand(pattern[: found.start()] + word + pattern[found.end() :])]
+    first, last = found.groups()
+    numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    return [each for number in numbers for each in expand(pattern[: found.start()] + number + pattern[found.end() :])]
 
 
 def _samples(archive: tarfile.TarFile, shard: str) -> Iterator[Encoded]:
@@ -327,11 +311,6 @@ def _samples(archive: tarfile.TarFile, shard: str) -> Iterator[Encoded]:
             yield from _sample(shard, key, parts)
             key, parts = f"{folder}{slash}{stem}", {}
         parts[kind.lower()] = file.read()
-        if sum(map(_is_picture, parts)) > MOST_PICTURES:
-            raise UserError(
-                f"more than {MOST_PICTURES} pictures of {shard} have the key '{key}', as '{member.name}' has "
-                "(webdataset's keys end at the first dot): rename them"
-            )
     yield from _sample(shard, key, parts)
 
 
@@ -343,24 +322,10 @@ def _check_end(archive: tarfile.TarFile) -> None:
 
 
 def _sample(shard: str, key: str, parts: Mapping[str, bytes]) -> Iterator[Encoded]:
-    picture = next((content for kind, content in parts.items() if _is_picture(kind)), None)
+    picture = next((content for kind, content in parts.items() if f".{kind.rpartition('.')[2]}" in SUFFIXES), None)
+    label = parts.get("cls", b"").decode("ascii", "replace").strip()
     if picture is not None:
-        yield Encoded(printable(f"{shard}/{key}"), picture, _label(parts))
-
-
-def _is_picture(kind: str) -> bool:
-    return f".{kind.rpartition('.')[2]}" in SUFFIXES
-
-
-def _label(parts: Mapping[str, bytes]) -> int | None:
-    """The class in ``NAME.cls``, or under ``cls`` or ``label`` in ``NAME.json``."""
-    label: Any = parts.get("cls", b"").decode("ascii", "replace")
-    with suppress(ValueError, RecursionError):
-        found = json.loads(parts.get("json", b""))
-        if isinstance(found, dict):
-            label = label or found.get("cls", found.get("label"))
-    text = str(label).strip()
-    return int(text) if text.isdecimal() and text.isascii() else None
+        yield Encoded(f"{shard}/{key}", picture, int(label) if label.isdigit() else None)
 
 
 class Rows:
