@@ -25,12 +25,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from backsight.validation import AnyNumber, Finite, Positive, Range, Side
 from backsight.validation import UserError as UserError
 
 IMAGE = "image"
@@ -55,12 +56,12 @@ class Pixels:
     detectors are evaluated in batches). ``mean`` and ``std`` are per channel, for values in [0, 1].
     """
 
-    size: tuple[int, int]
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    size: tuple[Side, Side]
+    mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     fit: Fit = "stretch"
-    crop_fraction: float = 1.0
+    crop_fraction: Positive = 1.0
 
     def normalise(self, images: Tensor) -> Tensor:
         """``B 3 H W`` in [0, 1] -> ``B 3 H W`` in the model's own space."""
@@ -116,11 +117,11 @@ class Layout:
     logits become a class distribution. ``image`` says that this is the image itself: ``width`` 3, the grid ``H W``.
     """
 
-    tokens: int
-    width: int
-    grids: tuple[tuple[int, int], ...] = ()
-    prefix: int = 0
-    classes: int = 0
+    tokens: Annotated[int, Range(1, 2**26)]
+    width: Annotated[int, Range(1, 2**20)]
+    grids: tuple[tuple[Side, Side], ...] = ()
+    prefix: AnyNumber = 0
+    classes: AnyNumber = 0
     scores: Literal["softmax", "sigmoid"] = "softmax"
     image: bool = False
 
@@ -174,8 +175,8 @@ class Site:
     field: int | str | None = None
     pattern: Literal["b n d", "b h w d", "b d h w", "b d"] = "b n d"
     tokens: tuple[tuple[int | None, int | None], ...] = ()
-    windows: int = 1
-    call: int | None = None
+    windows: Side = 1
+    call: AnyNumber | None = None
 
 
 @dataclass(frozen=True)
@@ -192,10 +193,10 @@ class Stage:
     sites: tuple[Site, ...]
     layers: tuple[Site | tuple[Site, ...], ...] = ()
     inverses: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
-    prefix: int = 0
-    levels: int = 1
+    prefix: AnyNumber = 0
+    levels: Side = 1
     gridded: bool = True
-    classes: int = 0
+    classes: AnyNumber = 0
     scores: Literal["softmax", "sigmoid"] = "softmax"
 
     @property

@@ -17,6 +17,7 @@ from backsight.validation import (
     Share,
     UserError,
     check_folder,
+    check_main_guard,
     convert_fields,
     option,
 )
@@ -146,6 +147,8 @@ class RunOptions:
                 check_folder(getattr(self, name), option(name))
         if self.data.partition(":")[0] in ("stream", "wds"):
             self._check_stream()
+        if self.workers:
+            check_main_guard()
 
     def _check_stream(self) -> None:
         """A stream has no length, and its images cannot be told apart or read in another order."""

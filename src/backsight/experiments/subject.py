@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,10 +19,11 @@ from backsight.data import Batch, ImageData, collate, open_data
 from backsight.devices import choose_device
 from backsight.engine import RANDOM, StagedModel, Trace
 from backsight.evaluation import MeanImage, mean_image_of
-from backsight.io import read_json, read_yaml
+from backsight.io import read_record
 from backsight.models import vocabulary
 from backsight.results import Measurement, Picture, Result
 from backsight.shipped import find_shipped
+from backsight.validation import Record
 
 NUM_IMAGES = 100
 """How many images an experiment uses by default."""
@@ -299,18 +301,27 @@ def folder_of(ensemble: ChainEnsemble) -> Path | None:
     return ensemble.folder or ensemble.chains[0].folder
 
 
+@dataclass(frozen=True)
+class _Data(Record):
+    spec: str | None = None
+
+
+@dataclass(frozen=True)
+class _Trained(Record):
+    """What the ``config.yaml`` of a run, or the ``card.json`` of a shipped model, says of the data."""
+
+    data: str | _Data | None = None
+
+
 def trained_on(ensemble: ChainEnsemble) -> str | None:
     """The data that the chains were trained on; None where the folder that they were loaded from does not say."""
     for folder in _run_folders(folder_of(ensemble)):
-        if (folder / "config.yaml").is_file():
-            data = read_yaml(folder / "config.yaml", _FIX).get("data")
-            data = data.get("spec") if isinstance(data, dict) else data
-        elif (folder / "card.json").is_file():
-            data = read_json(folder / "card.json", _FIX).get("data")
-        else:
-            continue
-        if data:
-            return data
+        for name in ("config.yaml", "card.json"):
+            if (folder / name).is_file():
+                data = read_record(folder / name, _Trained, _FIX).data
+                if found := data.spec if isinstance(data, _Data) else data:
+                    return found
+                break
     return None
 
 

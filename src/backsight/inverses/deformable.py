@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from backsight.core import Layout
 from backsight.inverses.base import Inverse, expect_heads
 from backsight.inverses.transformer import sine_positions
+from backsight.validation import Depth, Side
 
 Grids = Sequence[tuple[int, int]]
 
@@ -160,10 +161,10 @@ class DeformableEncoder(Inverse):
         target: Layout,
         constants: Mapping[str, Tensor] | None = None,
         *,
-        depth: int = 6,
-        heads: int = 8,
-        feedforward: int = 1024,
-        points: int = 4,
+        depth: Depth = 6,
+        heads: Side = 8,
+        feedforward: Side = 1024,
+        points: Side = 4,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(source, target, constants)
@@ -198,10 +199,10 @@ class DeformableDecoder(Inverse):
         target: Layout,
         constants: Mapping[str, Tensor] | None = None,
         *,
-        depth: int = 6,
-        heads: int = 8,
-        feedforward: int = 1024,
-        points: int = 4,
+        depth: Depth = 6,
+        heads: Side = 8,
+        feedforward: Side = 1024,
+        points: Side = 4,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(source, target, constants)
