@@ -197,6 +197,13 @@ def test_a_mistake_in_the_file_is_told_in_one_line(name: str, message: str, here
     assert "\n" not in str(caught.value)
 
 
+def test_a_function_beside_the_model_is_its_spec(here: Path) -> None:
+    source = (here / "hybrid.py").read_text()
+    said = yaml.safe_load(blocks("yaml")[0])
+    (here / "two.py").write_text(f"{source}\n\ndef spec(module):\n    return {said!r}\n")
+    assert load_model("two.py:build").spec == load_model("hybrid.py:build", spec="hybrid.yaml").spec
+
+
 def test_what_goes_with_a_spec_and_what_does_not(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "needs --spec FILE" in refused(capsys, "train", "hybrid.py:build")
     assert "no submodule 'stem'" in refused(capsys, "verify", "resnet18", "--spec", "hybrid.yaml")

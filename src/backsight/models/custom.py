@@ -93,13 +93,10 @@ def load_own(
     seed: int = 0,
 ) -> StagedModel:
     """The model ``my_module.py:build``, staged by ``spec``, as :func:`~backsight.models.load_model` opens it."""
-    if spec is None:
-        raise UserError(
-            f"{name} needs --spec FILE, which says where its stages are: "
-            f"`backsight stages {name} --propose FILE` writes one to begin with"
-        )
-    pixels = None if isinstance(spec, Spec) else read_spec(spec).pixels
+    pixels = None if spec is None or isinstance(spec, Spec) else read_spec(spec).pixels
     module = build_own(name, size or (pixels.size if pixels else None), seed)
+    if spec is None:
+        spec = _spec_beside(name, module)
     if weights is not None:
         fill(module, read_state(weights), str(weights))
     align(module)
@@ -119,6 +116,23 @@ def unwrapped(module: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return module
         module = inner
+
+
+def _spec_beside(name: str, module: nn.Module) -> Mapping[str, Any]:
+    """What the function ``spec`` in the file of ``my_module.py:build`` says of ``module``, as a dictionary."""
+    path = file_of(name)
+    function = getattr(sys.modules[_module_name(path)], "spec", None)
+    if not callable(function):
+        raise UserError(
+            f"{name} needs --spec FILE, or a function spec(module) in its file, to say where its stages are: "
+            f"`backsight stages {name} --propose FILE` writes one to begin with"
+        )
+    found = _guarded(path, function, module)
+    if not isinstance(found, Mapping):
+        raise UserError(
+            f"{path}:spec gives a {type(found).__name__}: a dictionary of the form of a YAML spec is wanted"
+        )
+    return found
 
 
 def place(name: str) -> str:
@@ -279,11 +293,15 @@ def _run(path: Path) -> ModuleType:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    spec: Any = importlib.util.spec_from_file_location(f"_own_{path.stem}", path)
+    spec: Any = importlib.util.spec_from_file_location(_module_name(path), path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look there for the module that they are in
     _guarded(path, spec.loader.exec_module, module)
     return module
+
+
+def _module_name(path: Path) -> str:
+    return f"_own_{path.stem}"
 
 
 def _find(module: ModuleType, function: str, path: Path) -> Callable[..., Any]:
