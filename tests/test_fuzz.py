@@ -172,6 +172,11 @@ def test_yolo(tmp_path: Path, tries: int, warnings: Warnings) -> None:
 # ---- files of ours
 
 
+def small_chain() -> InverseChain:
+    plans = {"backbone": Plan("patch"), "encoder": Plan("blocks", {"depth": 1, "heads": 2})}
+    return build_chain(build_small("vit"), plans, 0)
+
+
 @TRIES
 def test_chains(tmp_path: Path, tries: int) -> None:
     chain = build_chain(
@@ -184,6 +189,39 @@ def test_chains(tmp_path: Path, tries: int) -> None:
         InverseChain.from_pretrained(tmp_path)
 
     fuzz(json.loads(path.read_text()), tries, check)
+
+
+HOSTILE: dict[str, tuple[tuple[str, ...], Any, str]] = {
+    "leads out": (("inverses", "../../encoder"), None, "'../../encoder' is no inverse of a stage"),
+    "no spread": (("model", "pixels", "std"), [0, 1, 1], "'std' of .* is 0.0: it has to be more than 0"),
+    "infinitely deep": (("inverses", "encoder", "options", "depth"), 10_000, "'depth' of .* is 10000: it has to be"),
+    "deeper than its weights": (("inverses", "encoder", "options", "depth"), 200, "other weights than chain.json says"),
+    "wide": (("inverses", "encoder", "source", "width"), 2**40, "'width' of .* it has to be from 1 to"),
+    "not a number": (("seed",), float("nan"), "is not JSON"),
+    "text for a list": (("stages",), {"a": 1}, "'stages' of .* it has to be"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_chain_is_refused_before_anything_is_built(tmp_path: Path, what: str) -> None:
+    (*way, last), value, message = HOSTILE[what]
+    path = small_chain().save(tmp_path) / "chain.json"
+    content = json.loads(path.read_text())
+    home = content
+    for key in way:
+        home = home[key]
+    home[last] = content["inverses"]["encoder"] if value is None else value
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        InverseChain.from_pretrained(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    chain = small_chain()
+    with torch.no_grad():
+        next(chain.inverses["encoder"].parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match="values that are not finite"):
+        InverseChain.from_pretrained(chain.save(tmp_path))
 
 
 SPEC = {

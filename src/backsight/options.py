@@ -66,8 +66,8 @@ class RunOptions:
     """How inverses are trained, whatever the task."""
 
     data: str = "world"
-    """Images to train on: coco:DIR[:SPLIT], folder:DIR, hf:NAME, parquet:PATH, world (the synthetic one), or streams
-    without epochs, stream:NAME and wds:PATTERN."""
+    """Images to train on: coco:DIR, voc:DIR, yolo:DIR (each with :SPLIT), folder:DIR, hf:NAME, parquet:PATH, world (the
+    synthetic one), or streams without epochs, stream:NAME and wds:PATTERN."""
     out: Path = Path("runs/backsight")
     """The run's folder."""
     steps: Number | None = None

@@ -7,7 +7,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 
 from torch import Tensor
@@ -126,10 +125,12 @@ def printable_ids(names: Sequence[str]) -> Sequence[str]:
         return names
     taken: dict[str, None] = {}
     for name in names:
-        shown = printable(name)
-        taken[next(each for each in (shown, *(f"{shown} ({number})" for number in count(2))) if each not in taken)] = (
-            None
-        )
+        shown = unique = printable(name)
+        number = 1
+        while unique in taken:
+            number += 1
+            unique = f"{shown} ({number})"
+        taken[unique] = None
     return list(taken)
 
 
