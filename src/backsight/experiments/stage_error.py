@@ -81,9 +81,8 @@ def _measure(subject: Subject, missing: Mapping[str, str]) -> Result:
         trace = subject.trace(batch)
         return {name: trace[name] for name in [IMAGE, *subject.model.stages]}, _outputs(subject, batch)
 
-    result = evaluate(
-        subject.model, subject.ensemble, subject.batches, subject.baseline, metrics=metrics, invert=invert
-    )
+    given = {"metrics": metrics, "gather": subject.processes.gather, "invert": invert}
+    result = evaluate(subject.model, subject.ensemble, subject.own_batches(), subject.baseline, **given)
     unit = result.one(stage=MEAN_IMAGE, metric="mse").values.mean().clamp(min=1e-12)
     relative = [
         Measurement({**each.labels, "metric": "relative mse"}, each.values / unit)
