@@ -114,7 +114,7 @@ class Layout:
     ``grids`` lists the (h, w) of every level, coarsest stride last; it is empty where tokens have no
     place in the image (object queries). ``classes`` is C at a prediction stage, whose tokens are
     ``C`` logits followed by a box (cx, cy, w, h in 0..1), and 0 elsewhere. ``scores`` says how those
-    logits become a class distribution. The image itself is the layout with ``width`` 3 and the grid ``H W``.
+    logits become a class distribution. ``image`` says that this is the image itself: ``width`` 3, the grid ``H W``.
     """
 
     tokens: Annotated[int, Range(1, 2**26)]
@@ -123,6 +123,7 @@ class Layout:
     prefix: AnyNumber = 0
     classes: AnyNumber = 0
     scores: Literal["softmax", "sigmoid"] = "softmax"
+    image: bool = False
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -138,7 +139,7 @@ class Layout:
     @classmethod
     def of_image(cls, size: tuple[int, int]) -> Layout:
         """The layout of an RGB image of ``size`` (H, W)."""
-        return cls(tokens=size[0] * size[1], width=3, grids=((size[0], size[1]),))
+        return cls(tokens=size[0] * size[1], width=3, grids=((size[0], size[1]),), image=True)
 
     def under(self, valid: Tensor | None) -> Tensor | None:
         """Which tokens lie under ``valid`` pixels (``B H W``): ``B N`` bool, None where all do or none has a place.
@@ -159,19 +160,23 @@ class Site:
     ``path`` is the dotted name of a submodule ("" is the model itself), ``side`` its input or its output,
     ``field`` which argument (by position or name) or which output field, None for the only one.
     ``pattern`` is the arrangement of the tensor there, in einops' words: ``b n d`` (tokens),
-    ``b h w d`` (a map, channels last) or ``b d h w`` (a map, channels first). A list of maps at the site is a pyramid.
+    ``b h w d`` (a map, channels last), ``b d h w`` (a map, channels first) or ``b d`` (one token, on no grid). A list,
+    a tuple or a dictionary of maps at the site is a pyramid; where widths differ, zeros fill up the narrower maps.
 
     Two more for ``b n d``. ``tokens`` are the parts (start, stop) of the library's row of tokens that are meant, in our
     order; all as they stand where there are none. ``windows`` is for libraries that cut the grid into ``windows`` x
     ``windows`` parts, each in a row of the batch of its own: then ``tokens`` must leave the grid alone.
+
+    ``call`` says which of its calls is meant, from 0, where a pass runs the submodule several times.
     """
 
     path: str
     side: Literal["input", "output"] = "output"
     field: int | str | None = None
-    pattern: Literal["b n d", "b h w d", "b d h w"] = "b n d"
+    pattern: Literal["b n d", "b h w d", "b d h w", "b d"] = "b n d"
     tokens: tuple[tuple[int | None, int | None], ...] = ()
     windows: Side = 1
+    call: AnyNumber | None = None
 
 
 @dataclass(frozen=True)

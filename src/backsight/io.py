@@ -210,6 +210,8 @@ def _plain(value: Any, depth: int = 0, left: list[int] | None = None) -> Any:
         return {str(key): _plain(each, depth + 1, left) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each, depth + 1, left) for each in value]
+    if isinstance(value, Tensor):
+        return {"tensor": value.tolist()}
     return value if isinstance(value, str | int | float | bool | NoneType) else str(value)
 
 

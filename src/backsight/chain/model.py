@@ -39,7 +39,7 @@ def open_forward_model(
     file = known["weights"] if os.path.isfile(known["weights"]) else None  # noqa: PTH113  (no error for odd names)
     random = known["weights"] == RANDOM
     name = given or _name(known)
-    spec = known.get("reopen", {}).get("spec") if is_own(name) else None
+    spec = known.get("reopen", {}).get("spec")
     options = {"weights": file, "random_weights": random, "spec": spec, "device": device}
     model = load_model(name, size=tuple(known["size"]), **options)
     model.pixels = build(Pixels, known["pixels"], "'pixels' of the chain")
@@ -75,7 +75,7 @@ def _name(known: Mapping[str, Any]) -> str:
     it lies where it lay when its owner named it: the chain keeps a digest of that place, which others do not know.
     """
     name = known["name"]
-    if "reopen" in known or is_own(name):
+    if ("reopen" in known and not known["reopen"].get("named")) or is_own(name):
         if not is_own(name):
             raise UserError(f"these chains invert a model that was given in Python ('{name}'): {_BY_NAME}")
         if known.get("reopen", {}).get("place") != place(name):

@@ -175,7 +175,7 @@ class ResidualStage(Inverse):
         super().__init__(source, target, constants)
         if target.prefix:
             raise ValueError("it paints maps, and its target has tokens before the grid, such as a class token")
-        self.paints = target.width == 3
+        self.paints = target.image
         grids, width = _grids_between(source.grid, target.grid), source.width
         steps: list[nn.Module] = [nn.BatchNorm2d(width), *(ResidualBlock(width) for _ in range(depth))]
         for grid in grids:
@@ -233,7 +233,7 @@ class Pyramid(Inverse):
         expansion: Positive = 4.0,
     ) -> None:
         super().__init__(source, target, constants)
-        if target.width != 3:
+        if not target.image:
             raise ValueError(f"{type(self).__name__} reconstructs images, not {target}")
         count = len(source.grids)
         if not 0 <= (level or 0) < count:

@@ -169,7 +169,7 @@ class DeformableEncoder(Inverse):
     ) -> None:
         super().__init__(source, target, constants)
         self.expect_no_prefix()
-        if target.width == 3 or not (source.grids and target.grids):
+        if target.image or not (source.grids and target.grids):
             raise ValueError(f"it leads from and to tokens with places in the image, not from {source} to {target}")
         width, grids = source.width, target.grids
         self.position = PyramidPosition(grids, width)
@@ -207,7 +207,7 @@ class DeformableDecoder(Inverse):
     ) -> None:
         super().__init__(source, target, constants)
         self.expect_no_prefix()
-        if source.grids or target.width == 3 or not target.grids:
+        if source.grids or target.image or not target.grids:
             raise ValueError(f"it leads from object queries to tokens with places in the image, not to {target}")
         width, grids = source.width, target.grids
         expect_heads(width, heads)

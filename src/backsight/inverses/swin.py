@@ -37,7 +37,7 @@ class SwinStage(Inverse):
     ) -> None:
         super().__init__(source, target, constants)
         self.expect_no_prefix()
-        if target.width == 3:
+        if target.image:
             raise ValueError("it reconstructs a finer map, not the image: the stage before it takes patch")
         from timm.models.swin_transformer import SwinTransformerBlock
 

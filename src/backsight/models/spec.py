@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from backsight.core import IMAGE, Pixels, Site, Spec, Stage, UserError
@@ -29,17 +30,19 @@ class Answer:
 @dataclass(frozen=True)
 class OwnSpec:
     """All that a spec says: the stages, the pixels, where the prediction is, the names of the classes, and keyword
-    arguments of every forward pass. ``raw`` is the same in the types of JSON, None where it came as a Spec."""
+    arguments of every forward pass; ``image_argument`` is the one that takes the images, None for the first. ``raw`` is
+    the same in the types of JSON, None where it came as a Spec."""
 
     spec: Spec
     pixels: Pixels
     answer: Answer = Answer()
     labels: Mapping[int, str] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    image_argument: str | None = None
     raw: Mapping[str, Any] | None = None
 
 
-TOP = ("family", "task", "pixels", "prediction", "labels", "arguments", "stages")
+TOP = ("family", "task", "pixels", "prediction", "labels", "arguments", "image_argument", "stages")
 STAGE = ("name", "site", "layers", "inverse", "variants", "prefix", "levels", "gridded", "classes", "scores")
 
 
@@ -72,7 +75,8 @@ def read_spec(given: str | Path | Mapping[str, Any]) -> OwnSpec:
         build(Pixels, raw["pixels"], f"'pixels' of {where}"),
         _answer(raw.get("prediction"), f"'prediction' of {where}"),
         _labels(raw.get("labels") or {}, where),
-        dict(expect_mapping(raw.get("arguments") or {}, f"'arguments' of {where}")),
+        _arguments(raw.get("arguments") or {}, f"'arguments' of {where}"),
+        raw.get("image_argument"),
         raw,
     )
 
@@ -146,6 +150,20 @@ def _labels(given: Any, where: str) -> dict[int, str]:
     if not isinstance(named, Mapping) or not all(str(key).isdecimal() for key in named):
         raise UserError(f"'labels' of {where} is {given!r}: write a list of names, or lines 'number: name', as 0: cat")
     return {int(key): str(word) for key, word in named.items()}
+
+
+def _arguments(given: Any, where: str) -> dict[str, Any]:
+    """Keyword arguments; ``{tensor: [[1, 2]]}`` is how YAML writes a tensor."""
+
+    def read(name: str, value: Any) -> Any:
+        if not (isinstance(value, Mapping) and value.keys() == {"tensor"}):
+            return value
+        try:
+            return torch.tensor(value["tensor"])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"'{name}' in {where} is no tensor: write numbers in rows of equal length") from error
+
+    return {name: read(name, value) for name, value in expect_mapping(given, where).items()}
 
 
 def _listed(value: Any) -> list[Any]:
