@@ -430,7 +430,7 @@ def test_going_on_with_a_run_whose_configuration_is_damaged(copied: Path, capsys
         (
             "result.json",
             b'{"format": "backsight.experiment/1", "measurements": [], "pictures": []}',
-            "it has no 'experiment' and 'subjects': restore it",
+            "has no 'experiment'; restore it",
         ),
         ("reproduce.json", b"[]", "does not hold names and values: run `backsight reproduce` again"),
         ("reproduce.json", b'{"format": "backsight.reproduce/1"}', "it has no 'command'"),

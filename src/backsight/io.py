@@ -127,8 +127,13 @@ def read_record(path: Path, kind: type[T], fix: str) -> T:
         UserError: the file is damaged, lacks a field, or has one of another type or out of its range.
     """
     found = read_yaml(path, fix) if path.suffix in (".yaml", ".yml") else read_json(path, fix)
+    return as_record(found, kind, str(path), fix)
+
+
+def as_record(value: Any, kind: type[T], where: str, fix: str) -> T:
+    """:func:`read_record` of a value, which came from ``where``."""
     try:
-        return build(kind, found, str(path))
+        return build(kind, value, where)
     except UserError as error:
         raise UserError(f"{error.args[0]}; {fix}") from error
 

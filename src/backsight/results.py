@@ -22,9 +22,9 @@ from torch import Tensor
 
 from backsight.core import UserError
 from backsight.figures import image_png
-from backsight.io import in_words, read_object, read_text, write_bytes, write_text
+from backsight.io import as_record, in_words, read_object, read_text, write_bytes, write_text
 from backsight.metrics import Interval, bootstrap
-from backsight.validation import Record, build
+from backsight.validation import Record
 
 if TYPE_CHECKING:
     import pandas
@@ -277,7 +277,7 @@ class Result:
             value = convert(read_object(text, where, _FIX))
             if value.get("format") != FORMAT:
                 raise UserError(f"{where} has a result in another format: this version reads {FORMAT}")
-            saved = build(_Saved, value, where)
+            saved = as_record(value, _Saved, where, _FIX)
             return cls(
                 saved.experiment,
                 saved.subjects,
