@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -312,8 +313,7 @@ def test_data_with_what_is_needed_fits(small_model: Models):
     subject = untrained_subject(small_model("vit"), 1)
     size = subject.model.pixels.size
     whole = Target(torch.tensor([[0.0, 0, 5, 5]]), torch.tensor([1]), torch.ones(1, *size, dtype=torch.bool), label=3)
-    for batch in subject.batches[:1]:
-        object.__setattr__(batch, "targets", (whole, *batch.targets[1:]))
+    subject.batches = [replace(batch, targets=(whole, *batch.targets[1:])) for batch in subject.batches]
     subject.require("masks", "boxes", "labels")
 
 

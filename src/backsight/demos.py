@@ -15,8 +15,8 @@ from backsight.training import RunFolder, train
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 12
-"""Test images on a page."""
+SHOWN, MEASURED = 12, 500
+"""Test images: how many are on a page, and how many the errors are measured on."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def demo(out: str | Path = "demo", *, minutes: float = 4.5, seeds: int = 1, seed
 def _settings(subject: Subject) -> dict[str, Any]:
     """The options that every run of a demo has, by which it is known again."""
     own = {"data": subject.data, "inverse": subject.inverses, "batch_size": 16}
-    return {**own, "max_test": 500, "tracker": "none"}
+    return {**own, "max_validation": min(100, MEASURED), "max_test": MEASURED, "tracker": "none"}
 
 
 def _run_folder(subject: Subject, out: Path) -> Path:

@@ -10,12 +10,13 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from backsight.core import UserError
+from backsight.distributed import Processes, joined
 from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject, find_experiment, run_experiment
 from backsight.experiments.claims import CLAIMS, judge, save_claims
 from backsight.experiments.controls import controls_of
@@ -23,6 +24,7 @@ from backsight.experiments.run import check_settings, read_settings
 from backsight.experiments.subject import NUM_IMAGES, has_chains, open_subject
 from backsight.experiments.trade_off import FinishedRun
 from backsight.io import write_json, write_text
+from backsight.jobs import run_jobs
 from backsight.report.claims import write_paper
 from backsight.report.experiments import FORMAT, Step, write_experiments_report
 from backsight.shipped import find_shipped, shipped_names
@@ -100,13 +102,15 @@ def experiment(
     out = Path(out or Path("experiments", name))
     check_folder(out, "--out")
     values = dict(settings) if isinstance(settings, Mapping) else read_settings(chosen.measure, settings)
-    subjects = [_open(choice, images, device) for choice in choose(models, chains, data)]
     if chosen.compares_runs and not values.get("runs"):
         raise UserError(f"{name} compares finished runs: give their folders as runs (--set 'runs=[a,b]')")
-    if not subjects and not chosen.compares_runs:
+    choices = choose(models, chains, data)
+    if not choices and not chosen.compares_runs:
         raise UserError(f"{name} needs models: name some, as zoo/detr-prior, or their chains by --chain")
-    result = run_experiment(chosen, subjects, out, values, command())
-    write_experiments_report(out)
+    with joined(device) as processes:
+        subjects = [_open(choice, images, device, processes) for choice in choices]
+        result = run_experiment(chosen, subjects, out, values, command())
+        processes.from_main(lambda: write_experiments_report(out))
     return result
 
 
@@ -121,6 +125,7 @@ def reproduce(
     runs: Sequence[str | Path] = (),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     device: str = "auto",
+    jobs: Literal["submitit"] | None = None,
 ) -> Path:
     """Do all experiments on all models that they fit, test the claims, and write the page.
 
@@ -138,6 +143,7 @@ def reproduce(
         runs: finished runs, which ``trade_off`` compares; by default those whose tables ship with the models.
         settings: of experiments by name, in place of :data:`SETTINGS` and their own.
         device: where to compute.
+        jobs: do each experiment as a job of its own, on Slurm or this machine.
 
     Returns:
         The page.
@@ -153,23 +159,39 @@ def reproduce(
     values = _settings(settings or {}, runs or (() if named else shipped_runs()))
     for run in values["trade_off"]["runs"]:
         FinishedRun.read(run)  # before an hour of others
+    if jobs is not None:
+        same = {"models": models, "chains": chains, "data": data, "images": images, "runs": runs, "device": device}
+        given = {**same, "settings": settings}
+        calls = {each.name: partial(_job, out, experiments=[each.name], **given) for each in chosen}
+        run_jobs(calls, out / "jobs")
     choices = choose(models if named else MODELS, chains, data)
     on_all = choices if named or data else [*choices, *_other_shipped()]
-    open_once = cache(lambda choice: _open(choice, images, device))
-    control_once = cache(lambda subject: list(controls_of(subject)))
-    steps = []
-    for number, each in enumerate(chosen, 1):
-        own = [] if each.compares_runs else on_all if each.name in ON_ALL else choices
-        subjects = [open_once(choice) for choice in _shared(each, own, data, open_once)]
-        steps.append(_do(each, subjects, values[each.name], out / each.name, control_once))
-        logger.info("[%d/%d] %s", number, len(chosen), steps[-1].message)
-    page = _conclude(steps, out)
+    with joined(device) as processes:
+        open_once = cache(lambda choice: _open(choice, images, device, processes))
+        control_once = cache(lambda subject: list(controls_of(subject)))
+        steps = []
+        for number, each in enumerate(chosen, 1):
+            own = [] if each.compares_runs else on_all if each.name in ON_ALL else choices
+            subjects = [open_once(choice) for choice in _shared(each, own, data, open_once)]
+            steps.append(_do(each, subjects, values[each.name], out / each.name, processes, control_once))
+            logger.info("[%d/%d] %s", number, len(chosen), steps[-1].message)
+        page = processes.from_main(lambda: _conclude(steps, out))
+    _expect_done(steps, page)
+    return page
+
+
+def _expect_done(steps: Sequence[Step], page: Path) -> None:
     if broken := [step for step in steps if step.broke]:
         which = "; ".join(f"{step.experiment} broke off ({step.reason})" for step in broken)
         raise BrokeOff(f"{which}: see {TRACEBACK} in its folder; all else is in {page}")
     if all(step.reason for step in steps):
         raise UserError(f"no experiment could be done: {'; '.join(dict.fromkeys(step.reason for step in steps))}")
-    return page
+
+
+def _job(out: Path, **options: Any) -> None:
+    """One experiment of :func:`reproduce`; whatever becomes of it the page will say."""
+    with suppress(UserError, BrokeOff):
+        reproduce(out, **options)
 
 
 # ---- what was requested
@@ -251,10 +273,9 @@ def shipped_runs() -> list[Path]:
     return [path.parent for folder in folders if folder for path in sorted(folder.glob("runs/*/evaluation.json"))]
 
 
-def _open(choice: Choice, images: int | None, device: str) -> Subject:
-    return open_subject(
-        choice.model, choice.chain, choice.data, num_images=images, device=device, stretch=choice.stretch
-    )
+def _open(choice: Choice, images: int | None, device: str, processes: Processes) -> Subject:
+    given = {"num_images": images, "device": device, "processes": processes, "stretch": choice.stretch}
+    return open_subject(choice.model, choice.chain, choice.data, **given)
 
 
 # ---- one experiment
@@ -265,6 +286,7 @@ def _do(
     subjects: Sequence[Subject],
     settings: Mapping[str, Any],
     folder: Path,
+    processes: Processes,
     controls: Callable[[Subject], Sequence[Subject]],
 ) -> Step:
     """Measure, on the subjects and their controls, or keep what is there."""
@@ -276,19 +298,22 @@ def _do(
     if experiment.controlled:
         fitting += [control for subject in list(fitting) for control in controls(subject)]
     request = _request(experiment, fitting, settings)
-    if _is_whole(folder) and _read_request(folder) == request:
+    if processes.from_main(lambda: _is_whole(folder) and _read_request(folder) == request):
         return Step(experiment.name, 0.0, kept=True)
-    (folder / REQUEST).unlink(missing_ok=True)
+    if processes.main:
+        (folder / REQUEST).unlink(missing_ok=True)
     try:
         run_experiment(experiment, fitting, folder, settings, command())
     except UserError as error:
         return Step(experiment.name, time.monotonic() - started, reason=str(error))
     except Exception as error:  # whatever it is, it is of this experiment: the others can still be done
-        write_text(folder / TRACEBACK, traceback.format_exc())
+        if processes.main:
+            write_text(folder / TRACEBACK, traceback.format_exc())
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return Step(experiment.name, time.monotonic() - started, reason=reason, broke=True)
-    write_json(folder / REQUEST, request)
-    (folder / TRACEBACK).unlink(missing_ok=True)
+    if processes.main:
+        write_json(folder / REQUEST, request)
+        (folder / TRACEBACK).unlink(missing_ok=True)
     return Step(experiment.name, time.monotonic() - started)
 
 

@@ -18,6 +18,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": training.demo,
     "train": training.train,
     "sweep": training.sweep,
+    "merge": training.merge,
     "reconstruct": experiments.reconstruct,
     "experiment": experiments.experiment,
     "reproduce": experiments.reproduce,
@@ -127,6 +128,9 @@ def join_repeated(arguments: Sequence[str]) -> list[str]:
 
 def _set_up() -> None:
     """Before torch is imported, which no command has done yet."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as some schedulers do
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.update(SHORT_WAIT | os.environ)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -16,6 +16,8 @@ def app(
     data: tuple[str, ...] = (),
     host: str = "127.0.0.1",
     port: int = 7860,
+    allow_host: tuple[str, ...] = (),
+    root_path: str = "",
     device: str = "auto",
 ) -> None:
     """The web page: look through a model's eyes, recolour, replace tokens, compare, diagnose. Local by default.
@@ -27,11 +29,13 @@ def app(
             if not given.
         host: The address to listen at; 127.0.0.1 lets nobody in from outside.
         port: The port to listen at.
+        allow_host: Names under which the page may be asked for, beside this machine's own: those of a proxy.
+        root_path: Where a proxy has the page, as /backsight.
         device: Where to compute: auto, cpu, cuda.
     """
     from backsight.app import serve
 
-    serve(model, chain, data, host=host, port=port, device=device)
+    serve(model, chain, data, host=host, port=port, allow_host=allow_host, root_path=root_path, device=device)
 
 
 def push(

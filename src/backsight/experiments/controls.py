@@ -34,7 +34,7 @@ def controls_of(subject: Subject, num_images: int = NUM_CONTROLLED, seed: int = 
         chains = ChainEnsemble([build_chain(model, plans, seed).eval()])
         options = {"num_images": min(num_images, subject.num_images), "batch_size": len(subject.batches[0].ids)}
         more = {"mean_image": subject.baseline, "control": control, "fit": subject.fit, "cache": CACHE_BYTES // 8}
-        yield Subject(model, chains, subject.data, **options, **more)
+        yield Subject(model, chains, subject.data, processes=subject.processes, **options, **more)
 
 
 def untrained(model: StagedModel, seed: int = 0) -> StagedModel:

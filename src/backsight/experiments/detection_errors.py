@@ -17,6 +17,7 @@ from backsight.core import IMAGE
 from backsight.data import Batch
 from backsight.experiments.detection_cases import BY_QUERY, Case, find_cases, query_stages, reconstruct_without
 from backsight.experiments.drawing import models_of, points, title_of
+from backsight.experiments.objects import box_notes
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
 from backsight.figures import PALETTE, ErrorPoint, Panel, Part, crop_around, cut_out, pages, panel_part, picture_part
@@ -66,7 +67,7 @@ def measure(subject: Subject, *, threshold: Share = 0.5, num_shown: AnyNumber = 
     gallery = Gallery(subject, num_shown)
     measurements = list(_measure(subject, threshold, gallery))
     settings = {"threshold": threshold, "num_shown": num_shown}
-    return subject.result("detection_errors", measurements, gallery.pictures, settings)
+    return subject.result("detection_errors", measurements, gallery.pictures, settings, box_notes(subject))
 
 
 def _measure(subject: Subject, threshold: float, gallery: Gallery) -> Iterator[Measurement]:

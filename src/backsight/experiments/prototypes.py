@@ -15,7 +15,7 @@ from backsight.data.world import World
 from backsight.data.world.scenes import class_hues
 from backsight.devices import exact
 from backsight.experiments.drawing import lines_of, models_of, pictures_of, points, title_of
-from backsight.experiments.objects import category_mask, object_labels
+from backsight.experiments.objects import box_notes, category_mask, object_labels
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
 from backsight.figures import ErrorPoint, Panel, pages, panel_part, picture_parts
@@ -65,7 +65,7 @@ def measure(subject: Subject, *, num_classes: AnyNumber = 8, num_pictures: AnyNu
             labels = {"model": subject.name, "class": reported[label], "stage": stage, "metric": metric}
             measurements.append(Measurement({**labels, **({"against": against} if against else {})}, values))
     settings = {"num_classes": num_classes, "num_pictures": num_pictures}
-    return subject.result("prototypes", measurements, _pictures(subject, num_pictures), settings)
+    return subject.result("prototypes", measurements, _pictures(subject, num_pictures), settings, box_notes(subject))
 
 
 def hues_of_classes(subject: Subject) -> dict[int, Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backsight.core import UserError
+from backsight.distributed import Processes
 from backsight.experiments.subject import Subject
 from backsight.figures import to_pdf, to_png
 from backsight.io import write_bytes
@@ -118,8 +119,9 @@ def run_experiment(
             raise UserError(reason)
     measured = experiment.measure(**checked) if experiment.compares_runs else _measure(experiment, subjects, checked)
     result = replace(measured, command=command)
+    processes = subjects[0].processes if subjects else Processes()
     # Drawn from the file, so that whoever draws it again from there gets the same figure.
-    draw(experiment, Result.load(result.save(out)), out)
+    processes.from_main(lambda: draw(experiment, Result.load(result.save(out)), out))
     return result
 
 

@@ -95,9 +95,8 @@ def _measure(subject: Subject, missing: Mapping[str, str]) -> Result:
         trace = subject.trace(batch)
         return {name: trace[name] for name in [IMAGE, *subject.model.stages]}, _outputs(subject, batch)
 
-    result = evaluate(
-        subject.model, subject.ensemble, subject.batches, subject.baseline, metrics=metrics, invert=invert
-    )
+    given = {"metrics": metrics, "gather": subject.processes.gather, "invert": invert}
+    result = evaluate(subject.model, subject.ensemble, subject.own_batches(), subject.baseline, **given)
     unit = result.one(stage=MEAN_IMAGE, metric="mse").values
     relative = [_relative(each, unit) for each in result.select(metric="mse")]
     return replace(result, measurements=[*result.measurements, *relative])

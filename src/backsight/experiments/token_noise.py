@@ -33,6 +33,9 @@ SHARES = (0.1, 0.3, 0.5)
 UNCHANGED = 1e-8
 """A squared error below this, a fortieth of one of 255 levels, is no change: it has no place that it could stay in."""
 
+PATCHES = "patches"
+"""What is gathered beside the metrics, to look for the noise in."""
+
 CHAIN, LOCAL = "chain", "local"
 """What reads the features: the chain as it is, or with the inverse of its first stage that sees one token at a time."""
 
@@ -100,23 +103,21 @@ def measure(
     _check(subject, shares, noise)
     pictures: list[Picture] = []
 
-    patches: dict[tuple[Route, float], list[tuple[Tensor, Tensor]]] = {}
-
     def answers(batch: Batch) -> dict[tuple[Route, float, str, str], Tensor]:
         found = {}
         for share in shares:
             for trial in _trials(subject, batch, share, noise, seed):
                 found |= {(trial.route, share, *kind): values for kind, values in trial.errors(batch.images).items()}
-                patches.setdefault((trial.route, share), []).append(trial.patches())
+                found |= {(trial.route, share, *kind): values for kind, values in trial.patches().items()}
                 if batch is subject.batches[0]:
                     pictures.extend(_pictures(subject, batch, trial, share, num_pictures))
         return found
 
-    measurements = [_measurement(subject, *key, values) for key, values in subject.gather(answers).items()]
-    for (route, share), parts in patches.items():
-        shown, noised = zip(*parts, strict=True)
-        found = found_patches(torch.cat(shown, 1), torch.cat(noised))
-        measurements.append(_measurement(subject, route, share, "AUC", "", found))
+    found = subject.gather(answers)
+    measurements = [_measurement(subject, *key, values) for key, values in found.items() if key[2] != PATCHES]
+    for route, share in dict.fromkeys(key[:2] for key in found):
+        shown, noised = (found[route, share, PATCHES, each] for each in ("shown", "noised"))
+        measurements.append(_measurement(subject, route, share, "AUC", "", found_patches(shown, noised[0].bool())))
     settings = {"shares": list(shares), "noise": noise, "seed": seed, "num_pictures": num_pictures}
     return subject.result("token_noise", measurements, pictures, settings)
 
@@ -151,9 +152,10 @@ class _Trial:
         own = {("error", "noised"): inside, ("error", "untouched"): outside, ("containment", ""): contained}
         return own | against
 
-    def patches(self) -> tuple[Tensor, Tensor]:
-        """What the pictures show at each place of the grid, ``S B P F``, and which places were noised, ``B P``."""
-        return describe_patches(self.noisy, (self.chosen.shape[1], self.chosen.shape[2])), self.chosen.flatten(1)
+    def patches(self) -> dict[tuple[str, str], Tensor]:
+        """What the pictures show at each place of the grid, ``S B P F``, and which places were noised, ``1 B P``."""
+        shown = describe_patches(self.noisy, (self.chosen.shape[1], self.chosen.shape[2]))
+        return {(PATCHES, "shown"): shown, (PATCHES, "noised"): self.chosen.flatten(1)[None]}
 
 
 @torch.no_grad()

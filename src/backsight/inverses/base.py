@@ -86,7 +86,7 @@ class Inverse(nn.Module, ABC):
         Raises:
             ValueError: the target is no image.
         """
-        if self.target.width != 3:
+        if not self.target.image:
             raise ValueError(f"{type(self).__name__} reconstructs images, not {self.target}")
         return times_finer(self.target.grid, self.source.grid)
 
