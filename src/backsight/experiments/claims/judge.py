@@ -205,7 +205,8 @@ def _controls(claim: Claim, evidence: Evidence, what: str) -> Iterator[Control]:
             continue
         shown = next((part for part in parts if part.what == what), None)
         if shown is not None:
-            verdict = next((part.verdict for part in parts if part.verdict != "holds"), "holds")
+            failed = [part.verdict for part in parts if part.verdict != "holds"]
+            verdict: Verdict = failed[0] if failed else "holds"
             yield Control(kind, what, shown.mean, shown.low, shown.high, verdict)
 
 
