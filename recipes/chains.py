@@ -62,7 +62,7 @@ def train_chains(
         seeds=recipe.seeds,
         batch_size=recipe.batch_size,
         inverse=recipe.inverses,
-        max_test=100,  # the figures of the card are measured below
+        max_test=min(100, test),  # the figures of the card are measured below
         tracker="none",
         workers=0,
         overwrite=True,

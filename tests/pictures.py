@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from io import BytesIO
@@ -59,3 +60,29 @@ def real_data(name: str) -> Path:
 def opened(spec: str, pixels: Pixels, **options: Any) -> Any:
     """``open_data``, of whose parts the tests may ask for more than every data set has."""
     return open_data(spec, pixels, **options)
+
+
+def annotated(spec: str, pixels: Pixels, **options: Any) -> dict[str, Any]:
+    """The samples of all parts by id, those that can be read."""
+    splits = opened(spec, pixels, **options)
+    parts = [splits.train, splits.validation, splits.test]
+    samples = [part[index] for part in parts for index in range(len(part))]
+    return {sample.id: sample for sample in samples if sample is not None}
+
+
+def write_coco(folder: Path, split: str, num_images: int, **changes: Any) -> Path:
+    """``num_images`` photos of 48 x 64 pixels in COCO's layout; photo i has i + 1 objects."""
+    images = [{"id": 100 + i, "file_name": f"{i}.png", "height": 48, "width": 64} for i in range(num_images)]
+    save_pictures(folder / split, [image["file_name"] for image in images], (48, 64))
+    objects = [(image["id"], k) for i, image in enumerate(images) for k in range(i + 1)]
+    annotations = [
+        {"id": n, "image_id": image, "category_id": 3 + 4 * (k % 2), "bbox": [k, 2, 10, 20], "iscrowd": int(k == 2)}
+        | {"segmentation": [[k, 2, k + 10, 2, k + 10, 22, k, 22]]}
+        for n, (image, k) in enumerate(objects)
+    ]
+    categories = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
+    content = {"images": images, "annotations": annotations[::-1], "categories": categories} | changes
+    path = folder / "annotations" / f"instances_{split}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+    return folder

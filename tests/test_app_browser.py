@@ -19,11 +19,12 @@ import numpy
 import pytest
 from PIL import Image
 
-from backsight.app.observatory import Observatory, open_observatory
-from small_observatory import SVG, bomb, png, small_observatory
+from backsight.app.security import Guard
+from backsight.app.workspace import Workspace, open_workspace
+from small_app import SVG, grey_png, png, small_workspace
 from test_report_browser import CHROMIUM, CONTRASTS, PATIENCE
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 VIEWS = ("look", "change", "compare", "diagnose")
 
@@ -57,7 +58,7 @@ REACHED = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def swept() -> Iterator[None]:
+def collected() -> Iterator[None]:
     """After all else: servers leave sockets and loops to the garbage collector, which may not complain of it later."""
     yield
     with warnings.catch_warnings():
@@ -71,7 +72,6 @@ def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine")
-    pytest.importorskip("gradio", reason="gradio is not installed")
     flags = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=flags, timeout=PATIENCE)
@@ -79,8 +79,8 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-def served(observatory: Observatory) -> Iterator[str]:
-    """The address of a server of ``observatory``, in a thread of its own."""
+def served(workspace: Workspace) -> Iterator[str]:
+    """The address of a server of ``workspace``, in a thread of its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import uvicorn
@@ -90,7 +90,7 @@ def served(observatory: Observatory) -> Iterator[str]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(build_app(observatory, port=port), port=port, log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(Guard(build_app(workspace, port=port)), port=port, log_level="error"))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
         thread.start()
         while not server.started:
@@ -102,12 +102,12 @@ def served(observatory: Observatory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def small_address(browser: Any) -> Iterator[str]:
-    yield from served(small_observatory())
+    yield from served(small_workspace())
 
 
 @pytest.fixture(scope="module")
 def zoo_address(browser: Any) -> Iterator[str]:
-    yield from served(open_observatory())
+    yield from served(open_workspace())
 
 
 Visit = Callable[..., Any]
@@ -185,7 +185,7 @@ def test_look_change_and_link(visit: Visit, small_address: str, tmp_path: Path) 
     until(page, "view=change")
     choose(page, "red")
     until(page, "colour=red")
-    board = page.locator("[data-board=tokens] .cells-of")
+    board = page.locator("[data-mask=tokens] .mask-cells")
     board.press("ArrowRight")
     board.press("Space")
     link = until(page, "tokens=1")
@@ -201,10 +201,6 @@ def test_look_change_and_link(visit: Visit, small_address: str, tmp_path: Path) 
     assert numbers["changes"] == ["red: the whole picture", "uniform at backbone: 1 token"]
 
 
-# ---- the rest takes longer, with the zoo
-
-
-@pytest.mark.slow
 def test_the_zoo_answers_in_less_than_a_second(visit: Visit, zoo_address: str) -> None:
     page = visit(zoo_address)
     page.get_by_role("tab", name="Change").click()
@@ -220,7 +216,6 @@ def test_the_zoo_answers_in_less_than_a_second(visit: Visit, zoo_address: str) -
     assert sorted(times)[1] < 1.0, times  # of this process's own time: the machine may be busy with others
 
 
-@pytest.mark.slow
 def test_colours_where_and_undo(visit: Visit, zoo_address: str) -> None:
     page = visit(zoo_address + "?view=change&picture=world-prior/1")
     choose(page, "blue")
@@ -231,9 +226,9 @@ def test_colours_where_and_undo(visit: Visit, zoo_address: str) -> None:
     page.locator("input[aria-label=Where]:visible").click()
     page.get_by_role("option", name="where I paint").click()
     until(page, "where=brush")
-    drag(page, "[data-board=brush] .cells-of")
+    drag(page, "[data-mask=brush] .mask-cells")
     until(page, "brush=")
-    drag(page, "[data-board=tokens] .cells-of")
+    drag(page, "[data-mask=tokens] .mask-cells")
     until(page, "tokens=0")
     choose(page, "swap")
     until(page, "noise=swap")
@@ -245,7 +240,7 @@ def test_colours_where_and_undo(visit: Visit, zoo_address: str) -> None:
     until(page, "tokens=0", "noise=swap")
     page.get_by_role("button", name="Undo").click()
     until(page, "brush=", "tokens=")
-    assert page.locator("[data-board=tokens]").get_attribute("data-value") == ""
+    assert page.locator("[data-mask=tokens]").get_attribute("data-value") == ""
     page.get_by_role("button", name="Reset").click()
     until(page, "view=change", "colour=")
 
@@ -260,12 +255,11 @@ def drag(page: Any, selector: str) -> None:
     page.mouse.up()
 
 
-@pytest.mark.slow
 def test_long_work_is_shown_and_stopped(browser: Any, visit: Visit) -> None:
-    slow = small_observatory()
-    for eyes in slow.eyes.values():
-        reconstruct = eyes.subject.invert
-        eyes.subject.invert = lambda *each, quick=reconstruct: time.sleep(1) or quick(*each)
+    slow = small_workspace()
+    for model in slow.models.values():
+        reconstruct = model.subject.invert
+        model.subject.invert = lambda *each, quick=reconstruct: time.sleep(1) or quick(*each)
     for address in served(slow):
         page = visit(address, wait=False)
         page.locator(".working:visible").wait_for()
@@ -276,8 +270,7 @@ def test_long_work_is_shown_and_stopped(browser: Any, visit: Visit) -> None:
         assert "It detects" in page.locator(".view:visible").inner_text()
 
 
-@pytest.mark.slow
-def test_errors_are_looked_through_stopped_and_opened(visit: Visit, zoo_address: str) -> None:
+def test_the_search_for_errors_is_stopped_and_a_case_opened(visit: Visit, zoo_address: str) -> None:
     page = visit(zoo_address + "?view=diagnose")
     page.get_by_role("button", name="Look through").click()
     said = page.locator(".progress p")
@@ -301,7 +294,6 @@ def test_errors_are_looked_through_stopped_and_opened(visit: Visit, zoo_address:
     assert "Wrong class" in visit(link).locator(".case").inner_text()
 
 
-@pytest.mark.slow
 def test_ten_visitors_see_their_own(browser: Any, zoo_address: str, visit: Visit) -> None:
     pages = [visit(zoo_address) for _ in range(10)]
     for index, page in enumerate(pages):
@@ -321,25 +313,23 @@ def middle(address: str) -> tuple[int, ...]:
         return picture.convert("RGB").getpixel((picture.width // 2, picture.height // 2))
 
 
-@pytest.mark.slow
-def test_what_is_no_picture_is_told_and_the_page_lives_on(visit: Visit, zoo_address: str) -> None:
+def test_what_is_no_picture_is_refused_and_the_page_lives_on(visit: Visit, zoo_address: str) -> None:
     page = visit(zoo_address)
-    told = page.locator(".said:visible")
+    problem = page.locator(".upload-problem:visible")
     for content, name, says in (
-        (bomb(), "huge.png", "megapixels"),
+        (grey_png(), "huge.png", "megapixels"),
         (b"only words", "cat.png", "This is no picture that can be read"),
         (photo()[:-150], "half.jpg", "Cannot read this picture"),
         (SVG, "drawing.svg", "This is no picture that can be read"),
     ):
         hand_in(page, content, name)
-        page.locator(".said:visible", has_text=says).wait_for()
-        assert "/" not in told.inner_text()
+        page.locator(".upload-problem:visible", has_text=says).wait_for()
+        assert "/" not in problem.inner_text()
     hand_in(page, photo())
     until(page, "picture=upload-")
-    assert page.locator(".said:visible").count() == 0
+    assert page.locator(".upload-problem:visible").count() == 0
 
 
-@pytest.mark.slow
 def test_paste_and_camera(visit: Visit, zoo_address: str) -> None:
     page = visit(zoo_address, permissions=["camera"])
     page.evaluate(
@@ -356,7 +346,6 @@ def test_paste_and_camera(visit: Visit, zoo_address: str) -> None:
     page.wait_for_function(f"location.href.includes('upload-') && location.href !== {json.dumps(pasted)}")
 
 
-@pytest.mark.slow
 def test_the_keyboard_alone_is_enough(visit: Visit, zoo_address: str) -> None:
     """From the top of the page by Tab to everything that can be used; then a picture, a layer and a tab by keys."""
     page = visit(zoo_address)
@@ -379,7 +368,6 @@ def test_the_keyboard_alone_is_enough(visit: Visit, zoo_address: str) -> None:
     until(page, "view=compare")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("view", VIEWS)
 def test_words_stand_out_and_nothing_is_cut_off(visit: Visit, zoo_address: str, view: str, theme: str) -> None:

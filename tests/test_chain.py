@@ -220,9 +220,9 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         lambda folder: (folder / "encoder.safetensors").write_bytes((folder / "decoder.safetensors").read_bytes()),
         r"encoder\.safetensors is damaged",
     ),
-    "no json": (lambda folder: (folder / "chain.json").write_text("{"), r"chain\.json is not a chain's index"),
-    "a list": (lambda folder: (folder / "chain.json").write_text("[]"), r"chain\.json is not a chain's index"),
-    "no model": (lambda folder: _change(folder, "model", None), r"chain\.json is not a chain's index"),
+    "no json": (lambda folder: (folder / "chain.json").write_text("{"), r"chain\.json is not JSON"),
+    "a list": (lambda folder: (folder / "chain.json").write_text("[]"), r"chain\.json does not hold names and values"),
+    "no model": (lambda folder: _change(folder, "model", None), r"chain\.json has no 'model'"),
     "newer": (
         lambda folder: _change(folder, "format", FORMAT + 1),
         f"has format {FORMAT + 1}, this version of backsight reads up to {FORMAT}: upgrade backsight",

@@ -17,9 +17,10 @@ import torch
 import torchvision
 from PIL import Image, ImageOps
 
-from backsight.core import Pixels
+from backsight.core import Pixels, UserError
 from backsight.data import UnreadableImage, open_data, read_image
-from backsight.data.decode import jpeg_decoder
+from backsight.data.decode import jpeg_decoder, missing_decoders
+from backsight.data.folder import find_images
 from pictures import drawn, encoded, real_data, save_pictures
 
 PHOTO = drawn(48, 64)
@@ -227,6 +228,47 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 def test_decompression_bombs_are_refused() -> None:
     with pytest.raises(UnreadableImage, match=r"cannot read bomb\.png: image size .* decompression bomb"):
         read_image(sixteen_bit_png(20_000, 20_000, b""), name="bomb.png")
+
+
+@pytest.mark.parametrize("size", [(1, 101), (250, 2)])
+def test_strips_are_refused_by_their_header(size: tuple[int, int]) -> None:
+    with pytest.raises(UnreadableImage, match="more than 100 times as long as wide"):
+        read_image(encoded(Image.new("RGB", size), "PNG"))
+    assert read_image(encoded(Image.new("RGB", (100, 1)), "PNG")).shape == (3, 1, 100)
+
+
+def heic(brand: bytes = b"heic") -> bytes:
+    """The beginning of a picture of a phone."""
+    return b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic" + bytes(200)
+
+
+def test_pictures_that_need_an_extra_say_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    missing = {".heic": "pip install 'backsight[heif]' to read them"}
+    for module in ("decode", "folder"):
+        monkeypatch.setattr(f"backsight.data.{module}.missing_decoders", lambda: missing)
+    with pytest.raises(UnreadableImage, match=r"it is a \.heic picture: pip install 'backsight\[heif\]'"):
+        read_image(heic())
+    with pytest.raises(UnreadableImage, match="not a picture in any known format"):
+        read_image(heic(b"isom"))  # a film
+    for number in range(20):
+        (tmp_path / f"IMG_{number}.HEIC").write_bytes(heic())
+    with pytest.raises(UserError, match="has only pictures that cannot be read here: pip install"):
+        open_data(f"folder:{tmp_path}", Pixels((16, 16)))
+    save_pictures(tmp_path, [f"{number}.png" for number in range(3)])
+    (tmp_path / "raw.DNG").touch()
+    assert len(open_data(f"folder:{tmp_path}", Pixels((16, 16))).train) == 1
+    assert f"20 .heic files in {tmp_path} are left out: pip install 'backsight[heif]' to read them" in caplog.text
+    assert f"1 .dng files in {tmp_path} are left out: convert them" in caplog.text
+
+
+def test_heic_and_avif_where_they_can_be_read(tmp_path: Path) -> None:
+    for suffix in {".heic", ".avif"} - missing_decoders().keys():
+        PHOTO.save(tmp_path / f"a{suffix}", quality=95)
+        assert (read_image(tmp_path / f"a{suffix}").float() - by_pillow(encoded(PHOTO, "PNG"))).abs().mean() < 20
+        assert find_images(tmp_path) == [f"a{suffix}"]
+        (tmp_path / f"a{suffix}").unlink()
 
 
 def test_large_pictures_do_not_warn(monkeypatch: pytest.MonkeyPatch) -> None:

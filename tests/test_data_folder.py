@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from backsight.core import Pixels, UserError
 from backsight.data import load_images, loader
 from backsight.data.folder import find_images
-from pictures import drawn, opened, real_data, save_pictures
+from pictures import drawn, encoded, opened, real_data, save_pictures
 
 PIXELS = Pixels((16, 24))
 
@@ -211,6 +212,29 @@ def test_given_pictures_that_are_none(tmp_path: Path) -> None:
         load_images([tmp_path / "test.jpg"], PIXELS)
     with pytest.raises(UserError, match="none was given"):
         load_images([], PIXELS)
+
+
+def test_names_that_are_not_utf8_are_shown_with_a_mark(tmp_path: Path) -> None:
+    folders = [os.fsencode(tmp_path) + name for name in (b"/caf\xe9", b"/caf\xe8")]
+    for folder in folders:
+        Path(os.fsdecode(folder)).mkdir()
+        for number in range(6):
+            Path(os.fsdecode(folder + b"/\xe9%d.png" % number)).write_bytes(encoded(drawn(8, 8, number), "PNG"))
+    splits = opened(f"folder:{tmp_path}", PIXELS)
+    parts = (splits.train, splits.validation, splits.test)
+    ids = [identity for part in parts for identity in part.ids]
+    assert len(set(ids)) == 12
+    assert {"caf\ufffd/\ufffd0.png", "caf\ufffd/\ufffd0.png (2)"} <= set(ids)
+    assert splits.train.classes == {0: "caf\ufffd", 1: "caf\ufffd (2)"}
+    assert all(part[index] is not None for part in parts for index in range(len(part)))
+    assert splits.train.fingerprint()
+    assert all(identity.encode() for identity in load_images(os.fsdecode(folders[0]), PIXELS).ids)
+
+
+def test_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to("gone.png")
+    with pytest.raises(UserError, match=r"'.*link\.png' is a link to 'gone\.png', which is not there"):
+        load_images(tmp_path / "link.png", PIXELS)
 
 
 def test_real_photos() -> None:

@@ -25,7 +25,7 @@ from backsight.engine import StagedModel
 from backsight.evaluation import MeanImage, mean_image_of
 from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Picture, Result, Subject, run_experiment
 from backsight.figures import error_bars
-from backsight.metrics import bootstrap
+from backsight.metrics import interval
 from backsight.results import FORMAT
 from known_chains import Pictures, perfect_chain, subject_of, untrained_chain, untrained_subject
 from numerics import assert_rounding
@@ -76,7 +76,7 @@ def test_an_image_counts_where_every_seed_has_an_answer():
     measurement = Measurement({}, torch.tensor([[1.0, math.nan, 3.0], [2.0, 5.0, 4.0]]))
     assert measurement.known().tolist() == [[1, 3], [2, 4]]
     assert measurement.mean() == 2.5
-    assert measurement.interval() == bootstrap(measurement.known())
+    assert measurement.interval() == interval(measurement.known())
     nothing = Measurement({}, torch.full((2, 3), math.nan))
     assert math.isnan(nothing.mean())
     assert all(math.isnan(bound) for bound in nothing.interval())
@@ -89,7 +89,7 @@ def test_a_single_value_has_a_mean_and_no_interval():
     (row,) = csv.DictReader(io.StringIO(result_of(single).to_table()))
     assert (row["mean"], row["low"], row["high"], row["images"], row["seeds"]) == ("0.42", "", "", "1", "1")
     for several in (torch.tensor([[0.4, 0.5]]), torch.tensor([[0.4], [0.5]])):
-        assert Measurement({}, several).interval() == bootstrap(several)
+        assert Measurement({}, several).interval() == interval(several)
 
 
 def test_the_table_has_a_line_for_each_measurement():

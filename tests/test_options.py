@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, Literal, get_type_hints
 import pytest
 
 import backsight
+from backsight.cli import main
 from backsight.options import ModelOptions, SweepOptions, TrainOptions, parse_bytes, parse_size
 from backsight.validation import (
     AnyNumber,
@@ -100,11 +103,11 @@ def test_options_out_of_range_are_refused_by_name(name: str, values: list[Any]) 
         ({"feature_cache": ".", "task": "classic"}, "feature_cache is for task modular"),
         ({"feature_cache": ".", **JOINT}, "feature_cache is for task modular"),
         ({"task": "joint"}, "trade_off 0.9"),
-        ({"data": "wds:x.tar"}, "steps or minutes"),
+        ({"data": "stream:y"}, "steps or minutes"),
         ({"data": "stream:x", "epochs": 2}, "steps or minutes"),
-        ({"data": "wds:x.tar", "steps": 3, "image_cache": "."}, "image_cache"),
-        ({"data": "wds:x.tar", "steps": 3, "feature_cache": "."}, "feature_cache"),
-        ({"data": "wds:x.tar", "steps": 3, **JOINT}, "stream"),
+        ({"data": "stream:x", "steps": 3, "image_cache": "."}, "image_cache"),
+        ({"data": "stream:x", "steps": 3, "feature_cache": "."}, "feature_cache"),
+        ({"data": "stream:x", "steps": 3, **JOINT}, "stream"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], named: str) -> None:
@@ -256,3 +259,24 @@ def test_a_folder_is_checked_without_making_it(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match="is a file"):
             check_folder(path, "it")
+
+
+# ---- the process that a script or a command is
+
+
+@pytest.mark.parametrize("guard", [False, True])
+def test_a_script_without_a_guard_is_told_so(tmp_path: Path, guard: bool) -> None:
+    """Where processes do not fork, each would run the script again."""
+    script = "import multiprocessing\nfrom backsight.options import TrainOptions\n"
+    script += "if __name__ == '__main__':\n " if guard else ""
+    script += "multiprocessing.set_start_method('spawn'); TrainOptions(); print('made')\n"
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False)
+    assert (done.stdout == "made\n") is guard
+    assert ('put what it does under `if __name__ == "__main__":`' in done.stderr) is not guard
+
+
+def test_a_command_needs_no_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    main(["--version"])
+    sys.stdout.close()

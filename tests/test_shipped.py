@@ -107,8 +107,9 @@ def test_together_they_are_small() -> None:
     assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) < 40e6
 
 
-def test_the_demo_leaves_its_pages(tmp_path: Path) -> None:
-    pages = demo(tmp_path, minutes=0.1, seeds=1)
+def test_the_demo_leaves_its_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backsight.demos.MEASURED", 12)
+    pages = demo(tmp_path, minutes=0.02, seeds=1)
     assert pages == [tmp_path / "report.html", tmp_path / "vit" / "report.html"]
     for page, subject in zip(pages, SUBJECTS, strict=True):
         results = Result.load(page.parent)

@@ -117,7 +117,7 @@ def test_a_run_until_a_stage_holds_nothing_later(model: StagedModel) -> None:
         assert torch.equal(trace[name], whole[name])
         allowed = {each for each in model.names if whole.raw[each].order <= whole.raw[name].order}
         assert trace.features.keys() <= allowed
-        assert all(call.order <= whole.raw[name].order for calls in trace.calls.values() for call in calls)
+        assert all(call.order <= whole.raw[name].order for calls in trace.calls.values() for call in calls.values())
         assert trace.output is None
         assert not patched(model)
 

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional
 
 from backsight.core import Site
 
 Size = tuple[int, int]
 """(H, W) of the images, in pixels."""
 
+HALF = (torch.float16, torch.bfloat16)
+"""Half precisions: what is put in at a site of such a precision is cast to it."""
+
 
 def to_features(values: Sequence[Any], sites: Sequence[Site], size: Size) -> Tensor:
-    """The values at a stage's ``sites`` -> ``B N D``: pyramids are joined along N, several sites of one module along D,
-    those of several modules along N."""
+    """The values at a stage's ``sites`` -> ``B N D``: pyramids are joined along N, several sites of one call along D,
+    those of several calls along N."""
     flat = [_rows(value, site, size) for value, site in zip(values, sites, strict=True)]
     return _joined([_joined(group, -1) for group in _by_module(flat, sites)], 1)
 
@@ -31,9 +36,8 @@ def from_features(features: Tensor, like: Sequence[Any], sites: Sequence[Site], 
     shapes = [_rows(value, site, size).shape for value, site in zip(like, sites, strict=True)]
     groups = _by_module(shapes, sites)
     rows = features.split([group[0][1] for group in groups], 1)
-    parts = [
-        part for row, group in zip(rows, groups, strict=True) for part in row.split([shape[2] for shape in group], -1)
-    ]
+    widths = [[shape[2] for shape in group] for group in groups]
+    parts = [part for row, each in zip(rows, widths, strict=True) for part in row[..., : sum(each)].split(each, -1)]
     return [_unflatten(part, value, site, size) for part, value, site in zip(parts, like, sites, strict=True)]
 
 
@@ -43,17 +47,33 @@ def levels_of(values: Sequence[Any], sites: Sequence[Site]) -> list[Tensor]:
 
 
 def _by_module(items: Sequence[Any], sites: Sequence[Site]) -> list[list[Any]]:
-    """``items``, one for each of ``sites``, in a list for each module (and side of it)."""
-    runs = itertools.groupby(zip(items, sites, strict=True), lambda pair: (pair[1].path, pair[1].side))
+    """``items``, one for each of ``sites``, in a list for each call of a module (and side of it)."""
+    runs = itertools.groupby(zip(items, sites, strict=True), lambda pair: (pair[1].path, pair[1].side, pair[1].call))
     return [[item for item, _ in run] for _, run in runs]
 
 
 def _maps(value: Any) -> list[Tensor]:
-    return list(value) if isinstance(value, list | tuple) else [value]
+    """The levels of what stands at a site: those of a list, a tuple or a dictionary, else the one tensor."""
+    return list(value.values()) if isinstance(value, Mapping) else list(value) if _is_row(value) else [value]
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _is_record(value: Any) -> bool:
+    """An instance of a dataclass; those of transformers are dictionaries too, and count as these."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type | Mapping)
 
 
 def _joined(parts: Sequence[Tensor], axis: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
+    """Along N, narrower parts are filled up with zeros to the width of the widest."""
+    if len(parts) == 1:
+        return parts[0]
+    if axis == 1:
+        width = max(part.shape[2] for part in parts)
+        parts = [functional.pad(part, (0, width - part.shape[2])) for part in parts]
+    return torch.cat(list(parts), axis)
 
 
 def _rows(value: Any, site: Site, size: Size) -> Tensor:
@@ -62,6 +82,8 @@ def _rows(value: Any, site: Site, size: Size) -> Tensor:
 
 
 def _flatten(value: Tensor, site: Site, size: Size) -> Tensor:
+    if site.pattern == "b d":
+        return value[:, None]
     if site.pattern != "b n d":
         return rearrange(value, f"{site.pattern} -> b (h w) d")
     if site.tokens:
@@ -70,16 +92,25 @@ def _flatten(value: Tensor, site: Site, size: Size) -> Tensor:
 
 
 def _unflatten(features: Tensor, like: Any, site: Site, size: Size) -> Any:
-    if site.pattern == "b n d":
-        native = _cut(features, site.windows, size) if site.windows > 1 else features
-        return _in_memory_as(like, _among(like, native, site.tokens) if site.tokens else native)
-    maps = _maps(like)
-    sizes = [_grid(each, site.pattern) for each in maps]
-    parts = features.split([h * w for h, w in sizes], 1)
-    pattern = f"b (h w) d -> {site.pattern}"
-    native = [rearrange(part, pattern, h=h, w=w) for part, (h, w) in zip(parts, sizes, strict=True)]
-    native = list(map(_in_memory_as, maps, native))
-    return type(like)(native) if isinstance(like, list | tuple) else native[0]
+    shapes = [_flatten(each, site, size).shape for each in _maps(like)]
+    parts = zip(features.split([tokens for _, tokens, _ in shapes], 1), shapes, strict=True)
+    levels = [part[..., :width] for part, (_, _, width) in parts]
+    native = [_arranged(part, each, site, size) for part, each in zip(levels, _maps(like), strict=True)]
+    if isinstance(like, Mapping):
+        return _with_items(like, dict(zip(like, native, strict=True)))
+    return type(like)(native) if _is_row(like) else native[0]
+
+
+def _arranged(features: Tensor, like: Tensor, site: Site, size: Size) -> Tensor:
+    """``features``, ``B N D``, in the arrangement, the precision and the memory order of ``like``."""
+    features = features.to(like.dtype) if like.dtype in HALF else features
+    if site.pattern == "b d":
+        return _in_memory_as(like, features[:, 0])
+    if site.pattern != "b n d":
+        h, w = _grid(like, site.pattern)
+        return _in_memory_as(like, rearrange(features, f"b (h w) d -> {site.pattern}", h=h, w=w))
+    native = _cut(features, site.windows, size) if site.windows > 1 else features
+    return _in_memory_as(like, _among(like, native, site.tokens) if site.tokens else native)
 
 
 def _join(windows: Tensor, count: int, size: Size) -> Tensor:
@@ -126,7 +157,7 @@ def infer_grids(raw: Any, pattern: str, tokens: int, size: tuple[int, int], leve
     every further level of a pyramid halves it; the first stride of a pyramid is most likely a power of two. Empty when
     no stride gives ``tokens``.
     """
-    if pattern != "b n d":
+    if "h" in pattern:
         return tuple(_grid(each, pattern) for each in _maps(raw))
     for stride in sorted(range(1, max(size) + 1), key=lambda stride: levels > 1 and stride.bit_count() > 1):
         for divide in (lambda side, by: -(-side // by), lambda side, by: side // by):
@@ -134,6 +165,13 @@ def infer_grids(raw: Any, pattern: str, tokens: int, size: tuple[int, int], leve
             if sum(h * w for h, w in grids) == tokens:
                 return tuple(grids)
     return ()
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor in ``value``, in order."""
+    found: list[Tensor] = []
+    each_tensor(value, lambda tensor: found.append(tensor) or tensor)
+    return found
 
 
 def clone(value: Any) -> Any:
@@ -146,32 +184,71 @@ def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
-        copied = copy.copy(value)
-        for key, item in value.items():
-            copied[key] = each_tensor(item, change)
-        return copied
-    if not isinstance(value, list | tuple):
+        return _with_items(value, {key: each_tensor(item, change) for key, item in value.items()})
+    if _is_record(value):
+        return _with_attributes(value, {name: each_tensor(item, change) for name, item in vars(value).items()})
+    if not _is_row(value):
         return value
     items = [each_tensor(item, change) for item in value]
     return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
+def _with_items(mapping: Any, items: Mapping[Any, Any]) -> Any:
+    copied = copy.copy(mapping)
+    for key, item in items.items():
+        copied[key] = item
+    return copied
+
+
+def _with_attributes(record: Any, values: Mapping[str, Any]) -> Any:
+    copied = copy.copy(record)
+    for name, value in values.items():
+        object.__setattr__(copied, name, value)  # of a frozen one, too
+    return copied
+
+
+def fields_of(output: Any) -> list[int | str]:
+    """The names of the fields of a module's output: keys, positions, or the attributes of a dataclass."""
+    if isinstance(output, Mapping):
+        return list(output)
+    if _is_row(output):
+        return list(range(len(output)))
+    return list(vars(output)) if _is_record(output) else []
+
+
 def read_field(output: Any, name: int | str | None) -> Any:
-    """The field ``name`` of a module's output, the output itself for None."""
-    return output if name is None else output[name]
+    """The field ``name`` of a module's output, the output itself for None; ``head.logits`` is a field of a field.
+
+    Raises:
+        KeyError, IndexError or TypeError: there is none.
+    """
+    if name is None:
+        return output
+    if isinstance(output, Mapping) and name in output:
+        return output[name]
+    first, _, rest = str(name).partition(".")
+    if _is_record(output):
+        value = vars(output)[first]
+    else:
+        value = output[int(first) if first.isdigit() and _is_row(output) else first]
+    return read_field(value, rest or None)
 
 
 def write_field(output: Any, name: int | str | None, value: Any) -> Any:
     """A module's output with the field ``name`` replaced; the original stays as it is."""
     if name is None:
         return value
-    if isinstance(output, dict):
-        copied = copy.copy(output)
-        copied[name] = value
-        return copied
+    if not (isinstance(output, Mapping) and name in output):
+        first, _, rest = str(name).partition(".")
+        name = int(first) if _is_row(output) else first
+        value = write_field(read_field(output, name), rest or None, value) if rest else value
+    if isinstance(output, Mapping):
+        return _with_items(output, {name: value})
+    if not _is_row(output):
+        return _with_attributes(output, {str(name): value})
     items = list(output)
     items[int(name)] = value
-    return type(output)(items)
+    return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
 
 
 def pick_argument(
@@ -185,3 +262,20 @@ def pick_argument(
         return kwargs[key], lambda value: (args, {**kwargs, key: value})
     index = int(position or 0)
     return args[index], lambda value: ((*args[:index], value, *args[index + 1 :]), kwargs)
+
+
+def call_with(pixels: Tensor, arguments: Mapping[str, Any], name: str | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a module is called: its images, first or by the keyword ``name``, and its other ``arguments``."""
+
+    def expanded(value: Tensor) -> Tensor:
+        single = value.dim() > 0 and len(value) == 1
+        return value.expand(len(pixels), *value.shape[1:]) if single else value
+
+    others = {key: each_tensor(value, expanded) for key, value in arguments.items()}
+    return ((pixels,), others) if name is None else ((), {name: pixels, **others})
+
+
+def image_argument_of(module: nn.Module) -> str | None:
+    """``pixel_values`` for a model of transformers that takes something else first."""
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    return "pixel_values" if "pixel_values" in names[1:] else None

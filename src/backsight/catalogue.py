@@ -54,19 +54,20 @@ def _row(name: str, family: Family, spec: Spec | None, module: nn.Module | None,
 
 
 def propose_spec(name: str, options: ModelOptions, path: Path) -> list[str]:
-    """Write a spec to begin with for ``my_module.py:build`` to ``path``; what could not be told comes back in words.
+    """Write a spec to begin with for the model ``name`` to ``path``; what could not be told comes back in words.
 
     Raises:
-        UserError: ``name`` is no function in a file of the user's, ``path`` is there, or no stage was found.
+        UserError: ``path`` is there, or no stage was found.
     """
-    if not is_own(name):
-        raise UserError(
-            f"where the stages of {name} are is known: --propose is for a model of your own, FILE.py:FUNCTION"
-        )
     if path.exists():
         raise UserError(f"{path} is there and may hold your changes: choose another name for the proposal")
-    pixels = Pixels(parse_size(options.size) or (224, 224))
-    proposal = propose(lambda size: build_own(name, size), pixels, name)
+    if is_own(name):
+        pixels = Pixels(parse_size(options.size) or (224, 224))
+        proposal = propose(lambda size: build_own(name, size), pixels, name)
+    else:
+        model = load_model(name, size=parse_size(options.size), weights=options.weights, random_weights=True)
+        given = model.arguments
+        proposal = propose(lambda _: model.module, model.pixels, name, pixels_known=True, arguments=given)
     write_text(path, proposal.text)
     return proposal.unknown
 

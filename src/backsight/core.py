@@ -25,12 +25,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from backsight.validation import AnyNumber, Finite, Positive, Range, Side
 from backsight.validation import UserError as UserError
 
 IMAGE = "image"
@@ -55,12 +56,12 @@ class Pixels:
     detectors are evaluated in batches). ``mean`` and ``std`` are per channel, for values in [0, 1].
     """
 
-    size: tuple[int, int]
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    size: tuple[Side, Side]
+    mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     fit: Fit = "stretch"
-    crop_fraction: float = 1.0
+    crop_fraction: Positive = 1.0
 
     def normalise(self, images: Tensor) -> Tensor:
         """``B 3 H W`` in [0, 1] -> ``B 3 H W`` in the model's own space."""
@@ -113,15 +114,16 @@ class Layout:
     ``grids`` lists the (h, w) of every level, coarsest stride last; it is empty where tokens have no
     place in the image (object queries). ``classes`` is C at a prediction stage, whose tokens are
     ``C`` logits followed by a box (cx, cy, w, h in 0..1), and 0 elsewhere. ``scores`` says how those
-    logits become a class distribution. The image itself is the layout with ``width`` 3 and the grid ``H W``.
+    logits become a class distribution. ``image`` says that this is the image itself: ``width`` 3, the grid ``H W``.
     """
 
-    tokens: int
-    width: int
-    grids: tuple[tuple[int, int], ...] = ()
-    prefix: int = 0
-    classes: int = 0
+    tokens: Annotated[int, Range(1, 2**26)]
+    width: Annotated[int, Range(1, 2**20)]
+    grids: tuple[tuple[Side, Side], ...] = ()
+    prefix: AnyNumber = 0
+    classes: AnyNumber = 0
     scores: Literal["softmax", "sigmoid"] = "softmax"
+    image: bool = False
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -137,7 +139,7 @@ class Layout:
     @classmethod
     def of_image(cls, size: tuple[int, int]) -> Layout:
         """The layout of an RGB image of ``size`` (H, W)."""
-        return cls(tokens=size[0] * size[1], width=3, grids=((size[0], size[1]),))
+        return cls(tokens=size[0] * size[1], width=3, grids=((size[0], size[1]),), image=True)
 
     def under(self, valid: Tensor | None) -> Tensor | None:
         """Which tokens lie under ``valid`` pixels (``B H W``): ``B N`` bool, None where all do or none has a place.
@@ -158,19 +160,23 @@ class Site:
     ``path`` is the dotted name of a submodule ("" is the model itself), ``side`` its input or its output,
     ``field`` which argument (by position or name) or which output field, None for the only one.
     ``pattern`` is the arrangement of the tensor there, in einops' words: ``b n d`` (tokens),
-    ``b h w d`` (a map, channels last) or ``b d h w`` (a map, channels first). A list of maps at the site is a pyramid.
+    ``b h w d`` (a map, channels last), ``b d h w`` (a map, channels first) or ``b d`` (one token, on no grid). A list,
+    a tuple or a dictionary of maps at the site is a pyramid; where widths differ, zeros fill up the narrower maps.
 
     Two more for ``b n d``. ``tokens`` are the parts (start, stop) of the library's row of tokens that are meant, in our
     order; all as they stand where there are none. ``windows`` is for libraries that cut the grid into ``windows`` x
     ``windows`` parts, each in a row of the batch of its own: then ``tokens`` must leave the grid alone.
+
+    ``call`` says which of its calls is meant, from 0, where a pass runs the submodule several times.
     """
 
     path: str
     side: Literal["input", "output"] = "output"
     field: int | str | None = None
-    pattern: Literal["b n d", "b h w d", "b d h w"] = "b n d"
+    pattern: Literal["b n d", "b h w d", "b d h w", "b d"] = "b n d"
     tokens: tuple[tuple[int | None, int | None], ...] = ()
-    windows: int = 1
+    windows: Side = 1
+    call: AnyNumber | None = None
 
 
 @dataclass(frozen=True)
@@ -187,10 +193,10 @@ class Stage:
     sites: tuple[Site, ...]
     layers: tuple[Site | tuple[Site, ...], ...] = ()
     inverses: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
-    prefix: int = 0
-    levels: int = 1
+    prefix: AnyNumber = 0
+    levels: Side = 1
     gridded: bool = True
-    classes: int = 0
+    classes: AnyNumber = 0
     scores: Literal["softmax", "sigmoid"] = "softmax"
 
     @property

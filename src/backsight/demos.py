@@ -15,15 +15,15 @@ from backsight.training import RunFolder, train
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 12
-"""Test images on a page."""
+SHOWN, MEASURED = 12, 500
+"""Test images: how many are on a page, and how many the errors are measured on."""
 
 
 @dataclass(frozen=True)
 class Subject:
     """A shipped model, the data it was trained on, and what of the paper's inverses is changed: they are narrowed to
-    models of this size, and at the paper's learning rate a few minutes would not do. ``share`` is its part of the
-    time, ``page`` its folder."""
+    models of this size, and at the rate of the authors' scripts a few minutes would not do.
+    ``share`` is its part of the time, ``page`` its folder."""
 
     model: str
     data: str
@@ -63,7 +63,7 @@ def demo(out: str | Path = "demo", *, minutes: float = 4.5, seeds: int = 1, seed
 def _settings(subject: Subject) -> dict[str, Any]:
     """The options that every run of a demo has, by which it is known again."""
     own = {"data": subject.data, "inverse": subject.inverses, "batch_size": 16}
-    return {**own, "max_test": 500, "tracker": "none"}
+    return {**own, "max_validation": min(100, MEASURED), "max_test": MEASURED, "tracker": "none"}
 
 
 def _run_folder(subject: Subject, out: Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backsight.arrange import from_features, infer_grids, levels_of
+from backsight.arrange import (
+    HALF,
+    call_with,
+    each_tensor,
+    from_features,
+    image_argument_of,
+    infer_grids,
+    levels_of,
+    tensors_in,
+)
 from backsight.core import (
     IMAGE,
     Classes,
@@ -32,7 +42,7 @@ from backsight.core import (
     UserError,
     valid_sizes,
 )
-from backsight.replay import Call, Reached, Recorder, Trace, ancestors, kept_modules, named_sites, stubbed
+from backsight.replay import Call, Reached, Recorder, Replay, Trace, kept_modules, named_sites
 
 Prediction = Classes | list[Detections]
 """A classifier's :class:`Classes`, or a detector's :class:`Detections` for each image."""
@@ -55,7 +65,10 @@ class StagedModel:
         read: the model's own output and the image size (H, W) -> its :data:`Prediction`.
         weights: where the weights come from, in words; :data:`RANDOM` for none.
         constants: static tensors that some inverses use (a patch projection, a position embedding).
-        arguments: keyword arguments of every call of ``module``.
+        arguments: keyword arguments of every call of ``module``. Tensors among them go along to other devices; those
+            with a first axis of 1 are expanded over the batch.
+        image_argument: the keyword by which ``module`` takes its images; None for the first argument, or for
+            ``pixel_values`` where there is one behind others.
         reopen: what :func:`~backsight.models.load_model` needs, beside the name, to open the model again.
 
     A pass patches submodules while it lasts, so the passes of one model are serialised by a lock. Gradients
@@ -73,12 +86,14 @@ class StagedModel:
         weights: str = "given",
         constants: Mapping[str, Tensor] | None = None,
         arguments: Mapping[str, Any] | None = None,
+        image_argument: str | None = None,
         reopen: Mapping[str, Any] | None = None,
     ) -> None:
         self.module = module.eval().requires_grad_(False)
         self.spec, self.pixels, self.name, self.weights = spec, pixels, name, weights
         self.constants, self.arguments, self.reopen = dict(constants or {}), dict(arguments or {}), dict(reopen or {})
         self.read = read
+        self.image_argument = image_argument or image_argument_of(module)
         self._lock = threading.RLock()
         self._layouts: dict[str, Layout] = {}
         self._sites = named_sites(spec)
@@ -91,7 +106,13 @@ class StagedModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.module.parameters()).device
+        return next(itertools.chain(self.module.parameters(), self.module.buffers()), torch.empty(0)).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights; images are cast to it, and features are handed out in single precision."""
+        weights = (each.dtype for each in self.module.parameters() if each.is_floating_point())
+        return next(weights, torch.float32)
 
     @property
     def names(self) -> list[str]:
@@ -111,6 +132,7 @@ class StagedModel:
         """Move the weights; returns the model itself."""
         self.module.to(device)
         self.constants = {name: value.to(device) for name, value in self.constants.items()}
+        self.arguments = each_tensor(self.arguments, lambda value: value.to(device))
         return self
 
     # ---- passes
@@ -156,23 +178,16 @@ class StagedModel:
         if features.shape != trace[at].shape:
             raise UserError(f"features at '{at}' have shape {tuple(trace[at].shape)}, got {tuple(features.shape)}")
         start, sites = trace.raw[at].order, self._sites[at]
-        paths = {site.path for site in sites}
-        edited = trace.before(start, without=paths | ancestors(paths))
+        edited = trace.before(start, sites)
         if until in edited.features:
             raise UserError(f"'{until}' comes before '{at}': nothing changes there, stop at '{at}' or later")
         size = (trace.images.shape[-2], trace.images.shape[-1])
         edit = dict(zip(sites, from_features(features, trace.raw[at].value, sites, size), strict=True))
+        replay = Replay.of(trace, start, sites)
         recorder = Recorder(
-            self._sites,
-            self._modules,
-            edited,
-            self._wanted(until),
-            base=trace,
-            edit=edit,
-            start=start,
-            next=trace.end(),
+            self._sites, self._modules, edited, self._wanted(until), replay=replay, edit=edit, next=trace.end()
         )
-        with self._lock, stubbed(self._modules, trace, start, sites):
+        with self._lock, replay.stubs(self._modules):
             self._pass(edited, recorder)
         return edited
 
@@ -203,15 +218,19 @@ class StagedModel:
         self._forward(trace, recorder, more or {})
 
     def _forward(self, trace: Trace, recorder: Recorder, more: Mapping[str, Any]) -> None:
-        pixels, arguments = self.pixels.normalise(trace.images), {**self.arguments, **more}
+        pixels, dtype = self.pixels.normalise(trace.images), self.dtype
         if trace.valid is not None:
             pixels = pixels.masked_fill(~trace.valid[:, None], 0)
-            arguments = {**arguments, MASK: trace.valid.long()}
+            more = {**more, MASK: trace.valid.long()}
+        pixels = pixels if dtype is torch.float32 else pixels.to(dtype)
+        args, kwargs = call_with(pixels, {**self.arguments, **more}, self.image_argument)
         with self._lock, recorder.hooked():
             try:
-                trace.output = self.module(pixels, **arguments)
+                trace.output = self.module(*args, **kwargs)
             except Reached:
                 trace.output = None
+        if dtype in HALF:
+            trace.features = {name: value.float() for name, value in trace.features.items()}
 
     # ---- padding
 
@@ -270,16 +289,17 @@ class StagedModel:
         """A SHA-256 digest that tells these weights from others: the start of every parameter and statistic."""
         digest = hashlib.sha256()
         for name, value in sorted(self.module.state_dict().items()):
-            start = value.detach().flatten()[:1024].float().cpu()
-            digest.update(f"{name} {tuple(value.shape)}".encode() + start.numpy().tobytes())
+            for each in tensors_in(value):  # quantised layers of torch keep a weight and a bias in one entry
+                start = (each.dequantize() if each.is_quantized else each).detach().flatten()[:1024].float().cpu()
+                digest.update(f"{name} {tuple(each.shape)}".encode() + start.numpy().tobytes())
         return digest.hexdigest()
 
     def _measure(self, name: str, features: Tensor, raw: Call) -> Layout:
         stage = self.stage_of(name)
         tokens, width = features.shape[1:]
         grids: tuple[tuple[int, int], ...] = ()
-        if stage.gridded:
-            sites = self._sites[name]
+        sites = self._sites[name]
+        if stage.gridded and sites[0].pattern != "b d":
             levels = levels_of(raw.value, sites)
             grids = infer_grids(levels, sites[0].pattern, tokens - stage.prefix, self.pixels.size, stage.levels)
             if not grids:

@@ -6,15 +6,26 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, NoReturn, TypeVar
 
 from torch import Tensor, nn
 from typing_extensions import Buffer
 
 from backsight.core import UserError
+from backsight.validation import build
+
+T = TypeVar("T")
+
+MOST_VALUES = 100_000
+"""Values in a file of YAML."""
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+"""What Python reads for the bytes of a name that is not UTF-8; no file can be written with it."""
 
 ALIGNMENT = 64
 """Bytes: torch's own memory begins at multiples of this, tensors of a mapped file anywhere."""
@@ -104,35 +115,104 @@ def _flush(path: Path) -> None:
 # ---- reading
 
 
-def read_json(path: Path, mend: str, names: Sequence[str] = ()) -> dict[str, Any]:
-    """The JSON object in ``path``, which has all ``names``; ``mend`` says what the user can do where it has not.
+def printable(name: str) -> str:
+    """A name with a replacement character for each byte of it that is not UTF-8, which nothing could write."""
+    return _SURROGATES.sub("\ufffd", name)
+
+
+def read_record(path: Path, kind: type[T], fix: str) -> T:
+    """The dataclass ``kind`` from the JSON or YAML in ``path``; ``fix`` says what the user can do where it cannot be.
+
+    Raises:
+        UserError: the file is damaged, lacks a field, or has one of another type or out of its range.
+    """
+    found = read_yaml(path, fix) if path.suffix in (".yaml", ".yml") else read_json(path, fix)
+    return as_record(found, kind, str(path), fix)
+
+
+def as_record(value: Any, kind: type[T], where: str, fix: str) -> T:
+    """:func:`read_record` of a value, which came from ``where``."""
+    try:
+        return build(kind, value, where)
+    except UserError as error:
+        raise UserError(f"{error.args[0]}; {fix}") from error
+
+
+def read_json(path: Path, fix: str, names: Sequence[str] = ()) -> dict[str, Any]:
+    """The JSON object in ``path``, which has all ``names``; ``fix`` says what the user can do where it has not.
 
     Raises:
         UserError: it is damaged, something else, or lacks one of ``names``.
     """
-    return read_object(read_text(path, mend), str(path), mend, names)
+    return read_object(read_text(path, fix), str(path), fix, names)
 
 
-def read_object(text: str, where: str, mend: str, names: Sequence[str] = ()) -> dict[str, Any]:
+def read_object(text: str, where: str, fix: str, names: Sequence[str] = ()) -> dict[str, Any]:
     """:func:`read_json` of a text, which came from ``where``."""
     try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON, or cut short ({error}): {mend}") from error
-    return _named(value, where, mend, names)
+        value = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON, or cut short ({error}): {fix}") from error
+    return _named(value, where, fix, names)
 
 
-def read_yaml(path: Path, mend: str, names: Sequence[str] = ()) -> dict[str, Any]:
-    """:func:`read_json`, of a file in YAML."""
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"it has {constant}")
+
+
+def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects in ``path``, one a line, and how many lines are none: cut short, or written by others. No file
+    has no lines."""
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    found = []
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            found += [value] if isinstance(value := json.loads(line), dict) else []
+    return found, len(lines) - len(found)
+
+
+def read_yaml(path: Path, fix: str, names: Sequence[str] = ()) -> dict[str, Any]:
+    """:func:`read_json`, of a file in YAML; its values are those that JSON has too, others (dates) are text.
+
+    Raises:
+        UserError: it is damaged, something else, too large or deep, or lacks one of ``names``.
+    """
     import yaml
 
     try:
-        value = yaml.safe_load(read_text(path, mend))
-    except yaml.YAMLError as error:
+        value = yaml.safe_load(read_text(path, fix))
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}," if mark else ""
-        raise UserError(f"{path}{line} is not YAML, or cut short: {mend}") from error
-    return _named(value, str(path), mend, names)
+        raise UserError(f"{path}{line} is not YAML, or cut short: {fix}") from error
+    return _named(plain(value, str(path)), str(path), fix, names)
+
+
+def plain(value: Any, where: str) -> Any:
+    """A copy of ``value`` in the types of JSON: names, and values of other types, become text.
+
+    Raises:
+        UserError: it is too large, or too deep.
+    """
+    try:
+        return _plain(value)
+    except ValueError as error:
+        raise UserError(f"{where} {error}") from error
+
+
+def _plain(value: Any, depth: int = 0, left: list[int] | None = None) -> Any:
+    """:func:`plain`. Aliases of YAML make much of little, or lead back to themselves."""
+    left = [MOST_VALUES] if left is None else left
+    left[0] -= 1
+    if left[0] < 0 or depth > 100:
+        raise ValueError(f"has more than {MOST_VALUES} values, or more than 100 levels")
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each, depth + 1, left) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each, depth + 1, left) for each in value]
+    if isinstance(value, Tensor):
+        return {"tensor": value.tolist()}
+    return value if isinstance(value, str | int | float | bool | NoneType) else str(value)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -156,7 +236,7 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
-def read_tensor(path: Path, name: str, mend: str) -> Tensor:
+def read_tensor(path: Path, name: str, fix: str) -> Tensor:
     """The tensor called ``name`` in a safetensors file.
 
     Raises:
@@ -167,7 +247,7 @@ def read_tensor(path: Path, name: str, mend: str) -> Tensor:
     try:
         return read_tensors(path)[name]
     except (SafetensorError, KeyError) as error:
-        raise UserError(f"{path} is no safetensors file with '{name}' in it, or cut short: {mend}") from error
+        raise UserError(f"{path} is no safetensors file with '{name}' in it, or cut short: {fix}") from error
 
 
 def in_words(error: Exception) -> str:
@@ -183,7 +263,7 @@ def in_words(error: Exception) -> str:
     return str(error)
 
 
-def read_text(path: Path, mend: str) -> str:
+def read_text(path: Path, fix: str) -> str:
     """The text of a file in UTF-8.
 
     Raises:
@@ -192,13 +272,13 @@ def read_text(path: Path, mend: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text: {mend}") from error
+        raise UserError(f"{path} is not text: {fix}") from error
 
 
-def _named(value: Any, where: str, mend: str, names: Sequence[str]) -> dict[str, Any]:
+def _named(value: Any, where: str, fix: str, names: Sequence[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{where} does not hold names and values: {mend}")
+        raise UserError(f"{where} does not hold names and values: {fix}")
     for name in names:
         if name not in value:
-            raise UserError(f"{where} has no '{name}': {mend}")
+            raise UserError(f"{where} has no '{name}': {fix}")
     return value

@@ -17,6 +17,7 @@ from backsight.validation import (
     Share,
     UserError,
     check_folder,
+    check_main_guard,
     convert_fields,
     option,
 )
@@ -66,8 +67,8 @@ class RunOptions:
     """How inverses are trained, whatever the task."""
 
     data: str = "world"
-    """Images to train on: coco:DIR[:SPLIT], folder:DIR, hf:NAME, parquet:PATH, wds:PATTERN, world (the synthetic one),
-    or stream:NAME, which has no epochs."""
+    """Images to train on: coco:DIR, voc:DIR, yolo:DIR (each with :SPLIT), folder:DIR, hf:NAME, parquet:PATH,
+    wds:PATTERN, world (the synthetic one), or stream:NAME, which has no epochs."""
     out: Path = Path("runs/backsight")
     """The run's folder."""
     steps: Number | None = None
@@ -154,6 +155,8 @@ class RunOptions:
                 check_folder(getattr(self, name), option(name))
         if is_stream(self.data):
             self._check_stream()
+        if self.workers:
+            check_main_guard()
 
     def _check_stream(self) -> None:
         """A stream has no length, and its images cannot be told apart or read in another order."""

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from backsight.core import UserError
 from backsight.figures import image_png
-from backsight.io import in_words, read_object, read_text, write_bytes, write_text
-from backsight.metrics import Interval, bootstrap
+from backsight.io import as_record, in_words, read_object, read_text, write_bytes, write_text
+from backsight.metrics import Interval, interval
+from backsight.validation import Record
 
 if TYPE_CHECKING:
     import pandas
@@ -39,6 +40,9 @@ MEAN_IMAGE = "mean image"
 
 LAYER_ERROR = "layer error"
 """The metric of an inverse on its own, in units of the variance of its target."""
+
+SHARES = ("accuracy", "found")
+"""The metrics whose values are 0 or 1: their mean is a share of images."""
 
 TRAINING_LOSS = "training loss"
 """The metric of the losses of training, which have a label ``step`` and one column."""
@@ -57,8 +61,8 @@ class Measurement:
     ``labels`` say which (``model``, ``stage``, ``metric``, ``region``, ...). ``values`` are ``S images``: a row for
     each seed, a column for each image in the order of the subject's data, NaN where an image has no answer (no
     object of a class, say). A quantity without seeds (of the forward model alone) has one row; one that only all
-    images together have (average precision) has one column. ``stated`` is the interval of values that are means over
-    images already, as files of version 0.1 keep them.
+    images together have (average precision) has one column. ``stated`` is the interval where the values do not
+    tell it: of a ratio of means, of an average precision, of the means that files of version 0.1 keep.
     """
 
     labels: Mapping[str, Label]
@@ -70,14 +74,14 @@ class Measurement:
         return self.values[:, self.values.isfinite().all(0)]
 
     def interval(self) -> Interval:
-        """The mean with its 95 % bootstrap interval over images and seeds; NaN where no image has an answer.
-
-        A single value (an average precision, of one seed) has a mean and no interval: resampled, it is always itself.
+        """The mean with its 95 % interval for new images and seeds (:mod:`backsight.metrics.statistics`); NaN where no
+        image has an answer. A single value (an average precision, of one seed) has a mean and no interval.
         """
         if self.stated is not None:
             return self.stated
         known = self.known()
-        return bootstrap(known) if known.numel() > 1 else Interval(self.mean(), math.nan, math.nan)
+        share = self.labels.get("metric") in SHARES
+        return interval(known, share=share) if known.numel() > 1 else Interval(self.mean(), math.nan, math.nan)
 
     def mean(self) -> float:
         """The mean over the images that have an answer, and over seeds."""
@@ -274,12 +278,20 @@ class Result:
 
         try:
             value = convert(read_object(text, where, _FIX))
-            if value.pop("format", None) != FORMAT:
+            if value.get("format") != FORMAT:
                 raise UserError(f"{where} has a result in another format: this version reads {FORMAT}")
-            measurements = [_read_measurement(each) for each in value.pop("measurements")]
-            pictures = [_read_picture(each, folder) for each in value.pop("pictures")]
-            return cls(**value, measurements=measurements, pictures=pictures)
-        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            saved = as_record(value, _Saved, where, _FIX)
+            return cls(
+                saved.experiment,
+                saved.subjects,
+                [_read_measurement(each, where) for each in saved.measurements],
+                [_read_picture(each, folder) for each in saved.pictures],
+                saved.settings,
+                saved.notes,
+                saved.command,
+                saved.images,
+            )
+        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, OSError) as error:
             raise UserError(f"{where} is no result of backsight, {in_words(error)}: {_FIX}") from error
 
     def save(self, folder: str | Path) -> Path:
@@ -328,10 +340,40 @@ def _measurement_to_json(measurement: Measurement) -> dict[str, Any]:
     return {"labels": dict(measurement.labels), "values": rows, **stated}
 
 
-def _read_measurement(value: Mapping[str, Any]) -> Measurement:
-    rows = [[_number(each) for each in row] for row in value["values"]]
-    stated = Interval(*map(_number, value["stated"])) if "stated" in value else None
-    return Measurement(value["labels"], torch.tensor(rows, dtype=torch.float64), stated)
+@dataclass(frozen=True)
+class _SavedMeasurement(Record):
+    labels: Mapping[str, Label]
+    values: list[list[float | None]]
+    stated: tuple[float | None, float | None, float | None] | None = None
+
+
+@dataclass(frozen=True)
+class _SavedPicture(Record):
+    labels: Mapping[str, Label]
+    png: str | None = None
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class _Saved(Record):
+    """What a result's file holds."""
+
+    experiment: str
+    subjects: list[Mapping[str, Any]]
+    measurements: list[_SavedMeasurement]
+    pictures: list[_SavedPicture]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    command: str = ""
+    images: Mapping[str, list[str]] = field(default_factory=dict)
+
+
+def _read_measurement(saved: _SavedMeasurement, where: str) -> Measurement:
+    if len({len(row) for row in saved.values}) > 1:
+        raise UserError(f"{where} has a measurement whose seeds have not the same images: {_FIX}")
+    rows = [[_number(each) for each in row] for row in saved.values]
+    stated = None if saved.stated is None else Interval(*map(_number, saved.stated))
+    return Measurement(saved.labels, torch.tensor(rows, dtype=torch.float64).reshape(len(rows), -1), stated)
 
 
 def _number(value: float | None) -> float:
@@ -345,13 +387,13 @@ def _picture_to_json(picture: Picture) -> dict[str, Any]:
     return {"labels": labels, "png": base64.b64encode(image_png(picture.image)).decode()}
 
 
-def _read_picture(value: Mapping[str, Any], folder: str | Path | None) -> Picture:
+def _read_picture(saved: _SavedPicture, folder: str | Path | None) -> Picture:
     from PIL import Image
 
-    if "png" in value:
-        return Picture(value["labels"], _read_png(io.BytesIO(base64.b64decode(value["png"]))))
+    if saved.png is not None:
+        return Picture(saved.labels, _read_png(io.BytesIO(base64.b64decode(saved.png))))
     home = Path(folder or ".").resolve()
-    picture = PictureFile(value["labels"], home, value["file"])
+    picture = PictureFile(saved.labels, home, saved.file)
     if not picture.path.is_relative_to(home):
         raise UserError(f"picture '{picture.file}' lies outside the folder of its result: give a path inside it")
     try:

@@ -7,13 +7,16 @@ through it. Nothing heavy is imported here, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import inspect
 import math
+import multiprocessing
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
@@ -32,7 +35,7 @@ class UserError(Exception):
     """Whether the user typed a command, see ``cli.main``."""
 
     def __str__(self) -> str:
-        message = super().__str__()
+        message = " ".join(super().__str__().splitlines())  # names from files may have any letter in them
         if self.in_command:
             return message
         return _OPTION.sub(lambda found: found[1].replace("-", "_") if found[1] else found[0], message)
@@ -55,6 +58,11 @@ class Range:
         return f"at least {self.least:g}" if self.most == math.inf else f"from {self.least:g} to {self.most:g}"
 
 
+class Record:
+    """A dataclass that is read from a file of ours: what else stands there, as a later version may have it, is left
+    alone."""
+
+
 AnyNumber = Annotated[int, Range(0)]
 """How many, and none will do."""
 
@@ -67,6 +75,15 @@ Share = Annotated[float, Range(0, 1)]
 Positive = Annotated[float, Range(positive=True)]
 """More than 0, and finite."""
 
+Finite = Annotated[float, Range(-1e12, 1e12)]
+"""No infinity, and no NaN."""
+
+Side = Annotated[int, Range(1, 2**16)]
+"""A side of an image or a grid, or a width: more would fill every memory."""
+
+Depth = Annotated[int, Range(0, 256)]
+"""How many layers."""
+
 
 # ---- one value
 
@@ -75,7 +92,7 @@ def convert(value: Any, kind: Any, name: str) -> Any:
     """``value``, which is called ``name``, as the type ``kind`` has it.
 
     A whole number becomes a float where one is wanted, text a path, a single value a sequence of one; ``list[...]`` and
-    ``Sequence[...]`` give lists, ``tuple[...]`` tuples.
+    ``Sequence[...]`` give lists, ``tuple[...]`` tuples, names and values a dataclass (:func:`build`).
 
     >>> convert([1, 2.5], tuple[float, float], "size")
     (1.0, 2.5)
@@ -91,20 +108,46 @@ def convert(value: Any, kind: Any, name: str) -> Any:
         return _in_range(convert(value, parts[0], name), parts[1:], name)
     if origin in (Union, UnionType):
         return _one_of(value, parts, kind, name)
-    if origin is tuple and Ellipsis not in parts:
+    if origin in (tuple, list, Sequence, Mapping) or is_dataclass(kind):
+        return _several(value, kind, name)
+    if _is_a(value, kind):
+        return value
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and (_is_a(value, int) or _is_a(value, str)):
+        with contextlib.suppress(ValueError, OverflowError):
+            return float(value)  # YAML reads 1e-3, without a point, as text
+    raise _refusal(value, kind, name)
+
+
+def _several(value: Any, kind: Any, name: str) -> Any:
+    """``value`` as a sequence, a mapping or a dataclass, each part of it converted."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        if isinstance(value, Mapping):
+            return build(kind, value, name)
+        if isinstance(value, kind):  # pyright: ignore[reportArgumentType]
+            return value
+    elif origin is Mapping:
+        if isinstance(value, Mapping):
+            names = {convert(each, parts[0], f"a name in {name}"): each for each in value}
+            return {key: convert(value[each], parts[1], f"'{each}' of {name}") for key, each in names.items()}
+    elif origin is tuple and Ellipsis not in parts:
         if isinstance(value, list | tuple) and len(value) == len(parts):
             return tuple(convert(item, part, name) for item, part in zip(value, parts, strict=True))
-    elif origin in (tuple, list, Sequence):
+    else:
         items = [convert(item, parts[0], name) for item in (value if isinstance(value, list | tuple) else [value])]
         return tuple(items) if origin is tuple else items
-    elif _is_a(value, kind):
-        return value
-    elif kind is Path and isinstance(value, str):
-        return Path(value)
-    elif kind is float and (_is_a(value, int) or _is_a(value, str)):
-        with contextlib.suppress(ValueError):
-            return float(value)  # YAML reads 1e-3, without a point, as text
-    raise UserError(f"{name} is {value!r}: it has to be {_description(kind)}")
+    raise _refusal(value, kind, name)
+
+
+def _refusal(value: Any, kind: Any, name: str) -> UserError:
+    return UserError(f"{name} is {_SHORT.repr(value)}: it has to be {_description(kind)}")
+
+
+_SHORT = reprlib.Repr()
+"""Values for a message: of long ones the ends, of deep ones the top."""
+_SHORT.maxstring = _SHORT.maxother = 100
 
 
 def _is_a(value: Any, kind: Any) -> bool:
@@ -135,7 +178,7 @@ def _one_of(value: Any, kinds: Sequence[Any], union: Any, name: str) -> Any:
             return convert(value, kind, name)
         except UserError:
             continue
-    raise UserError(f"{name} is {value!r}: it has to be {_description(union)}")
+    raise _refusal(value, union, name)
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
@@ -201,13 +244,16 @@ def convert_arguments(
 
 
 def build(kind: Any, given: Any, where: str) -> Any:
-    """The dataclass ``kind`` from names and values, as YAML has them.
+    """The dataclass ``kind`` from names and values, as YAML has them; of a :class:`Record`, those that it has.
 
     Raises:
         UserError: a name is missing or unknown (the nearest is offered), or a value cannot be converted.
     """
     hints = get_type_hints(kind, include_extras=True)
-    check_names(expect_mapping(given, where), hints, where)
+    given = expect_mapping(given, where)
+    if Record in kind.__mro__:
+        given = {name: given[name] for name in hints if name in given}
+    check_names(given, hints, where)
     for each in fields(kind):
         if each.name not in given and each.default is MISSING and each.default_factory is MISSING:
             raise UserError(f"{where} has no '{each.name}'")
@@ -265,3 +311,27 @@ def check_folder(folder: Path, name: str) -> None:
         raise UserError(f"{name} {folder}: {'it' if there == folder else there} is a file, name a folder")
     if not os.access(there, os.W_OK | os.X_OK) and not (there == folder and any(folder.iterdir())):
         raise UserError(f"{name} {folder}: nothing can be written to {there}, name another folder")
+
+
+def check_main_guard() -> None:
+    """Refuse to be called by a script without a guard, where processes do not fork: each would run it again.
+
+    Raises:
+        UserError: the call comes from the top level of such a script.
+    """
+    if (multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]) == "fork":
+        return
+    frame = inspect.currentframe()
+    while frame and not (frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__"):
+        frame = frame.f_back
+    path = frame.f_globals.get("__file__") if frame else None
+    if frame is None or not path or not Path(path).is_file():  # a notebook, say
+        return
+    for node in ast.parse(Path(path).read_bytes()).body:
+        here = node.lineno <= frame.f_lineno <= (node.end_lineno or 0)
+        if here and isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
+            return
+    raise UserError(
+        f'processes that read images would run {path} again: put what it does under `if __name__ == "__main__":`, '
+        "or give --workers 0"
+    )

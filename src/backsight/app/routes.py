@@ -1,17 +1,18 @@
-"""What the page's script and its links ask for, beside gradio: pictures in, files out."""
+"""What the page's script and its links ask for, beside gradio: uploads, example pictures, files of a view."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import threading
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from backsight.app.intake import admit, check_bytes
-from backsight.app.observatory import Observatory
-from backsight.app.render import message_of, render
+from backsight.app.rendering import webp
 from backsight.app.state import VIEWS, from_query
-from backsight.core import UserError
+from backsight.app.uploads import accept
+from backsight.app.views import error_message, render
+from backsight.app.workspace import Workspace
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -19,64 +20,70 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 BINARY = "application/octet-stream"
-"""The type in which pictures come: a page of another site cannot send it unasked."""
+"""The type in which uploads come: a page of another site cannot send it unasked."""
 
-AT_ONCE = 4
-"""Pictures that are received at the same time: a bound on memory."""
+THUMBNAIL = 120
+"""Pixels of the longer side of an example: twice what the page shows, for fine screens."""
 
-PATIENCE = 60
-"""Seconds in which a picture has to arrive, so that nobody keeps others waiting."""
+WAIT = 10
+"""Seconds that an upload waits for its turn to be decoded, one at a time."""
 
 _drawing = threading.Lock()  # matplotlib's settings are the process's, not a thread's
 
 
-def add_routes(app: FastAPI, observatory: Observatory) -> None:
-    """``POST pictures`` takes one in and says its name; ``GET download/look.png?...`` and ``.json`` give a view."""
+def add_routes(app: FastAPI, workspace: Workspace) -> None:
+    """``POST pictures`` takes one and answers with its name, ``GET examples/3`` is a thumbnail, and
+    ``GET download/look.png?...`` and ``.json`` are the files of a view."""
     from starlette.concurrency import run_in_threadpool
-    from starlette.responses import JSONResponse
+    from starlette.responses import JSONResponse, Response
 
-    places = asyncio.Semaphore(AT_ONCE)
+    decoding = asyncio.Semaphore(1)
+    thumbnail = lru_cache(lambda index: webp(workspace.example(index).pixels, THUMBNAIL))
 
-    async def hand_in(request: Request) -> Response:
+    async def upload(request: Request) -> Response:
+        if request.headers.get("content-type") != BINARY:
+            return JSONResponse({"error": f"send a picture's bytes, as {BINARY}"}, 400)
+        content = await request.body()
         try:
-            if request.headers.get("content-type") != BINARY:
-                raise UserError(f"send a picture's bytes, as {BINARY}")
-            async with places, asyncio.timeout(PATIENCE):
-                upload = await run_in_threadpool(admit, await _read(request))
-            observatory.pictures.uploads.keep(upload)
+            await asyncio.wait_for(decoding.acquire(), WAIT)
         except TimeoutError:
-            return JSONResponse({"error": "the picture took too long to arrive: make it smaller, or try again"}, 408)
+            busy = "many pictures are being uploaded: try again in a minute"
+            return JSONResponse({"error": busy}, 503, {"retry-after": str(WAIT)})
+        try:
+            accepted = await run_in_threadpool(accept, content)
         except Exception as error:
-            return JSONResponse({"error": message_of(error)}, 400)
-        return JSONResponse({"picture": upload.name})
+            return JSONResponse({"error": error_message(error)}, 400)
+        finally:
+            decoding.release()
+        workspace.images.uploads.keep(accepted)
+        return JSONResponse({"picture": accepted.name})
+
+    async def example(request: Request) -> Response:
+        number = request.path_params["number"]
+        if number not in map(str, range(len(workspace.examples))):
+            return Response("no such example", 404)
+        content = await run_in_threadpool(thumbnail, int(number))
+        return Response(content, media_type="image/webp", headers={"cache-control": "private, max-age=60"})
 
     async def download(request: Request) -> Response:
-        return await run_in_threadpool(_file, observatory, request.path_params["name"], dict(request.query_params))
+        return await run_in_threadpool(_file, workspace, request.path_params["name"], dict(request.query_params))
 
-    app.add_route("/pictures", hand_in, ["POST"])
+    app.add_route("/pictures", upload, ["POST"])
+    app.add_route("/examples/{number}", example, ["GET"])
     app.add_route("/download/{name}", download, ["GET"])
 
 
-async def _read(request: Request) -> bytes:
-    """The body, as long as it is not too long: what comes after that is not even received."""
-    content = bytearray()
-    async for part in request.stream():
-        content += part
-        check_bytes(len(content))
-    return bytes(content)
-
-
-def _file(observatory: Observatory, name: str, query: dict[str, Any]) -> Response:
+def _file(workspace: Workspace, name: str, query: dict[str, Any]) -> Response:
     from starlette.responses import PlainTextResponse, Response
 
     view, _, kind = name.partition(".")
     if view not in VIEWS or kind not in ("png", "json"):
         return PlainTextResponse("no such file", 404)
     try:
-        found = render(observatory, from_query({**query, "view": view}))
+        found = render(workspace, from_query({**query, "view": view}))
         if kind == "png":
             with _drawing:
-                return Response(found.plate(), media_type="image/png")
+                return Response(found.png(), media_type="image/png")
         return Response(json.dumps(found.json(), indent=1) + "\n", media_type="application/json")
     except Exception as error:
-        return PlainTextResponse(message_of(error), 400)
+        return PlainTextResponse(error_message(error), 400)

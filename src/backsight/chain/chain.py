@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from backsight.chain.files import FORMAT, read_index, read_layout, read_state
+from backsight.chain.files import FORMAT, read_index, read_inverse
 from backsight.core import IMAGE, UserError, split_entry
 from backsight.engine import StagedModel, Trace
 from backsight.hub import locate, publish
@@ -183,15 +183,12 @@ class InverseChain(nn.Module):
             UserError: no chain there, a newer format, or a file that is missing or damaged (each has its digest).
         """
         folder = locate(folder, revision, one=True)
-        index = read_index(folder)
+        index, model = read_index(folder)
         inverses, plans = {}, {}
-        for entry, saved in index["inverses"].items():
-            plans[entry] = Plan(saved["inverse"], saved["options"], saved["learning_rate"])
-            source, target = read_layout(saved["source"]), read_layout(saved["target"])
-            inverse = build_inverse(saved["inverse"], source, target, saved["options"])
-            inverse.load_state_dict(read_state(folder / f"{entry}.safetensors", saved["sha256"]))
-            inverses[entry] = inverse
-        chain = cls(inverses, plans, index["stages"], index["model"], index["seed"]).eval()
+        for entry, saved in index.inverses.items():
+            plans[entry] = Plan(saved.inverse, saved.options, saved.learning_rate)
+            inverses[entry] = read_inverse(folder / f"{entry}.safetensors", saved)
+        chain = cls(inverses, plans, index.stages, model, index.seed).eval()
         chain.folder = folder
         return chain
 

@@ -3,22 +3,79 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from backsight.core import Layout, UserError
-from backsight.io import read_tensors
+from backsight.core import Layout, Pixels, UserError, split_entry
+from backsight.inverses import Inverse, build_inverse
+from backsight.io import read_json, read_record, read_tensors
+from backsight.validation import AnyNumber, Positive, Record, Side
 
 FORMAT = 1
 """The version of the format of ``chain.json``; a later one is refused."""
 
+FIX = "train the chain again, or fetch it again"
+_ENTRY = re.compile(r"[\w-]+(@[\w-]+)?")
+"""The names of inverses, and of their files: none leads out of the folder."""
 
-def read_index(folder: Path) -> dict[str, Any]:
-    """The ``model``, ``seed``, ``stages`` and ``inverses`` that ``chain.json`` in ``folder`` names.
+
+@dataclass(frozen=True)
+class SavedInverse(Record):
+    """How one inverse is built, and the SHA-256 of the file of its weights."""
+
+    inverse: str
+    source: Layout
+    target: Layout
+    sha256: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    learning_rate: Positive | None = None
+
+
+@dataclass(frozen=True)
+class SavedModel(Record):
+    """The forward model, as :func:`~backsight.chain.chain.describe` gives it."""
+
+    name: str
+    family: str
+    weights: str
+    stages: tuple[str, ...]
+    size: tuple[Side, Side]
+    pixels: Pixels
+    digest: str
+    reopen: Mapping[str, Any] = field(default_factory=dict)
+    fine_tuned: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ChainIndex(Record):
+    """The content of ``chain.json``; ``inverses`` are by entry."""
+
+    format: AnyNumber
+    model: SavedModel
+    seed: AnyNumber
+    stages: tuple[str, ...]
+    inverses: Mapping[str, SavedInverse]
+
+    def __post_init__(self) -> None:
+        for entry in self.inverses:
+            if not _ENTRY.fullmatch(entry) or split_entry(entry)[0] not in self.stages:
+                raise UserError(f"'{entry}' is no inverse of a stage: these are {', '.join(self.stages)}")
+        # What 0.1 wrote does not say which target is the image: it is that of the first stage.
+        first = {name: split_entry(name)[0] == self.stages[0] for name in self.inverses}
+        targets = {name: replace(each.target, image=first[name]) for name, each in self.inverses.items()}
+        known = {name: replace(each, target=targets[name]) for name, each in self.inverses.items()}
+        object.__setattr__(self, "inverses", known)
+
+
+def read_index(folder: Path) -> tuple[ChainIndex, dict[str, Any]]:
+    """What ``chain.json`` in ``folder`` says, and its ``model`` as it stands there.
 
     Raises:
         UserError: there is none, it is broken, or its format is newer than this version of the package.
@@ -26,27 +83,34 @@ def read_index(folder: Path) -> dict[str, Any]:
     path = folder / "chain.json"
     if not path.is_file():
         raise UserError(f"no chain in {folder}: a chain's folder holds chain.json and one .safetensors file an inverse")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        version = int(index["format"])
-        if version <= FORMAT:
-            return {name: index[name] for name in ("model", "seed", "stages", "inverses")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a chain's index: train the chain again, or fetch it again") from error
-    raise UserError(f"{path} has format {version}, this version of backsight reads up to {FORMAT}: upgrade backsight")
+    raw = read_json(path, FIX, ("format", "model"))
+    if isinstance(raw["format"], int) and raw["format"] > FORMAT:
+        found = raw["format"]
+        raise UserError(f"{path} has format {found}, this version of backsight reads up to {FORMAT}: upgrade backsight")
+    return read_record(path, ChainIndex, FIX), raw["model"]
 
 
-def read_layout(saved: dict[str, Any]) -> Layout:
-    """A layout from what JSON keeps of it."""
-    return Layout(**{**saved, "grids": tuple(tuple(grid) for grid in saved["grids"])})
-
-
-def read_state(path: Path, expected: str) -> dict[str, Tensor]:
-    """The weights of an inverse, in the file whose SHA-256 is ``expected``.
+def read_inverse(path: Path, saved: SavedInverse) -> Inverse:
+    """An inverse with its weights, which are in ``path``.
 
     Raises:
-        UserError: it is missing, damaged, or no safetensors file.
+        UserError: the file is missing, damaged, or of other weights than these, or one is not finite.
     """
+    state = _read_state(path, saved.sha256)
+    with torch.device("meta"):  # takes no memory, whatever the index says
+        planned = build_inverse(saved.inverse, saved.source, saved.target, saved.options).state_dict()
+    if {name: tensor.shape for name, tensor in planned.items()} != {name: each.shape for name, each in state.items()}:
+        raise UserError(f"{path} has other weights than chain.json says: {FIX}")
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path} has '{name}' with values that are not finite: {FIX}")
+    inverse = build_inverse(saved.inverse, saved.source, saved.target, saved.options)
+    inverse.load_state_dict(state)
+    return inverse
+
+
+def _read_state(path: Path, expected: str) -> dict[str, Tensor]:
+    """The weights of an inverse, in the file whose SHA-256 is ``expected``."""
     if not path.is_file():
         raise UserError(f"{path} is missing: the chain is incomplete, fetch or train it again")
     if hashlib.sha256(path.read_bytes()).hexdigest() != expected:

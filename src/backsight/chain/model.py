@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from backsight.core import Pixels, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.models import is_own, load_model, place
 from backsight.models.weights import fill, read_state
+from backsight.validation import build
 
 _BY_NAME = "add --model FILE.py:FUNCTION, or reconstruct(..., model=...) in Python"
 
@@ -35,13 +36,13 @@ def open_forward_model(
         ensemble.to(device).check(given.to(device))
         return given
     known = ensemble.model
-    file = known["weights"] if Path(known["weights"]).is_file() else None
+    file = known["weights"] if os.path.isfile(known["weights"]) else None  # noqa: PTH113  (no error for odd names)
     random = known["weights"] == RANDOM
     name = given or _name(known)
-    spec = known.get("reopen", {}).get("spec") if is_own(name) else None
+    spec = known.get("reopen", {}).get("spec")
     options = {"weights": file, "random_weights": random, "spec": spec, "device": device}
     model = load_model(name, size=tuple(known["size"]), **options)
-    model.pixels = _pixels(known["pixels"])
+    model.pixels = build(Pixels, known["pixels"], "'pixels' of the chain")
     if "fine_tuned" in known:
         _fine_tuned(model, ensemble.chains)
     ensemble.to(device).check(model)
@@ -74,7 +75,7 @@ def _name(known: Mapping[str, Any]) -> str:
     it lies where it lay when its owner named it: the chain keeps a digest of that place, which others do not know.
     """
     name = known["name"]
-    if "reopen" in known or is_own(name):
+    if ("reopen" in known and not known["reopen"].get("named")) or is_own(name):
         if not is_own(name):
             raise UserError(f"these chains invert a model that was given in Python ('{name}'): {_BY_NAME}")
         if known.get("reopen", {}).get("place") != place(name):
@@ -82,9 +83,3 @@ def _name(known: Mapping[str, Any]) -> str:
                 f"these chains invert {name} of another folder, and code is run only if you name it: {_BY_NAME}"
             )
     return name
-
-
-def _pixels(saved: Mapping[str, Any]) -> Pixels:
-    """The pixels that a chain's index keeps, which may be other than the model's own: JSON's lists are tuples again."""
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-    return Pixels(**values)

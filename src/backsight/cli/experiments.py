@@ -44,7 +44,7 @@ def experiment(
     set: tuple[str, ...] = (),
     device: str = "auto",
 ) -> None:
-    """One experiment on one or more models: result.json, table.csv, figure.png, figure.pdf and report.html.
+    """One experiment on one or more models: result.json, table.csv, figure.pdf and its pages as PNG, report.html.
 
     Args:
         name: reconstruct, stage_error, color_perturbation, token_noise, ...; `experiment list` shows all of them.
@@ -84,13 +84,15 @@ def reproduce(
     """All experiments and the table of claims, with confidence intervals; what is done already is kept.
 
     Args:
-        out: The folder for report.html, claims.json and a folder of each experiment.
+        out: The folder for report.html, the claims (claims.json, .csv, .tex, .pdf), methods.txt and a folder of each
+            experiment.
         models: The forward models; if none is named, those that ship with the package.
         chains: For each model a run, one chain, or a name; those that ship with the model if not given.
         data: One for all models, or one for each; what the chains were trained on if not given.
         images: How many test images to look at.
         experiments: Only these; what the folder holds of others is shown as it is.
-        runs: Finished runs (modular, classic, joint) for the experiment trade_off.
+        runs: Finished runs (modular, classic, joint) for the experiment trade_off; those whose tables ship with the
+            models if not given.
         set: Settings of experiments, as truth.num_scenes=200.
         device: Where to compute: auto, cpu, cuda.
         jobs: Each experiment as a job of its own, on Slurm or this machine.

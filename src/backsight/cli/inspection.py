@@ -67,7 +67,7 @@ def verify(
     spec: Path | None = None,
     json: Path | None = None,
 ) -> None:
-    """Proof that a model's sites are right: replay exact, an edit changes the output, the gradient is not zero.
+    """Proof that a model's sites are right: replay exact, an edit changes the output, a gradient, tokens in order.
 
     Args:
         model: A name, or a folder with a saved model.
@@ -86,7 +86,7 @@ def verify(
     checks = list(check_sites(staged))
     words = {True: "yes", False: "NO"}
     rows = [[c.name, f"{c.shape[0]} x {c.shape[1]}", *(words[ok] for ok in c.results)] for c in checks]
-    print_table(["site", "features", "replay exact", "edit changes output", "gradient"], rows)
+    print_table(["site", "features", "replay exact", "edit changes output", "gradient", "row by row"], rows)
     save(json, {"model": model, "weights": staged.weights, "sites": [asdict(check) for check in checks]})
     wrong = [check.name for check in checks if not check.passed]
     if wrong:

@@ -128,6 +128,9 @@ def join_repeated(arguments: Sequence[str]) -> list[str]:
 
 def _set_up() -> None:
     """Before torch is imported, which no command has done yet."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as some schedulers do
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.update(SHORT_WAIT | os.environ)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

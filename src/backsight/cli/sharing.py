@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -16,6 +16,8 @@ def app(
     data: tuple[str, ...] = (),
     host: str = "127.0.0.1",
     port: int = 7860,
+    allow_host: tuple[str, ...] = (),
+    root_path: str = "",
     device: str = "auto",
 ) -> None:
     """The web page: look through a model's eyes, recolour, replace tokens, compare, diagnose. Local by default.
@@ -27,11 +29,13 @@ def app(
             if not given.
         host: The address to listen at; 127.0.0.1 lets nobody in from outside.
         port: The port to listen at.
+        allow_host: Names under which the page may be asked for, beside this machine's own: those of a proxy.
+        root_path: Where a proxy has the page, as /backsight.
         device: Where to compute: auto, cpu, cuda.
     """
     from backsight.app import serve
 
-    serve(model, chain, data, host=host, port=port, device=device)
+    serve(model, chain, data, host=host, port=port, allow_host=allow_host, root_path=root_path, device=device)
 
 
 def push(
@@ -61,6 +65,7 @@ def import_authors(
     model: str,
     out: Path,
     model_options: OmitArgPrefixes[ModelOptions] = ModelOptions(),  # noqa: B008  (frozen)
+    normalisation: Literal["imagenet", "none", "model"] = "imagenet",
     overwrite: bool = False,
 ) -> None:
     """The inverses that the paper's authors published, as the chains of a run that `backsight reconstruct` opens.
@@ -69,10 +74,12 @@ def import_authors(
         path: A file or folder of their weights (never unpickled).
         model: The forward model that they invert, as detr-resnet-50.
         out: The run's folder.
+        normalisation: How images were normalised when they were trained: by ImageNet's statistics, not at all, or by
+            the model's own.
         overwrite: Replace the run in the folder.
     """
     from backsight.authors import import_authors as run_import
     from backsight.training import open_model
 
-    ensemble = run_import(path, open_model(model, model_options), out, overwrite=overwrite)
+    ensemble = run_import(path, open_model(model, model_options), out, normalisation=normalisation, overwrite=overwrite)
     print(f"{len(ensemble.chains)} chains, each with {', '.join(ensemble.entries)}\n{out / 'card.md'}")

@@ -19,6 +19,8 @@ from backsight.data.resize import fit, fit_target
 from backsight.data.source import Reading
 from backsight.data.streams import Stream, open_stream
 from backsight.data.tar import open_tar
+from backsight.data.voc import open_voc
+from backsight.data.yolo import open_yolo
 
 __all__ = [
     "DATA",
@@ -62,15 +64,29 @@ DATA: dict[str, Callable[[str, Reading], Splits]] = {
     "hf": open_huggingface,
     "parquet": open_parquet,
     "stream": open_stream,
+    "voc": open_voc,
     "wds": open_tar,
     "world": _open_world,
+    "yolo": open_yolo,
 }
 """What stands before the colon of a data specification -> what opens it."""
 
-READ_ONCE = ("coco", "folder", "wds")
+READ_ONCE = ("coco", "folder", "voc", "wds", "yolo")
 """Data that one process can open for all: what it found, sent to another machine, finds the same files there."""
 
-FORMS = "coco:DIR[:SPLIT], folder:DIR, hf:NAME[:SPLIT], parquet:FILE_OR_DIR, stream:NAME, wds:PATTERN, world"
+SIGNS = {
+    "annotations/*.json": "coco",
+    "*/_annotations.coco.json": "coco",
+    "Annotations/*.xml": "voc",
+    "data.yaml": "yolo",
+    "*.parquet": "parquet",
+}
+"""What tells which kind of data a folder has."""
+
+FORMS = (
+    "coco:DIR[:SPLIT], coco:IMAGES:JSON, voc:DIR[:SPLIT], yolo:DIR[:SPLIT], folder:DIR, hf:NAME[:SPLIT], "
+    "parquet:FILE_OR_DIR, stream:NAME, wds:PATTERN, world"
+)
 """The data specifications there are, for help texts."""
 
 
@@ -86,12 +102,11 @@ def open_data(
     """Open a data set for a model: train, validation and test, disjoint by id.
 
     Args:
-        spec: ``coco:DIR[:SPLIT]``, ``folder:DIR``, ``hf:NAME[:SPLIT]``, ``parquet:FILE_OR_DIR``, ``stream:NAME``,
-            ``wds:PATTERN`` or ``world``.
+        spec: one of :data:`FORMS`.
         pixels: what the model expects of an image; the samples are resized to it.
         seed: of the division, where the data do not come in parts.
         strict: fail at the first picture that cannot be read, instead of naming, skipping and counting it.
-        masks: draw the objects' masks too (COCO), ``n H W``; inverses need none.
+        masks: draw the objects' masks too, ``n H W``, where they have outlines; inverses need none.
         vocabulary: of the model whose answers are compared with what the data know
             (:func:`~backsight.models.vocabulary`): classes are then counted as the model does. Those that it has not
             are named in the log. Otherwise as the data do.
@@ -142,8 +157,7 @@ def _suggestion(spec: str) -> str:
     if path.suffix == ".parquet":
         return f"say 'parquet:{spec}'"
     if spec and path.is_dir():
-        has_parquet = next(path.glob("*.parquet"), None) is not None
-        word = "coco" if (path / "annotations").is_dir() else "parquet" if has_parquet else "folder"
+        word = next((word for sign, word in SIGNS.items() if next(path.glob(sign), None) is not None), "folder")
         return f"say '{word}:{spec}'"
     close = difflib.get_close_matches(kind.lower(), DATA, n=1)
     if close:

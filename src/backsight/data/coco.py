@@ -1,189 +1,110 @@
-"""COCO's layout: ``coco:DIR[:SPLIT]``, photos in ``DIR/SPLIT`` and ``DIR/annotations/instances_SPLIT.json``."""
+"""COCO's format, ``coco:DIR[:SPLIT]`` or ``coco:IMAGES:JSON``, in the layouts that COCO and its tools write."""
 
 from __future__ import annotations
 
 import gc
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, pairwise
-from pathlib import Path
+from itertools import product
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-import torch
-from faster_coco_eval.core import mask as run_lengths
-from torch import Tensor
-
 from backsight.core import UserError
-from backsight.data.base import Splits, Target
-from backsight.data.decode import UnreadableImage, read_image
-from backsight.data.folder import nearest_name
-from backsight.data.source import Reading, Source, file_facts
-from backsight.data.split import PART, arrange
+from backsight.data.base import Splits
+from backsight.data.fields import UNREADABLE, Field, Tally, corner_and_size, flag, identity, length, numbered, text
+from backsight.data.folder import existing
+from backsight.data.objects import Annotations, Entry, chosen_parts, folder_and_split, open_annotated
+from backsight.data.outlines import bounds, read_outline
+from backsight.data.source import Reading
 
-Annotation = Mapping[str, Any]
+IMAGE = {
+    "id": Field(identity, required=True),
+    "file_name": Field(text, required=True),
+    "height": Field(length, 0),
+    "width": Field(length, 0),
+}
+CATEGORY = {"id": Field(identity, required=True), "name": Field(text)}
+ANNOTATION = {
+    "image_id": Field(identity, required=True),
+    "category_id": Field(identity, required=True),
+    "bbox": Field(corner_and_size),
+    "iscrowd": Field(flag, False),
+}
+OUTLINE = {"segmentation": Field(read_outline)}
+"""What the fields of COCO's entries may hold."""
 
+LAYOUTS = ("annotations/instances_*.json", "*/_annotations.coco.json", "annotations/*.json", "*.json")
+"""Where annotations are: COCO's own, Roboflow's, CVAT's and others', Label Studio's. The first that is there counts."""
 
-class Coco(Source):
-    """The photos of one split. Labels are COCO's category ids; an id is the photo's path below the COCO folder.
+OTHER_KINDS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
+"""How COCO calls annotations that are not of objects' boxes."""
 
-    Boxes lie in one tensor and outlines in one byte string, for all photos, so that worker processes share them.
-    """
-
-    def __init__(self, name: str, root: Path, split: str, reading: Reading) -> None:
-        content = _read(root / "annotations" / f"instances_{split}.json")
-        instances = _parse(content, root, split)
-        images = sorted(instances["images"], key=lambda image: image["file_name"])
-        classes = {category["id"]: category["name"] for category in instances.get("categories", [])}
-        super().__init__(name, [f"{split}/{image['file_name']}" for image in images], classes, reading)
-        self.root = root
-        self.content = hashlib.sha256(content).hexdigest()
-        self.sizes = [(image.get("height", 0), image.get("width", 0)) for image in images]
-        self.objects = Objects(instances.get("annotations", []), [image["id"] for image in images], reading.masks)
-
-    def where(self, index: int) -> str:
-        """The photo's path."""
-        return str(self.picture(index))
-
-    def picture(self, index: int) -> Path:
-        """The photo's file."""
-        return self.root / self.ids[index]
-
-    def read(self, index: int) -> Tensor:
-        """The photo ``3 rows columns`` uint8 the way round that it was annotated: upright, or as it is stored.
-
-        Raises:
-            UnreadableImage: it cannot be decoded, or its size is not the one that was annotated.
-        """
-        image, annotated = super().read(index), self.sizes[index]
-        if annotated in ((0, 0), image.shape[-2:]):
-            return image
-        stored = read_image(self.picture(index), upright=False)
-        if annotated != stored.shape[-2:]:
-            found, wanted = (f"{columns} x {rows}" for rows, columns in (image.shape[-2:], annotated))
-            raise UnreadableImage(f"cannot use {self.where(index)}: it is {found}, its annotations are for {wanted}")
-        return stored
-
-    def target(self, index: int, original: tuple[int, int]) -> Target:
-        """The photo's objects."""
-        return self.objects.target(index, original)
-
-    def facts(self) -> Iterable[str]:
-        """The digest of the annotation file, and every photo with its size in bytes."""
-        yield self.content
-        yield from file_facts(self.root, self.ids)
-
-
-class Objects:
-    """The annotated objects of all photos, those of photo ``i`` at ``starts[i]`` to ``starts[i + 1]``.
-
-    ``boxes`` ``n 4`` (x0, y0, x1, y1 in pixels), ``labels`` ``n``, ``crowd`` ``n``; outlines as JSON, if wanted.
-    """
-
-    def __init__(self, annotations: Sequence[Annotation], images: Sequence[int], masks: bool) -> None:
-        places = {image: place for place, image in enumerate(images)}
-        own = [annotation for annotation in annotations if annotation.get("image_id") in places]
-        own = [annotation for annotation in own if len(annotation.get("bbox", ())) == 4]
-        own.sort(key=lambda annotation: places[annotation["image_id"]])
-        counts = np.bincount([places[annotation["image_id"]] for annotation in own], minlength=len(images))
-        self.starts = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
-        boxes = torch.tensor([annotation["bbox"] for annotation in own], dtype=torch.float32).reshape(-1, 4)
-        self.boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
-        self.labels = torch.tensor([annotation["category_id"] for annotation in own], dtype=torch.int64)
-        self.crowd = torch.tensor([bool(annotation.get("iscrowd", 0)) for annotation in own], dtype=torch.bool)
-        outlines = [json.dumps(annotation.get("segmentation")).encode() for annotation in own] if masks else []
-        self.outlines = b"".join(outlines)
-        self.cuts = torch.tensor([0, *map(len, outlines)]).cumsum(0) if masks else None
-
-    def target(self, index: int, original: tuple[int, int]) -> Target:
-        """The objects of photo ``index``, whose size is ``original`` (rows, columns)."""
-        start, end = self.starts[index : index + 2].tolist()
-        masks = None
-        if self.cuts is not None:
-            cuts = self.cuts[start : end + 1].tolist()
-            outlines = [json.loads(self.outlines[a:b]) for a, b in pairwise(cuts)]
-            drawn = [draw_mask(outline, original) for outline in outlines]
-            masks = torch.stack(drawn) if drawn else torch.zeros(0, *original, dtype=torch.bool)
-        return Target(self.boxes[start:end], self.labels[start:end], masks, self.crowd[start:end])
-
-
-def draw_mask(outline: list | dict | None, size: tuple[int, int]) -> Tensor:
-    """COCO's ``segmentation`` -> ``H W`` bool, to the bit as COCO's own tools draw it.
-
-    Args:
-        outline: polygons (lists of x, y, x, y, ...), or run lengths (``counts`` and ``size``; a list of numbers or
-            the compressed string), or nothing.
-        size: of the photo, (rows, columns).
-
-    Raises:
-        UserError: the run lengths are for a photo of another size.
-    """
-    if isinstance(outline, dict):
-        if tuple(outline["size"]) != tuple(size):
-            found, wanted = (f"{columns} x {rows}" for rows, columns in (size, outline["size"]))
-            raise UserError(f"COCO's run lengths for {wanted} pixels annotate a photo of {found}: mend the annotations")
-        runs = run_lengths.frPyObjects(outline, *size) if isinstance(outline["counts"], list) else outline
-    else:
-        polygons = [polygon for polygon in outline or () if len(polygon) >= 6]
-        if not polygons:
-            return torch.zeros(size, dtype=torch.bool)
-        runs = run_lengths.merge([run_lengths.frPyObjects([polygon], *size)[0] for polygon in polygons])
-    return torch.from_numpy(np.ascontiguousarray(run_lengths.decode(runs))).bool()
+PROBED, DEEPEST = 50, 8
+"""Photos that are looked for, and folders in their names that are left out, to find out where they are."""
 
 
 def open_coco(spec: str, reading: Reading) -> Splits:
-    """``coco:DIR`` or ``coco:DIR:SPLIT`` -> train, validation and test.
+    """``coco:DIR``, ``coco:DIR:SPLIT`` or ``coco:IMAGES:JSON`` -> train, validation and test.
 
     Without SPLIT the newest ``train...`` is for training, with a twentieth of it (5,000 photos at most) held out for
-    validation, and the newest ``val...`` is the test. One split alone is divided 90/5/5.
+    validation, and the newest ``val...`` is the test. One split alone is divided 90/5/5. The photos of a split are
+    where most of those that it lists are found: in ``DIR/SPLIT``, ``DIR/images/SPLIT``, beside the annotations, in
+    ``DIR/images``, in ``DIR``, or where their names, if these are paths, say.
 
     Raises:
         UserError: the folder, the annotations or the photos are missing, or the annotations list no photos.
     """
-    root, split = _parse_spec(spec)
-    present = _splits(root)
-    if split and split not in present:
-        listed = ", ".join(present) or "none"
-        raise UserError(f"no annotations/instances_{split}.json in '{root}': the splits there are: {listed}")
-    if not split:
-        present = [name for name in present if (root / name).is_dir()] or present
-    known = {PART[_word(name)]: name for name in present if _word(name) in PART}
-    chosen = {"train": split} if split else known or {"train": present[-1]}
-    return arrange({part: Coco(spec, root, name, reading) for part, name in chosen.items()}, reading.seed)
-
-
-def _parse_spec(spec: str) -> tuple[Path, str]:
     rest = spec.partition(":")[2]
-    root, split = rest, ""
-    if not Path(rest).is_dir() and ":" in rest:
-        root, _, split = rest.rpartition(":")
-    if not Path(root).is_dir():
-        raise UserError(f"there is no folder '{root}'{nearest_name(Path(root))}")
-    return Path(root), split
+    if rest.endswith(".json"):
+        return _open_file(spec, rest, reading)
+    root, split = folder_and_split(spec)
+    present = _splits(root)
+    homes = {name: _homes(root, name, path) for name, path in present.items()}
+    if not split:
+        present = {name: path for name, path in present.items() if homes[name][0].is_dir()} or present
+    names = {path: name for name, path in present.items()}
+    chosen = chosen_parts(spec, present, split, next(reversed(present)))
+    parts = {part: read_coco(path, root, homes[names[path]], masks=reading.masks) for part, path in chosen.items()}
+    return open_annotated(spec, root, parts, reading)
 
 
-def _splits(root: Path) -> list[str]:
-    """The splits that have annotations, the newest last."""
-    names = sorted(path.stem.removeprefix("instances_") for path in (root / "annotations").glob("instances_*.json"))
-    if not names:
+def _open_file(spec: str, rest: str, reading: Reading) -> Splits:
+    """``coco:IMAGES:JSON``, whose second colon may be any."""
+    cuts = [place for place, letter in enumerate(rest) if letter == ":"]
+    named = [(Path(rest[:cut]), Path(rest[cut + 1 :])) for cut in cuts]
+    if not named:
+        path = existing(Path(rest))
+        root = path.parent.parent if path.parent.name == "annotations" else path.parent
         raise UserError(
-            f"'{root}' has no annotations/instances_SPLIT.json, as COCO has: pictures alone are 'folder:{root}'"
+            f"'{rest}' is a file: 'coco:' takes the folder above it, 'coco:{root}', or 'coco:IMAGES:{rest}'"
         )
-    return names
+    images, path = next((each for each in named if each[0].is_dir()), named[-1])
+    known = read_coco(existing(path), existing(images), [images], masks=reading.masks)
+    return open_annotated(spec, images, {"train": known}, reading)
 
 
-def _word(split: str) -> str:
-    """``val2017`` -> ``val``."""
-    return split.rstrip("0123456789_-").lower()
+def _splits(root: Path) -> dict[str, Path]:
+    """The splits that have annotations, the newest last, and the files of these."""
+    for layout in LAYOUTS:
+        paths = [path for path in sorted(root.glob(layout)) if not path.name.startswith(OTHER_KINDS)]
+        names = [path.parent.name if "/_" in layout else path.stem.removeprefix("instances_") for path in paths]
+        if paths:
+            return dict(zip(names, paths, strict=True))
+    raise UserError(
+        f"'{root}' has no annotations/instances_SPLIT.json, as COCO has, and no other .json file of annotations: "
+        f"pictures alone are 'folder:{root}'"
+    )
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}") from error
+def _homes(root: Path, split: str, path: Path) -> list[Path]:
+    """Where the photos of a split may be."""
+    return [root / split, root / "images" / split, path.parent, root / "images", root]
+
+
+# ---- the file of annotations
 
 
 @contextmanager
@@ -199,25 +120,102 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _parse(content: bytes, root: Path, split: str) -> dict[str, Any]:
-    """The annotation file, checked as far as it is used here."""
-    name = f"'{root}/annotations/instances_{split}.json'"
-    try:
-        with _collector_paused():
-            instances = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{name} is not whole JSON ({error}): get it again") from error
-    images = instances.get("images") if isinstance(instances, dict) else None
+@_collector_paused()
+def read_coco(path: Path, root: Path, homes: Sequence[Path], *, masks: bool = False) -> Annotations:
+    """What an annotation file says of photos in one of the ``homes``; ids are paths below ``root``.
+
+    Entries that cannot be read are left out, and counted in one line for each kind.
+
+    Raises:
+        UserError: it is no file of COCO's format, lists no image, or one twice, or none of its photos is there.
+    """
+    content = _read(path)
+    whole = _parse(content, path)
+    tally = Tally(str(path))
+    images = [values for _, values in tally.entries(whole["images"], IMAGE, "images")]
     if not images:
-        raise UserError(f"{name} lists no images: COCO's files have them under 'images', with 'id' and 'file_name'")
-    for entry in chain(images, instances.get("annotations", [])):
-        wanted = ("image_id", "category_id") if "image_id" in entry else ("id", "file_name")
-        missing = [key for key in wanted if key not in entry]
-        if missing:
-            raise UserError(f"{name} is not COCO's layout: an entry is without '{missing[0]}' ({str(entry)[:60]}...)")
-    if not any((root / split / image["file_name"]).is_file() for image in images):
-        raise UserError(f"none of the {len(images)} photos in {name} is in '{root / split}': put them there")
-    for key in ("id", "file_name"):
-        if len({image[key] for image in images}) < len(images):
-            raise UserError(f"{name} has several images of the same '{key}': each needs its own")
-    return instances
+        tally.tell()
+        raise UserError(f"'{path}' lists no images: COCO's files have them under 'images', with 'id' and 'file_name'")
+    ids = dict(zip((each[0] for each in images), _ids([each[1] for each in images], root, homes, path), strict=False))
+    for name, known in (("id", ids), ("file_name", set(ids.values()))):
+        if len(known) < len(images):
+            raise UserError(f"'{path}' has several images of the same '{name}': each needs its own")
+    sizes = {ids[key]: (rows, columns) if rows and columns else (0, 0) for key, _, rows, columns in images}
+    named = {key: name for _, (key, name) in tally.entries(whole.get("categories"), CATEGORY, "categories")}
+    objects = list(_objects(whole.get("annotations"), ids, named, tally, masks))
+    labels = numbered([*named, *(category for _, category, _ in objects)])
+    entries: dict[str, list[Entry]] = {}
+    for photo, category, entry in objects:
+        entries.setdefault(photo, []).append(entry._replace(label=labels[category]))
+    classes = {labels[key]: name if name is not None else str(key) for key, name in named.items()}
+    ordered = dict(sorted(sizes.items()))
+    return Annotations(ordered, entries, classes, hashlib.sha256(content).hexdigest(), tally=tally)
+
+
+def _objects(
+    listed: Any, ids: Mapping[int | str, str], named: Mapping[int | str, str | None], tally: Tally, masks: bool
+) -> Iterator[tuple[str, int | str, Entry]]:
+    """Every annotation that can be used: its photo, its category, and its entry, whose label is to be filled in."""
+    by_name = {name: key for key, name in named.items()}
+    for given, (image, category, box, crowd) in tally.entries(listed, ANNOTATION, "annotations"):
+        if image not in ids:
+            tally.count("of the annotations left out: no image is listed with their 'image_id'", image)
+            continue
+        if category not in named and category in by_name:
+            category = by_name[category]
+        if named and category not in named:
+            tally.count("annotations of a category that is not listed", category)
+        outline = None
+        if masks or box is None:
+            ((_, (outline,)),) = tally.entries([given], OUTLINE, "annotations")
+        try:
+            box = box or bounds(outline or [])
+        except UNREADABLE:
+            tally.count("of the annotations left out: neither box nor outline has an area", given)
+            continue
+        yield ids[image], category, Entry(box, 0, crowd, outline if masks else None)
+
+
+def _ids(names: Sequence[str], root: Path, homes: Sequence[Path], path: Path) -> list[str]:
+    """The photos' paths below ``root``, or absolute ones: in that one of ``homes`` where most are found, without
+    as many of the folders in their names.
+
+    Raises:
+        UserError: not one is found.
+    """
+    parts = [PurePosixPath(name.replace("\\", "/")).parts for name in names]
+    some = sorted(parts)[:: max(1, len(parts) // PROBED)]
+    deepest = min(DEEPEST, max(map(len, parts)))
+
+    def found(home: Path, cut: int) -> int:
+        return sum(os.path.isfile(home.joinpath(*_cut(each, cut))) for each in some)  # noqa: PTH113  (no error for odd names)
+
+    home, cut = max(product(homes, range(deepest)), key=lambda way: found(*way))
+    if not found(home, cut):
+        listed = sorted(names)[0]
+        raise UserError(
+            f"none of the {len(names)} photos in '{path}' is in '{homes[0]}' (the first is '{listed}'): put them there"
+        )
+    where, whole = f"{root}/", f"{root.resolve()}/"
+    return [os.path.join(home, *_cut(each, cut)).removeprefix(where).removeprefix(whole) for each in parts]  # noqa: PTH118  (of many, quick)
+
+
+def _cut(parts: tuple[str, ...], cut: int) -> tuple[str, ...]:
+    return parts[min(cut, len(parts) - 1) :]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}") from error
+
+
+def _parse(content: bytes, path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' is not whole JSON ({error}): get it again") from error
+    if not isinstance(found, dict) or not isinstance(found.get("images"), list) or not found["images"]:
+        raise UserError(f"'{path}' lists no images: COCO's files have them under 'images', with 'id' and 'file_name'")
+    return found

@@ -21,6 +21,15 @@ logger = logging.getLogger(__name__)
 
 WHITE = (255, 255, 255, 255)
 
+LONGEST = 100
+"""How many times as long as wide a picture may be: cropping scales the shorter side to the model's size."""
+
+EXTRA = {".heic": "'backsight[heif]'", ".heif": "'backsight[heif]'", ".avif": "'pillow>=11.3'"}
+"""What the names of pictures end in that only some installations read -> what to install."""
+
+BRANDS = dict.fromkeys((b"heic", b"heix", b"hevc", b"mif1", b"msf1"), ".heic") | {b"avif": ".avif", b"avis": ".avif"}
+"""How such files begin, after their length and ``ftyp``."""
+
 
 class UnreadableImage(UserError):
     """A picture that cannot be decoded. The message names the file and the cause, in one line."""
@@ -38,10 +47,11 @@ def read_image(source: str | Path | bytes, *, name: str | None = None, upright: 
         upright: turn the picture as its EXIF orientation says.
 
     Raises:
-        UnreadableImage: there is no such file, or it is no picture, broken, or larger than Pillow's limit
-            against decompression bombs (179 megapixels).
+        UnreadableImage: there is no such file, or it is no picture, broken, larger than Pillow's limit against
+            decompression bombs (179 megapixels), or more than :data:`LONGEST` times as long as wide.
     """
     name = name or ("an image" if isinstance(source, bytes) else str(source))
+    content = b""
     try:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
         # Pillow warns of odd metadata and of large pictures: neither hinders the pixels.
@@ -49,18 +59,33 @@ def read_image(source: str | Path | bytes, *, name: str | None = None, upright: 
             warnings.simplefilter("ignore")
             return _decode(content, upright)
     except Exception as error:  # decoders meet broken bytes with nearly every type of exception there is
-        raise UnreadableImage(f"cannot read {name}: {_cause(error)}") from error
+        raise UnreadableImage(f"cannot read {name}: {_cause(error, content)}") from error
 
 
 def _decode(content: bytes, upright: bool) -> Tensor:
     if not content:
         raise ValueError("the file is empty")
+    missing_decoders()
     with Image.open(BytesIO(content)) as image:  # reads the header only, and refuses bombs
+        if max(image.size) > LONGEST * min(image.size):
+            raise ValueError(f"it is {image.width} x {image.height}: more than {LONGEST} times as long as wide")
         quick = jpeg_decoder() if upright and image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB") else None
         if quick:
             with suppress(Exception):  # Pillow has the last word on a broken file, and better words for it
                 return quick(content)
         return _decode_by_pillow(image, upright)
+
+
+@cache
+def missing_decoders() -> dict[str, str]:
+    """The suffixes of :data:`EXTRA` that cannot be read here -> what to install. Pillow gets to know the others."""
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+
+        register_heif_opener()
+    Image.init()
+    there = Image.registered_extensions()
+    return {suffix: f"pip install {what} to read them" for suffix, what in EXTRA.items() if suffix not in there}
 
 
 @cache
@@ -105,8 +130,11 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values * (255 / limit)).astype(np.uint8))
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: Exception, content: bytes) -> str:
     if isinstance(error, UnidentifiedImageError):
+        kind = BRANDS.get(content[8:12]) if content[4:8] == b"ftyp" else None
+        if kind in missing_decoders():
+            return f"it is a {kind} picture: {missing_decoders()[kind]}"
         return "it is not a picture in any known format"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from backsight.core import Pixels, UserError
 from backsight.data.base import Batch, Splits, Target, collate
-from backsight.data.decode import UnreadableImage
-from backsight.data.source import Reading, Source, file_facts
+from backsight.data.decode import EXTRA, UnreadableImage, missing_decoders
+from backsight.data.source import Reading, Source, file_facts, printable_ids
 from backsight.data.split import PART, arrange
+from backsight.io import printable
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".tga"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".tga"),
 }
 """What the name of a picture ends in; upper case will do as well."""
 
+CONVERT = "convert them to .png or .jpg"
+NOT_READ = dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".svg", ".jxl"), CONVERT)
+"""What the names of other pictures end in, which nobody reads here, and what to do."""
+
 
 class ImageFiles(Source):
-    """Picture files below ``root``, whose ids are their paths from there; ``labels`` by id, where there are any."""
+    """Picture files below ``root``, whose ids are their paths from there; ``labels`` by path, where there are any."""
 
     def __init__(
         self,
@@ -42,16 +50,16 @@ class ImageFiles(Source):
 
     def picture(self, index: int) -> Path:
         """The picture's file."""
-        return self.root / self.ids[index]
+        return self.root / self.names[index]
 
     def target(self, index: int, original: tuple[int, int]) -> Target:  # noqa: ARG002
         """The label of the picture's folder, if the folders are classes."""
-        return Target(label=self.labels.get(self.ids[index]))
+        return Target(label=self.labels.get(self.names[index]))
 
     def facts(self) -> Iterable[str]:
         """Every id with its file's size and its label."""
-        yield from file_facts(self.root, self.ids)
-        yield from (f"{identity} {self.folders[label]}" for identity, label in sorted(self.labels.items()))
+        yield from file_facts(zip(self.ids, map(self.root.joinpath, self.names), strict=True))
+        yield from (f"{name} {self.folders[label]}" for name, label in sorted(self.labels.items()))
 
 
 def open_folder(spec: str, reading: Reading) -> Splits:
@@ -97,11 +105,23 @@ def find_images(root: Path) -> list[str]:
         files = sorted(_walk(root, set()))
     except OSError as error:
         raise UserError(f"cannot look into folder '{error.filename}': {(error.strerror or '').lower()}") from error
-    images = [file for file in files if Path(file).suffix.lower() in SUFFIXES]
+    by_suffix: dict[str, list[str]] = {}
+    for file in files:
+        by_suffix.setdefault(Path(file).suffix.lower(), []).append(file)
+    left_out = NOT_READ | missing_decoders()
+    for suffix, fix in left_out.items():
+        if suffix in by_suffix:
+            logger.warning(
+                "%d %s files in %s are left out: %s", len(by_suffix[suffix]), suffix, printable(str(root)), fix
+            )
+    readable = SUFFIXES.union(EXTRA).difference(left_out)
+    images = [file for file in files if Path(file).suffix.lower() in readable]
     if images:
         return images
     if not files:
         raise UserError(f"folder '{root}' is empty: put pictures (.jpg, .png, .webp, ...) into it")
+    if fixes := {fix for suffix, fix in left_out.items() if suffix in by_suffix}:
+        raise UserError(f"folder '{root}' has only pictures that cannot be read here: {'; '.join(sorted(fixes))}")
     if any(file.endswith(".parquet") for file in files):
         raise UserError(f"folder '{root}' has no pictures but parquet files: 'parquet:{root}' would read them")
     raise UserError(
@@ -120,7 +140,7 @@ def find_pictures(paths: Sequence[str | Path]) -> list[str]:
         raise UserError("no picture to show: none was given, name picture files or folders of them")
     files: list[str] = []
     for path in map(Path, paths):
-        files += [str(path / image) for image in find_images(path)] if path.is_dir() else [str(_existing(path))]
+        files += [str(path / image) for image in find_images(path)] if path.is_dir() else [str(existing(path))]
     return files
 
 
@@ -151,7 +171,7 @@ def nearest_name(path: Path) -> str:
     """A hint for a path that does not exist: what stands beside it and is called nearly the same, or where it was
     looked for."""
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, beside, n=1)
+    close = difflib.get_close_matches(path.name, [name for name in beside if name != path.name], n=1)
     return f"; is it '{path.parent / close[0]}'?" if close else f"; it was looked for in '{path.parent.resolve()}'"
 
 
@@ -162,7 +182,7 @@ def _labels(ids: Sequence[str], depth: int) -> tuple[dict[str, int], dict[int, s
     if len(names) < 2:
         return {}, {}
     label = {name: index for index, name in enumerate(names)}
-    return {identity: label[folder] for identity, folder in folders.items()}, dict(enumerate(names))
+    return {identity: label[folder] for identity, folder in folders.items()}, dict(enumerate(printable_ids(names)))
 
 
 def check_folder(root: Path) -> None:
@@ -173,11 +193,18 @@ def check_folder(root: Path) -> None:
     """
     if root.is_file():
         raise UserError(f"'{root}' is a file: 'folder:' takes the folder that it is in, '{root.parent}'")
-    _existing(root)
+    existing(root)
 
 
-def _existing(path: Path) -> Path:
-    if not path.exists():
+def existing(path: Path) -> Path:
+    """The path itself.
+
+    Raises:
+        UserError: nothing is there; the message names what is nearest.
+    """
+    if not os.path.exists(path):  # noqa: PTH110  (no error for names that no file can have)
+        if path.is_symlink():
+            raise UserError(f"'{path}' is a link to '{path.readlink()}', which is not there")
         raise UserError(f"there is no '{path}'{nearest_name(path)}")
     return path
 

@@ -17,6 +17,7 @@ from backsight.data.base import Sample, Target
 from backsight.data.decode import UnreadableImage, read_image
 from backsight.data.labels import Labelling, Vocabulary
 from backsight.data.resize import fit, fit_target, valid_pixels
+from backsight.io import printable
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ class Source(ABC):
     """A map-style data set (:class:`~backsight.data.base.ImageData`) of pictures that are decoded when asked for.
 
     A picture that cannot be read gives None, one line in the log, and an entry in ``unreadable`` (id -> reason);
-    under ``strict`` it raises :class:`UnreadableImage` instead. ``ids`` are in the order of the indices; without the
+    under ``strict`` it raises :class:`UnreadableImage` instead. ``ids`` are in the order of the indices, the same as
+    ``names`` but for names of files that are not UTF-8; without the
     folder ``root``, where all pictures are in one, nothing can go on. Subclasses count the ``classes`` as the data do;
     what is given out is in the labels of the vocabulary that is read for.
     """
@@ -45,8 +47,8 @@ class Source(ABC):
     root: Path = Path()
 
     def __init__(self, name: str, ids: Sequence[str], classes: Mapping[int, str] | Labelling, reading: Reading) -> None:
-        self.name = name
-        self.ids = ids
+        self.name = printable(name)
+        self.names, self.ids = ids, printable_ids(ids)
         self.reading = reading
         known = isinstance(classes, Labelling)  # a stream has many sources, all of the same classes
         self._labelling = classes if known else Labelling.of(classes, reading.vocabulary)
@@ -62,6 +64,8 @@ class Source(ABC):
         identity = self.ids[index]
         try:
             image = self.read(index)
+            original = (image.shape[-2], image.shape[-1])
+            target = self.target(index, original)
         except UnreadableImage as error:
             if not self.root.is_dir():  # no single picture is to blame
                 raise UserError(f"{self.root} has vanished: once it is back, --resume goes on") from error
@@ -69,9 +73,8 @@ class Source(ABC):
                 raise UnreadableImage(f"{error} (mend or remove it, or leave out strict)") from error
             self.record(identity, str(error))
             return None
-        original = (image.shape[-2], image.shape[-1])
         pixels = self.reading.pixels
-        target = fit_target(self._labelling.of_model(self.target(index, original)), original, pixels)
+        target = fit_target(self._labelling.of_model(target), original, pixels)
         return Sample(fit(image, pixels), identity, target, valid_pixels(original, pixels))
 
     def record(self, identity: str, reason: str) -> None:
@@ -87,7 +90,7 @@ class Source(ABC):
         Raises:
             UnreadableImage: it cannot be decoded.
         """
-        return read_image(self.picture(index), name=self.where(index))
+        return read_image(self.picture(index), name=printable(self.where(index)))
 
     def where(self, index: int) -> str:
         """What to call a picture in a message: where its user finds it."""
@@ -100,7 +103,11 @@ class Source(ABC):
     @abstractmethod
     def target(self, index: int, original: tuple[int, int]) -> Target:
         """What is known of a picture of ``original`` (rows, columns), in the pixels of that picture and the labels of
-        the data."""
+        the data.
+
+        Raises:
+            UnreadableImage: it is known of another picture.
+        """
 
     @abstractmethod
     def facts(self) -> Iterable[str]:
@@ -112,6 +119,21 @@ class Source(ABC):
         return self._fingerprint
 
 
+def printable_ids(names: Sequence[str]) -> Sequence[str]:
+    """Names that can be written to any file, each once."""
+    if all(printable(name) == name for name in names):
+        return names
+    taken: dict[str, None] = {}
+    for name in names:
+        shown = unique = printable(name)
+        number = 1
+        while unique in taken:
+            number += 1
+            unique = f"{shown} ({number})"
+        taken[unique] = None
+    return list(taken)
+
+
 def digest(facts: Iterable[str]) -> str:
     """SHA-256 of some lines, in hexadecimal."""
     total = hashlib.sha256()
@@ -120,15 +142,15 @@ def digest(facts: Iterable[str]) -> str:
     return total.hexdigest()
 
 
-def file_facts(root: Path, ids: Iterable[str]) -> Iterable[str]:
-    """One line for each file below ``root``, sorted: its id and its size in bytes (-1 where it is missing).
+def file_facts(files: Iterable[tuple[str, Path]]) -> Iterable[str]:
+    """One line for each file by its id, sorted: the id and its size in bytes (-1 where it is missing).
 
     Sizes instead of contents: a million files are told in seconds, and a picture that was exchanged for
     another hardly ever keeps its size.
     """
-    for identity in sorted(ids):
+    for identity, path in sorted(files):
         try:
-            size = (root / identity).stat().st_size
-        except FileNotFoundError:
+            size = path.stat().st_size
+        except (OSError, ValueError):  # also a name that no file can have
             size = -1
         yield f"{identity} {size}"

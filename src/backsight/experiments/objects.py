@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from backsight.core import UserError
 from backsight.data import Target
+from backsight.data.outlines import fill_boxes as fill_boxes
+from backsight.experiments.subject import Subject
 
 
 def object_masks(target: Target, size: tuple[int, int]) -> Tensor:
@@ -28,11 +29,10 @@ def object_labels(target: Target) -> Tensor:
     return target.labels[~target.crowd]
 
 
-def fill_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes ``n 4`` (x0, y0, x1, y1 in pixels) -> the pixels whose middle lies inside, ``n H W`` bool."""
-    y, x = (torch.arange(side, device=boxes.device) + 0.5 for side in size)
-    left, top, right, bottom = boxes[:, :, None].unbind(1)
-    return ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None]
+def box_notes(subject: Subject) -> list[str]:
+    """What a reader must know where boxes stand for objects: the data have no outlines."""
+    with_masks = any(target.masks is not None for batch in subject.batches for target in batch.targets)
+    return [] if with_masks else [f"{subject.data.name} has no outlines of objects: their boxes stand for them"]
 
 
 def category_mask(target: Target, size: tuple[int, int], label: int | None = None) -> Tensor | None:
@@ -49,6 +49,19 @@ def category_mask(target: Target, size: tuple[int, int], label: int | None = Non
     wanted = labels[masks.flatten(1).sum(1).argmax()] if label is None else label
     mask = masks[labels == wanted].any(0)
     return mask if mask.any() else None
+
+
+def category_masks(target: Target, size: tuple[int, int], label: int | None = None) -> list[Tensor]:
+    """The pixels of each class in an image, ``H W`` bool, the largest first; of one class alone if ``label`` is given.
+
+    Args:
+        target: of an image.
+        size: of the image, (H, W) in pixels.
+        label: of a class.
+    """
+    labels = object_labels(target).unique().tolist() if label is None else [label]
+    masks = [mask for each in labels if (mask := category_mask(target, size, each)) is not None]
+    return sorted(masks, key=lambda mask: -int(mask.sum()))
 
 
 def find_class(classes: Mapping[int, str], name: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -22,16 +22,20 @@ from backsight.devices import choose_device
 from backsight.distributed import Processes
 from backsight.engine import RANDOM, StagedModel, Trace
 from backsight.evaluation import MeanImage, mean_image_of
-from backsight.io import read_json, read_yaml
+from backsight.io import read_record
 from backsight.models import vocabulary
 from backsight.results import Measurement, Picture, Result
 from backsight.shipped import find_shipped
+from backsight.validation import Record
 
 NUM_IMAGES = 100
 """How many images an experiment uses by default."""
 
 CACHE_BYTES = 2 << 30
 """Bytes of traces and reconstructions that a subject keeps at most."""
+
+UNTRAINED_INVERSE, UNTRAINED_MODEL = CONTROLS = ("untrained inverse", "untrained model")
+"""What an effect is measured on as well, that must not have it (:func:`backsight.experiments.controls.controls_of`)."""
 
 KEPT_BYTES = 1 << 29
 """Bytes of images that a subject keeps at most."""
@@ -69,6 +73,8 @@ class Subject:
         mean_image: ``3 H W`` in [0, 1], of the training data; by default what the chains' run has saved, or else that
             of these images.
         cache: bytes of traces and reconstructions to keep.
+        control: one of :data:`CONTROLS`, if it is that of another subject.
+        fit: how the images were brought to the model's size, if not as the model does it.
         processes: those that share the work.
 
     Attributes:
@@ -88,6 +94,8 @@ class Subject:
         batch_size: int = 16,
         mean_image: Tensor | MeanImage | None = None,
         cache: int = CACHE_BYTES,
+        control: str = "",
+        fit: str = "",
         processes: Processes | None = None,
     ) -> None:
         if num_images is not None and num_images < 1:
@@ -101,11 +109,12 @@ class Subject:
         self.batches: Sequence[Batch] = Batches(data, num_images, batch_size, model.device, self.processes)
         self._mean_image = mean_image if mean_image is not None else training_mean(folder_of(ensemble))
         self._cache = LRUCache(cache)
+        self.control, self.fit = control, fit or model.pixels.fit
 
     @property
     def name(self) -> str:
-        """The forward model's name, the label ``model`` of every measurement."""
-        return self.model.name
+        """The forward model's name, the label ``model`` of every measurement; a control says that it is one."""
+        return f"{self.model.name}, {self.control}" if self.control else self.model.name
 
     @property
     def stages(self) -> list[str]:
@@ -153,9 +162,10 @@ class Subject:
             "data_fingerprint": self.data.fingerprint(),
             "num_images": self.num_images,
             "size": list(self.model.pixels.size),
-            "fit": self.model.pixels.fit,
+            "fit": self.fit,
             "value_range": "RGB in [0, 1]",
             "seeds": self.seeds,
+            **({"control": self.control, "of": self.model.name} if self.control else {}),
         }
 
     @torch.no_grad()
@@ -390,6 +400,7 @@ def open_subject(
     num_images: int | None = NUM_IMAGES,
     batch_size: int = 16,
     device: str = "auto",
+    stretch: bool = False,
     processes: Processes | None = None,
 ) -> Subject:
     """A forward model, the chains that invert it, and the first test images of some data.
@@ -401,6 +412,8 @@ def open_subject(
         num_images: how many of its test images; None for all.
         batch_size: images that pass the networks together.
         device: where to compute.
+        stretch: bring images to the model's size by stretching, where it would cut them: so several models see the
+            same of each. Padded ones stay padded.
         processes: those that share the work.
 
     Raises:
@@ -411,7 +424,10 @@ def open_subject(
     spec = data or trained_on(ensemble)
     if spec is None:
         raise UserError(f"the chains of {staged.name} do not say what they were trained on: name the data by --data")
-    return Subject(staged, ensemble, spec, num_images=num_images, batch_size=batch_size, processes=processes)
+    pixels = replace(staged.pixels, fit="stretch") if stretch and staged.pixels.fit == "crop" else staged.pixels
+    images = open_data(spec, pixels, masks=True, vocabulary=vocabulary(staged)).test
+    given = {"num_images": num_images, "batch_size": batch_size, "processes": processes, "fit": pixels.fit}
+    return Subject(staged, ensemble, images, **given)
 
 
 def _shipped_chains(model: str | None) -> str:
@@ -433,18 +449,27 @@ def folder_of(ensemble: ChainEnsemble) -> Path | None:
     return ensemble.folder or ensemble.chains[0].folder
 
 
+@dataclass(frozen=True)
+class _Data(Record):
+    spec: str | None = None
+
+
+@dataclass(frozen=True)
+class _Trained(Record):
+    """What the ``config.yaml`` of a run, or the ``card.json`` of a shipped model, says of the data."""
+
+    data: str | _Data | None = None
+
+
 def trained_on(ensemble: ChainEnsemble) -> str | None:
     """The data that the chains were trained on; None where the folder that they were loaded from does not say."""
     for folder in _run_folders(folder_of(ensemble)):
-        if (folder / "config.yaml").is_file():
-            data = read_yaml(folder / "config.yaml", _FIX).get("data")
-            data = data.get("spec") if isinstance(data, dict) else data
-        elif (folder / "card.json").is_file():
-            data = read_json(folder / "card.json", _FIX).get("data")
-        else:
-            continue
-        if data:
-            return data
+        for name in ("config.yaml", "card.json"):
+            if (folder / name).is_file():
+                data = read_record(folder / name, _Trained, _FIX).data
+                if found := data.spec if isinstance(data, _Data) else data:
+                    return found
+                break
     return None
 
 

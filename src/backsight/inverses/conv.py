@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from backsight.core import Layout
 from backsight.inverses.base import Inverse, times_finer
-from backsight.validation import Positive
+from backsight.validation import Depth, Positive, Side
 
 
 class Deconvolution(Inverse):
@@ -66,7 +66,7 @@ class Local(Inverse):
     """
 
     def __init__(
-        self, source: Layout, target: Layout, constants: Mapping[str, Tensor] | None = None, *, depth: int = 4
+        self, source: Layout, target: Layout, constants: Mapping[str, Tensor] | None = None, *, depth: Depth = 4
     ) -> None:
         super().__init__(source, target, constants)
         width, stride = source.width, self.stride()
@@ -96,7 +96,7 @@ class Patch(Inverse):
         target: Layout,
         constants: Mapping[str, Tensor] | None = None,
         *,
-        widths: Sequence[int] | None = None,
+        widths: Sequence[Side] | None = None,
         whole: bool = False,
         subtract_position: bool = False,
     ) -> None:
@@ -170,12 +170,12 @@ class ResidualStage(Inverse):
     """
 
     def __init__(
-        self, source: Layout, target: Layout, constants: Mapping[str, Tensor] | None = None, *, depth: int = 2
+        self, source: Layout, target: Layout, constants: Mapping[str, Tensor] | None = None, *, depth: Depth = 2
     ) -> None:
         super().__init__(source, target, constants)
         if target.prefix:
             raise ValueError("it paints maps, and its target has tokens before the grid, such as a class token")
-        self.paints = target.width == 3
+        self.paints = target.image
         grids, width = _grids_between(source.grid, target.grid), source.width
         steps: list[nn.Module] = [nn.BatchNorm2d(width), *(ResidualBlock(width) for _ in range(depth))]
         for grid in grids:
@@ -233,7 +233,7 @@ class Pyramid(Inverse):
         expansion: Positive = 4.0,
     ) -> None:
         super().__init__(source, target, constants)
-        if target.width != 3:
+        if not target.image:
             raise ValueError(f"{type(self).__name__} reconstructs images, not {target}")
         count = len(source.grids)
         if not 0 <= (level or 0) < count:

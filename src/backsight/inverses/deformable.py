@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from backsight.core import Layout
 from backsight.inverses.base import Inverse, expect_heads
 from backsight.inverses.transformer import sine_positions
+from backsight.validation import Depth, Side
 
 Grids = Sequence[tuple[int, int]]
 
@@ -160,15 +161,15 @@ class DeformableEncoder(Inverse):
         target: Layout,
         constants: Mapping[str, Tensor] | None = None,
         *,
-        depth: int = 6,
-        heads: int = 8,
-        feedforward: int = 1024,
-        points: int = 4,
+        depth: Depth = 6,
+        heads: Side = 8,
+        feedforward: Side = 1024,
+        points: Side = 4,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(source, target, constants)
         self.expect_no_prefix()
-        if target.width == 3 or not (source.grids and target.grids):
+        if target.image or not (source.grids and target.grids):
             raise ValueError(f"it leads from and to tokens with places in the image, not from {source} to {target}")
         width, grids = source.width, target.grids
         self.position = PyramidPosition(grids, width)
@@ -198,15 +199,15 @@ class DeformableDecoder(Inverse):
         target: Layout,
         constants: Mapping[str, Tensor] | None = None,
         *,
-        depth: int = 6,
-        heads: int = 8,
-        feedforward: int = 1024,
-        points: int = 4,
+        depth: Depth = 6,
+        heads: Side = 8,
+        feedforward: Side = 1024,
+        points: Side = 4,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(source, target, constants)
         self.expect_no_prefix()
-        if source.grids or target.width == 3 or not target.grids:
+        if source.grids or target.image or not target.grids:
             raise ValueError(f"it leads from object queries to tokens with places in the image, not to {target}")
         width, grids = source.width, target.grids
         expect_heads(width, heads)

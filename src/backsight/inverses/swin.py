@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from backsight.core import Layout
 from backsight.inverses.base import Inverse, expect_heads
+from backsight.validation import Depth, Side
 
 
 class SwinStage(Inverse):
@@ -29,14 +30,14 @@ class SwinStage(Inverse):
         target: Layout,
         constants: Mapping[str, Tensor] | None = None,
         *,
-        depth: int = 2,
-        heads: int = 4,
-        window: int | tuple[int, int] = 7,
+        depth: Depth = 2,
+        heads: Side = 4,
+        window: Side | tuple[Side, Side] = 7,
         shift_first: bool = False,
     ) -> None:
         super().__init__(source, target, constants)
         self.expect_no_prefix()
-        if target.width == 3:
+        if target.image:
             raise ValueError("it reconstructs a finer map, not the image: the stage before it takes patch")
         from timm.models.swin_transformer import SwinTransformerBlock
 
@@ -44,8 +45,6 @@ class SwinStage(Inverse):
         grid, width = source.grid, source.width
         expect_heads(width, heads)
         side = tuple(window) if isinstance(window, list | tuple) else (window, window)
-        if min(side) < 1:
-            raise ValueError(f"its windows are of {side[0]}x{side[1]} tokens: take at least 1x1")
         fitting = tuple(min(pair) for pair in zip(side, grid, strict=True))
         shift = tuple(0 if own >= whole else own // 2 for own, whole in zip(fitting, grid, strict=True))
         self.blocks = nn.Sequential(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from backsight.core import Layout
 from backsight.inverses.base import Inverse, expect_heads
+from backsight.validation import Depth, Side
 
 
 def sine_positions(grid: tuple[int, int], width: int, temperature: float = 10_000.0, end: float = 1.0) -> Tensor:
@@ -82,9 +83,9 @@ class Encoder(Inverse):
         target: Layout,
         constants: Mapping[str, Tensor] | None = None,
         *,
-        depth: int = 6,
-        heads: int = 8,
-        feedforward: int = 2048,
+        depth: Depth = 6,
+        heads: Side = 8,
+        feedforward: Side = 2048,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(source, target, constants)
@@ -119,9 +120,9 @@ class Decoder(Inverse):
         target: Layout,
         constants: Mapping[str, Tensor] | None = None,
         *,
-        depth: int = 6,
-        heads: int = 8,
-        feedforward: int = 2048,
+        depth: Depth = 6,
+        heads: Side = 8,
+        feedforward: Side = 2048,
         dropout: float = 0.0,
         norm: bool = True,
     ) -> None:
@@ -166,8 +167,8 @@ class Blocks(Inverse):
         target: Layout,
         constants: Mapping[str, Tensor] | None = None,
         *,
-        depth: int = 12,
-        heads: int = 12,
+        depth: Depth = 12,
+        heads: Side = 12,
         mlp_ratio: float = 4.0,
         epsilon: float = 1e-6,
     ) -> None:

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backsight.arrange import pick_argument, read_field, to_features
+from backsight.arrange import fields_of, pick_argument, read_field, to_features
 from backsight.core import Classes, Detections, Pixels, Site, Spec, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.io import align
 from backsight.models.family import Read
-from backsight.models.shape_tracing import ShapeTrace, trace_shapes
+from backsight.models.shape_tracing import ShapeTrace, fitting_patterns, trace_shapes
 from backsight.models.spec import Answer, OwnSpec, expand, read_spec
 from backsight.models.weights import fill, read_state
 from backsight.validation import nearest
@@ -64,9 +64,9 @@ def stage(
     else:
         own = read_spec(spec)
     pixels = pixels or own.pixels
-    pixels = replace(pixels, size=size or pixels.size)
+    pixels, module = replace(pixels, size=size or pixels.size), unwrapped(module)
     found = expand(own.spec, module)
-    seen = trace_shapes(module, pixels, own.arguments)
+    seen = trace_shapes(module, pixels, own.arguments, own.image_argument)
     for each in found.stages:
         for label, sites in each.cuts.items():
             _check_cut(label, sites, [_check(site, module, seen) for site in sites], seen.size)
@@ -78,6 +78,7 @@ def stage(
         read=read or (None if found.task == "features" else _reader(own, found, seen)),
         weights=weights,
         arguments=own.arguments,
+        image_argument=own.image_argument,
         reopen={} if own.raw is None else {"spec": own.raw},
     ).fitting(pixels.fit)
 
@@ -92,13 +93,10 @@ def load_own(
     seed: int = 0,
 ) -> StagedModel:
     """The model ``my_module.py:build``, staged by ``spec``, as :func:`~backsight.models.load_model` opens it."""
-    if spec is None:
-        raise UserError(
-            f"{name} needs --spec FILE, which says where its stages are: "
-            f"`backsight stages {name} --propose FILE` writes one to begin with"
-        )
-    pixels = None if isinstance(spec, Spec) else read_spec(spec).pixels
+    pixels = None if spec is None or isinstance(spec, Spec) else read_spec(spec).pixels
     module = build_own(name, size or (pixels.size if pixels else None), seed)
+    if spec is None:
+        spec = _spec_beside(name, module)
     if weights is not None:
         fill(module, read_state(weights), str(weights))
     align(module)
@@ -106,6 +104,35 @@ def load_own(
     staged = stage(module, spec, size=size, name=name, weights=words)
     staged.reopen["place"] = place(name)
     return staged
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """``module`` out of what torch.compile, DataParallel or DistributedDataParallel put around it: the paths of its
+    sites are its own, and hooks on what is compiled would never run."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = module.module
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+def _spec_beside(name: str, module: nn.Module) -> Mapping[str, Any]:
+    """What the function ``spec`` in the file of ``my_module.py:build`` says of ``module``, as a dictionary."""
+    path = file_of(name)
+    function = getattr(sys.modules[_module_name(path)], "spec", None)
+    if not callable(function):
+        raise UserError(
+            f"{name} needs --spec FILE, or a function spec(module) in its file, to say where its stages are: "
+            f"`backsight stages {name} --propose FILE` writes one to begin with"
+        )
+    found = _guarded(path, function, module)
+    if not isinstance(found, Mapping):
+        raise UserError(
+            f"{path}:spec gives a {type(found).__name__}: a dictionary of the form of a YAML spec is wanted"
+        )
+    return found
 
 
 def place(name: str) -> str:
@@ -134,14 +161,17 @@ def _check(site: Site, module: nn.Module, seen: ShapeTrace) -> Any:
     its pattern."""
     value = _value_at(site, module, seen)
     where = f"the {site.side} of '{site.path}'" + ("" if site.field is None else f" [{site.field}]")
-    maps = list(value) if isinstance(value, list | tuple) else [value]
-    if not maps or not all(isinstance(each, Tensor) for each in maps):
-        inside = f", which has {', '.join(_fields(value))}" if _fields(value) else ""
+    names = fields_of(value)
+    maps = [read_field(value, name) for name in names] if names else [value]
+    if not all(isinstance(each, Tensor) for each in maps):
+        inside = f", which has {', '.join(map(str, names))}" if names else ""
         raise UserError(f"{where} is no tensor but a {type(value).__name__}{inside}: name its 'field'")
     for each in maps:
         fitting = fitting_patterns(tuple(each.shape), seen.size)
         if site.pattern not in fitting:
-            offer = f"'{fitting[0]}' fits" if fitting else "tokens are 'b n d', maps 'b h w d' or 'b d h w'"
+            offer = (
+                f"'{fitting[0]}' fits" if fitting else "tokens are 'b n d', maps 'b h w d' or 'b d h w', one is 'b d'"
+            )
             raise UserError(f"the pattern '{site.pattern}' does not fit {where}, of shape {tuple(each.shape)}: {offer}")
     return value
 
@@ -149,32 +179,26 @@ def _check(site: Site, module: nn.Module, seen: ShapeTrace) -> Any:
 def _value_at(site: Site, module: nn.Module, seen: ShapeTrace) -> Any:
     if site.path not in seen.visits:
         raise UserError(f"a forward pass never comes by '{site.path}': take another submodule for this site")
-    visit = seen.visits[site.path][0]
+    visits = seen.visits[site.path]
+    if site.call is None and len(visits) > 1:
+        raise UserError(
+            f"a forward pass runs '{site.path}' {len(visits)} times: say which call is meant, as call: 0 for the first"
+        )
+    if (site.call or 0) >= len(visits):
+        raise UserError(
+            f"a forward pass runs '{site.path}' {len(visits)} times: there is no call {site.call}, they count from 0"
+        )
+    visit = visits[site.call or 0]
     try:
         if site.side == "output":
             return read_field(visit.output, site.field)
         return pick_argument(module.get_submodule(site.path), visit.args, dict(visit.kwargs), site.field)[0]
     except (KeyError, IndexError, TypeError) as error:
-        has = _fields(visit.output if site.side == "output" else {**dict(enumerate(visit.args)), **visit.kwargs})
+        given = {**dict(enumerate(visit.args)), **visit.kwargs}
+        has = [str(name) for name in fields_of(visit.output if site.side == "output" else given)]
         raise UserError(
             f"the {site.side} of '{site.path}' has no field '{site.field}': {nearest(str(site.field), has)}"
         ) from error
-
-
-def _fields(value: Any) -> list[str]:
-    return [str(key) for key in (value if isinstance(value, Mapping) else range(len(value)))] if _holds(value) else []
-
-
-def _holds(value: Any) -> bool:
-    return isinstance(value, Mapping | list | tuple)
-
-
-def fitting_patterns(shape: tuple[int, ...], size: tuple[int, int]) -> list[Any]:
-    """The patterns that a tensor of ``shape`` may have on images of ``size``: a map has about their proportions."""
-    if len(shape) == 3:
-        return ["b n d"]
-    grids = {"b d h w": shape[2:], "b h w d": shape[1:3]} if len(shape) == 4 else {}
-    return [pattern for pattern, (h, w) in grids.items() if abs(h * size[1] / size[0] - w) <= 1 + 0.1 * w]
 
 
 # ---- the prediction
@@ -184,24 +208,31 @@ def _reader(own: OwnSpec, spec: Spec, seen: ShapeTrace) -> Read:
     """How the output reads as a prediction, checked on the output of the pass."""
     answer, labels = own.answer, own.labels
     detects = spec.task == "detect"
-    for name in (answer.logits, answer.boxes) if detects else (answer.logits,):
-        _logits_in(seen.output, name, 3 if detects else 2)
+    logits = [
+        _logits_in(seen.output, name, 3 if detects else 2) for name in (answer.logits, answer.boxes)[: 1 + detects]
+    ]
+    if detects and answer.scores == "softmax" and logits[0].shape[-1] == 1:
+        raise UserError(
+            "'prediction' reads one class by softmax, whose last class is 'no object', which leaves none: say "
+            "scores: sigmoid, or take the logits that 'no object' is among"
+        )
     if detects:
         return lambda output, size: _detections(output, size, answer, labels)
     return lambda output, _: Classes(read_field(output, answer.logits), labels)
 
 
-def _logits_in(output: Any, name: int | str | None, axes: int) -> None:
+def _logits_in(output: Any, name: int | str | None, axes: int) -> Tensor:
     try:
         value = read_field(output, name)
     except (KeyError, IndexError, TypeError) as error:
         raise UserError(
-            f"the output has no field '{name}' to predict from: {nearest(str(name), _fields(output))}"
+            f"the output has no field '{name}' to predict from: {nearest(str(name), map(str, fields_of(output)))}"
         ) from error
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
     if not isinstance(value, Tensor) or value.dim() != axes:
         what = "B C for a classifier" if axes == 2 else "B Q C and B Q 4 for a detector"
         raise UserError(f"'prediction' reads {shape} from the output: it has to be {what}, or the task 'features'")
+    return value
 
 
 def _detections(output: Any, size: tuple[int, int], answer: Answer, labels: Mapping[int, str]) -> list[Detections]:
@@ -262,11 +293,15 @@ def _run(path: Path) -> ModuleType:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    spec: Any = importlib.util.spec_from_file_location(f"_own_{path.stem}", path)
+    spec: Any = importlib.util.spec_from_file_location(_module_name(path), path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look there for the module that they are in
     _guarded(path, spec.loader.exec_module, module)
     return module
+
+
+def _module_name(path: Path) -> str:
+    return f"_own_{path.stem}"
 
 
 def _find(module: ModuleType, function: str, path: Path) -> Callable[..., Any]:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
+from backsight.arrange import read_field
 from backsight.core import Classes, Pixels, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.io import align
 from backsight.models import timm as timm_models
 from backsight.models import transformers as transformers_models
-from backsight.models.custom import SpecLike, is_own, load_own
+from backsight.models.candidates import find_stages, spec_of
+from backsight.models.custom import SpecLike, is_own, load_own, stage
 from backsight.models.family import Family, FamilyModel
 from backsight.models.registry import MODELS
+from backsight.models.shape_tracing import trace_shapes
 from backsight.models.weights import download, read_config
 from backsight.shipped import find_shipped
+
+logger = logging.getLogger(__name__)
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -47,7 +54,10 @@ def load_model(
             folder, or a name on the hub, only the configuration is read. ``weights`` go before it.
         device: where to put it.
         seed: of the random weights.
-        spec: where the stages of a model of your own are, see :func:`stage`.
+        spec: where the stages are, see :func:`stage`: of a model of your own, or in place of what is known of another.
+
+    A model of a type that no family here describes is staged automatically: by its rows of repeated blocks, see
+    :func:`~backsight.models.candidates.find_stages`. ``backsight verify`` proves such sites like any other.
 
     Raises:
         UserError: no such model (the nearest names are offered), no weights at hand, or weights of another model.
@@ -55,8 +65,6 @@ def load_model(
     if is_own(name):
         file = None if weights is None else Path(weights)
         return load_own(name, spec, size=size, weights=file, random_weights=random_weights, seed=seed).to(device)
-    if spec is not None:
-        raise UserError(f"--spec stages a model of your own, FILE.py:FUNCTION; where the stages of {name} are is known")
     file = None if weights is None else Path(weights)
     own = file is None and not random_weights
     folder, source = _folder(name) or _of_the_hub(name, weights=own), name
@@ -71,7 +79,14 @@ def load_model(
             module, family, pixels = _from_folder(folder, size, file, random=random_weights)
     align(module)
     words = source if own else RANDOM if file is None else str(file)
-    return stage_module(module, family, pixels, name=name, weights=words).to(device)
+    if spec is not None:
+        staged = stage(module, spec, size=size, name=name, weights=words)
+        staged.reopen["named"] = True
+    elif family is None:
+        staged = stage_automatically(module, pixels, name=name, weights=words)
+    else:
+        staged = stage_module(module, family, pixels, name=name, weights=words)
+    return staged.to(device)
 
 
 def blueprint(family: Family, short: str) -> nn.Module | None:
@@ -100,6 +115,41 @@ def stage_module(
     return FamilyModel(module, family, family.stage(module), pixels, **options)
 
 
+def stage_automatically(module: nn.Module, pixels: Pixels, *, name: str, weights: str = "given") -> StagedModel:
+    """Stage a module of a type that no family describes, at its rows of repeated blocks.
+
+    Its task is ``classify`` where its output has logits ``B C``, else ``features``.
+
+    Raises:
+        UserError: no stage is found that an inverse leads back from.
+    """
+    arguments = transformers_models.more_arguments(module)
+    seen = trace_shapes(module, pixels, arguments)
+    logits = next((field for field in (None, "logits") if _is_logits(seen.output, field)), "")
+    kind = getattr(getattr(module, "config", None), "model_type", type(module).__name__.lower())
+    try:
+        spec = spec_of(module, find_stages(module, [seen]), kind, "features" if logits == "" else "classify")
+    except UserError as error:
+        raise UserError(
+            f"{name} is a '{kind}', whose stages are not known, and {error}: say where they are by --spec FILE; "
+            f"`backsight stages {name} --propose FILE` writes one to begin with"
+        ) from error
+    labels = dict(getattr(getattr(module, "config", None), "id2label", None) or {})
+    read = None if logits == "" else lambda output, _: Classes(read_field(output, logits), labels)
+    logger.info(
+        "%s is a '%s', which no family describes: staged by its repeated blocks, as %s",
+        name,
+        kind,
+        ", ".join(stage.name for stage in spec.stages),
+    )
+    return StagedModel(module, spec, pixels, name=name, read=read, weights=weights, arguments=arguments)
+
+
+def _is_logits(output: Any, field: str | None) -> bool:
+    value = output if field is None else output.get(field) if isinstance(output, dict) else None
+    return isinstance(value, torch.Tensor) and value.dim() == 2
+
+
 def _folder(name: str) -> Path | None:
     """The folder that ``name`` means, None for a name to be looked up."""
     shipped = find_shipped(name)
@@ -119,10 +169,10 @@ def _of_the_hub(name: str, *, weights: bool) -> Path | None:
     return download(name, weights=weights)
 
 
-def _from_name(name: str, size: tuple[int, int] | None, file: Path | None) -> tuple[nn.Module, Family, Pixels]:
+def _from_name(name: str, size: tuple[int, int] | None, file: Path | None) -> tuple[nn.Module, Family | None, Pixels]:
     """A named model without what the hub has of it: the weights of ``file``, or random ones."""
     family, short, _ = _known(name)
-    if family.library == "timm":
+    if family is None or family.library == "timm":
         module = timm_models.build(short, file=file, size=size)
         return module, family, timm_models.pixels(module, size)
     module = transformers_models.build(family.kind, family.configure[short], file)
@@ -131,7 +181,7 @@ def _from_name(name: str, size: tuple[int, int] | None, file: Path | None) -> tu
 
 def _from_folder(
     folder: Path, size: tuple[int, int] | None, file: Path | None, *, random: bool
-) -> tuple[nn.Module, Family, Pixels]:
+) -> tuple[nn.Module, Family | None, Pixels]:
     """The model whose configuration is in ``folder``: its weights are there too, unless in ``file`` or ``random``."""
     config = read_config(folder)
     if "architecture" in config:
@@ -140,19 +190,16 @@ def _from_folder(
     family = _family("transformers", config.get("model_type", "nothing"))
     said = transformers_models.preprocessor(folder)
     module = transformers_models.load(folder, file, random=random)
-    default = transformers_models.own_size(module) or family.size
+    default = transformers_models.own_size(module) or (family.size if family else (224, 224))
     return module, family, transformers_models.pixels(module, said, size, default)
 
 
-def _family(library: str, kind: str) -> Family:
-    for family in MODELS.values():
-        if (family.library, family.kind) == (library, kind):
-            return family
-    known = ", ".join(f"{family.kind} ({family.library})" for family in MODELS.values())
-    raise UserError(f"models of type '{kind}' ({library}) are not staged yet: the types that are: {known}")
+def _family(library: str, kind: str) -> Family | None:
+    """The family of a library's ``kind`` of model; None where none describes it."""
+    return next((each for each in MODELS.values() if (each.library, each.kind) == (library, kind)), None)
 
 
-def _known(name: str) -> tuple[Family, str, str]:
+def _known(name: str) -> tuple[Family | None, str, str]:
     """(family, short name, name on the hub) of a model that is named, not lying in a folder."""
     for family in MODELS.values():
         for short, hub_name in family.names.items():
@@ -161,7 +208,7 @@ def _known(name: str) -> tuple[Family, str, str]:
     return _timm_model(name.removeprefix("timm/")) or _unknown(name)
 
 
-def _timm_model(name: str) -> tuple[Family, str, str] | None:
+def _timm_model(name: str) -> tuple[Family | None, str, str] | None:
     import timm
 
     if not timm.is_model(name.partition(".")[0]):
@@ -173,7 +220,7 @@ def _timm_model(name: str) -> tuple[Family, str, str] | None:
     return _family("timm", kind), name, hub_name
 
 
-def _unknown(name: str) -> tuple[Family, str, str]:
+def _unknown(name: str) -> NoReturn:
     import timm
 
     known = [each for family in MODELS.values() for pair in family.names.items() for each in pair]

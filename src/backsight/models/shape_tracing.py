@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backsight.arrange import each_tensor
+from backsight.arrange import call_with, each_tensor, image_argument_of
 from backsight.core import Pixels, UserError
 
 BATCH = 2
@@ -43,15 +43,21 @@ class ShapeTrace:
         return self.visits[""][-1].output
 
 
-def trace_shapes(module: nn.Module, pixels: Pixels, arguments: Mapping[str, Any] | None = None) -> ShapeTrace:
+def trace_shapes(
+    module: nn.Module,
+    pixels: Pixels,
+    arguments: Mapping[str, Any] | None = None,
+    image_argument: str | None = None,
+) -> ShapeTrace:
     """Run ``module`` once on random images and keep the shapes that its submodules saw.
 
     Raises:
         UserError: it cannot take images of this size.
     """
     found = ShapeTrace(pixels.size)
-    parameter = next(module.parameters(), torch.zeros(()))
-    images = torch.rand(BATCH, 3, *pixels.size, generator=torch.Generator().manual_seed(0)).to(parameter.device)
+    like = next((each for each in module.parameters() if each.is_floating_point()), torch.zeros(()))
+    images = pixels.normalise(torch.rand(BATCH, 3, *pixels.size, generator=torch.Generator().manual_seed(0))).to(like)
+    args, kwargs = call_with(images, arguments or {}, image_argument or image_argument_of(module))
     trained = module.training
     with ExitStack() as stack, torch.no_grad():
         stack.callback(module.train, trained)
@@ -60,7 +66,7 @@ def trace_shapes(module: nn.Module, pixels: Pixels, arguments: Mapping[str, Any]
             hook = each.register_forward_hook(_noting(found, path), with_kwargs=True)
             stack.callback(hook.remove)
         try:
-            module(pixels.normalise(images), **(arguments or {}))
+            module(*args, **kwargs)
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             size = f"{pixels.size[0]}x{pixels.size[1]}"
@@ -84,4 +90,19 @@ def _shapes(value: Any) -> Any:
 
 
 def _shape(value: Tensor) -> Tensor:
-    return torch.empty(value.shape, dtype=value.dtype, device="meta")
+    shape: Any = torch.empty(value.shape, dtype=value.dtype, device="meta")
+    shape.alike = value.shape[:1] == (BATCH,) and not value.is_meta and torch.equal(value[0], value[1])
+    return shape
+
+
+def depends_on_image(shape: Tensor) -> bool:
+    """Whether a tensor of the pass differed between its two images; True where the pass had no values."""
+    return not getattr(shape, "alike", False)
+
+
+def fitting_patterns(shape: tuple[int, ...], size: tuple[int, int]) -> list[Any]:
+    """The patterns that a tensor of ``shape`` may have on images of ``size``: a map has about their proportions."""
+    if len(shape) < 4:
+        return {2: ["b d"], 3: ["b n d"]}.get(len(shape), [])
+    grids = {"b d h w": shape[2:], "b h w d": shape[1:3]} if len(shape) == 4 else {}
+    return [pattern for pattern, (h, w) in grids.items() if abs(h * size[1] / size[0] - w) <= 1 + 0.1 * w]

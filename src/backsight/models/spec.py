@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+import torch
 from torch import nn
 
 from backsight.core import IMAGE, Pixels, Site, Spec, Stage, UserError
+from backsight.io import plain, read_yaml
 from backsight.validation import build, check_names, expect_mapping, nearest
 
 
@@ -31,17 +30,19 @@ class Answer:
 @dataclass(frozen=True)
 class OwnSpec:
     """All that a spec says: the stages, the pixels, where the prediction is, the names of the classes, and keyword
-    arguments of every forward pass. ``raw`` is the same in the types of JSON, None where it came as a Spec."""
+    arguments of every forward pass; ``image_argument`` is the one that takes the images, None for the first. ``raw`` is
+    the same in the types of JSON, None where it came as a Spec."""
 
     spec: Spec
     pixels: Pixels
     answer: Answer = Answer()
     labels: Mapping[int, str] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    image_argument: str | None = None
     raw: Mapping[str, Any] | None = None
 
 
-TOP = ("family", "task", "pixels", "prediction", "labels", "arguments", "stages")
+TOP = ("family", "task", "pixels", "prediction", "labels", "arguments", "image_argument", "stages")
 STAGE = ("name", "site", "layers", "inverse", "variants", "prefix", "levels", "gridded", "classes", "scores")
 
 
@@ -52,7 +53,9 @@ def read_spec(given: str | Path | Mapping[str, Any]) -> OwnSpec:
         UserError: no such file, not YAML, an unknown key or value (the nearest is offered), or a key that is missing.
     """
     where = "the spec" if isinstance(given, Mapping) else str(given)
-    raw = expect_mapping(given if isinstance(given, Mapping) else _read(Path(given)), where)
+    if not isinstance(given, Mapping) and not Path(given).is_file():
+        raise UserError(f"no spec at {given}: `backsight stages MODEL --propose {given}` writes one to begin with")
+    raw = plain(given, where) if isinstance(given, Mapping) else read_yaml(Path(given), "correct it")
     check_names(raw, TOP, where)
     for name in ("pixels", "stages"):
         if not raw.get(name):
@@ -69,11 +72,12 @@ def read_spec(given: str | Path | Mapping[str, Any]) -> OwnSpec:
     spec = {"family": "own", "task": "features", **{name: raw[name] for name in ("family", "task") if name in raw}}
     return OwnSpec(
         build(Spec, {**spec, "stages": stages}, where),
-        _pixels(raw["pixels"], f"'pixels' of {where}"),
+        build(Pixels, raw["pixels"], f"'pixels' of {where}"),
         _answer(raw.get("prediction"), f"'prediction' of {where}"),
         _labels(raw.get("labels") or {}, where),
-        dict(expect_mapping(raw.get("arguments") or {}, f"'arguments' of {where}")),
-        json.loads(json.dumps(raw, default=str)),
+        _arguments(raw.get("arguments") or {}, f"'arguments' of {where}"),
+        raw.get("image_argument"),
+        raw,
     )
 
 
@@ -107,17 +111,6 @@ def expand(spec: Spec, module: nn.Module) -> Spec:
     return replace(spec, stages=tuple(stages))
 
 
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"no spec at {path}: `backsight stages MODEL --propose {path}` writes one to begin with")
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line} is not YAML: {getattr(error, 'problem', None) or 'mend it'}") from error
-
-
 def _stage(given: Any, where: str) -> Stage:
     given = expect_mapping(given, f"a stage of {where}")
     where = f"stage '{given.get('name', '?')}' of {where}"
@@ -146,14 +139,6 @@ def _inverse(given: Any, where: str) -> tuple[str, dict[str, Any]]:
     return given.pop("name"), given
 
 
-def _pixels(given: Any, where: str) -> Pixels:
-    found: Pixels = build(Pixels, expect_mapping(given, where), where)
-    for name, values in {"size": found.size, "std": found.std, "crop_fraction": (found.crop_fraction,)}.items():
-        if not all(0 < value < math.inf for value in values):  # images are divided by std
-            raise UserError(f"'{name}' of {where} is {list(values)}: it has to be more than 0")
-    return found
-
-
 def _answer(given: Any, where: str) -> Answer:
     given = given if isinstance(given, Mapping) else {"logits": given}
     return build(Answer, given, where)
@@ -165,6 +150,20 @@ def _labels(given: Any, where: str) -> dict[int, str]:
     if not isinstance(named, Mapping) or not all(str(key).isdecimal() for key in named):
         raise UserError(f"'labels' of {where} is {given!r}: write a list of names, or lines 'number: name', as 0: cat")
     return {int(key): str(word) for key, word in named.items()}
+
+
+def _arguments(given: Any, where: str) -> dict[str, Any]:
+    """Keyword arguments; ``{tensor: [[1, 2]]}`` is how YAML writes a tensor."""
+
+    def read(name: str, value: Any) -> Any:
+        if not (isinstance(value, Mapping) and value.keys() == {"tensor"}):
+            return value
+        try:
+            return torch.tensor(value["tensor"])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"'{name}' in {where} is no tensor: write numbers in rows of equal length") from error
+
+    return {name: read(name, value) for name, value in expect_mapping(given, where).items()}
 
 
 def _listed(value: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from backsight.core import Pixels, UserError
@@ -30,7 +31,7 @@ def build(kind: str, configure: Mapping[str, Any], file: Path | None = None) -> 
 
     config = AutoConfig.for_model(kind, **configure)
     auto, options = _auto_class(config, configure.get("architectures"))
-    module = auto.from_config(config, **options)
+    module = _built(auto, config, options)
     return module if file is None else _filled(module, file, options)
 
 
@@ -55,7 +56,7 @@ def load(folder: Path, file: Path | None = None, *, random: bool = False) -> nn.
         raise UserError(f"{folder / 'config.json'} is refused by transformers ({reason}): mend it there") from error
     auto, options = _auto_class(config, raw.get("architectures"), state)
     if random or file is not None:
-        module = auto.from_config(config, **options).float()
+        module = _built(auto, config, options).float()
         return module if file is None else _filled(module, file, options)
     with _quiet():
         module, info = auto.from_pretrained(folder, config=config, local_files_only=True, **_REPORTING, **options)
@@ -63,6 +64,10 @@ def load(folder: Path, file: Path | None = None, *, random: bool = False) -> nn.
     if missing:
         raise mismatch(str(folder), missing, unexpected)
     return module.float()
+
+
+def _built(auto: Any, config: Any, options: Mapping[str, Any]) -> Any:
+    return auto.from_config(config, **options) if hasattr(auto, "from_config") else auto(config, **options)
 
 
 def _filled(module: Any, file: Path, options: Mapping[str, Any]) -> nn.Module:
@@ -117,8 +122,10 @@ def _auto_class(
     or are not known. A bare ViT may be saved without the pooler that its class has; drawn anew, that would be another
     model every time.
     """
+    import transformers
     from transformers import (
         MODEL_FOR_OBJECT_DETECTION_MAPPING,
+        MODEL_MAPPING,
         AutoModel,
         AutoModelForImageClassification,
         AutoModelForObjectDetection,
@@ -132,6 +139,9 @@ def _auto_class(
         return AutoModelForObjectDetection, {}
     if "ImageClassification" in saved:
         return AutoModelForImageClassification, {}
+    own = getattr(transformers, saved, None)
+    if type(config) not in MODEL_MAPPING and isinstance(own, type) and issubclass(own, transformers.PreTrainedModel):
+        return own, {}  # a depth estimator, say, has no bare model
     return AutoModel, {"add_pooling_layer": False} if config.model_type == "vit" else {}
 
 
@@ -147,12 +157,33 @@ def preprocessor(folder: Path) -> Mapping[str, Any]:
 
 def own_size(module: Any) -> tuple[int, int] | None:
     """(H, W) of the images that the model's position embedding is made for, whole patches; None where it has none."""
-    own, patch = getattr(module.config, "image_size", None), getattr(module.config, "patch_size", 1)
-    if not own:
+    config = vision_config(module)
+    own, patch = getattr(config, "image_size", None), getattr(config, "patch_size", 1)
+    if not own or not isinstance(patch, int | list | tuple):
         return None
     sides, patches = ((each, each) if isinstance(each, int) else each for each in (own, patch))
     height, width = (side // by * by for side, by in zip(sides, patches, strict=True))
     return height, width
+
+
+def vision_config(module: Any) -> Any:
+    """The configuration of what reads images, also where a text model has one beside."""
+    return getattr(module.config, "vision_config", module.config)
+
+
+def more_arguments(module: Any) -> dict[str, Any]:
+    """What a forward of transformers needs beside the images, so that it gives the same every time: an empty text for a
+    model that reads one too; no mask, and tokens in their own order, for ViT-MAE."""
+    config = getattr(module, "config", None)
+    if getattr(config, "model_type", "") == "vit_mae":
+        config.mask_ratio = 0.0  # type: ignore[union-attr]
+        patches = next(each.num_patches for each in module.modules() if hasattr(each, "num_patches"))
+        return {"noise": torch.linspace(0, 1, patches)[None]}
+    text = getattr(config, "text_config", None)
+    if text is None or not hasattr(module, "text_model"):
+        return {}
+    ends = [getattr(text, f"{end}_token_id", None) or 0 for end in ("bos", "eos")]
+    return {"input_ids": torch.tensor([ends]).clamp(max=text.vocab_size - 1)}  # SigLIP's default is beyond its words
 
 
 def pixels(module: Any, said: Mapping[str, Any], size: tuple[int, int] | None, default: tuple[int, int]) -> Pixels:
@@ -172,7 +203,7 @@ def pixels(module: Any, said: Mapping[str, Any], size: tuple[int, int] | None, d
         raise UserError(
             f"the model's preprocessor_config.json cannot be read ({reason}): mend its sizes, or remove it"
         ) from error
-    _check_patches(module.config, found.size)
+    _check_patches(vision_config(module), found.size)
     return found
 
 
@@ -198,7 +229,7 @@ def _check_patches(config: Any, size: tuple[int, int]) -> None:
     """The library would leave out what lies beyond the last whole patch; inverses have to paint it."""
     patch = getattr(config, "patch_size", None)
     sides = (patch, patch) if isinstance(patch, int) else patch or (1, 1)
-    if any(side % by for side, by in zip(size, sides, strict=True)):
+    if len(sides) == 2 and any(side % by for side, by in zip(size, sides, strict=True)):
         raise UserError(
             f"a {config.model_type} cannot take images of {size[0]}x{size[1]} pixels: its patches are "
             f"{sides[0]}x{sides[1]}, give multiples of these"

@@ -194,7 +194,7 @@ COMMA = re.compile(r",(?![^\[]*\])")
 
 
 def learning_rate(plan: Plan, network: nn.Module) -> float:
-    """Adam's learning rate: the plan's own, else that of the inverse's class (the paper's)."""
+    """Adam's learning rate: the plan's own, else that of the inverse's class (the authors' scripts')."""
     return float(plan.learning_rate or getattr(network, "learning_rate", 1e-3))
 
 

@@ -1,1 +1,0 @@
-"""Views: from a state to what is shown. Nothing here knows gradio."""
