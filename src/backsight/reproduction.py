@@ -160,22 +160,29 @@ def reproduce(
     for run in values["trade_off"]["runs"]:
         FinishedRun.read(run)  # before an hour of others
     if jobs is not None:
-        same = {"models": models, "chains": chains, "data": data, "images": images, "runs": runs, "device": device}
-        given = {**same, "settings": settings}
-        calls = {each.name: partial(_job, out, experiments=[each.name], **given) for each in chosen}
-        run_jobs(calls, out / "jobs")
+        given = {"models": models, "chains": chains, "data": data, "images": images, "runs": runs, "device": device}
+        _do_as_jobs(chosen, out, settings=settings, **given)
     choices = choose(models if named else MODELS, chains, data)
     on_all = choices if named or data else [*choices, *_other_shipped()]
     with joined(device) as processes:
         open_once = cache(lambda choice: _open(choice, images, device, processes))
         control_once = cache(lambda subject: list(controls_of(subject)))
-        steps = []
-        for number, each in enumerate(chosen, 1):
+
+        def do(each: Experiment) -> Step:
             own = [] if each.compares_runs else on_all if each.name in ON_ALL else choices
             subjects = [open_once(choice) for choice in _shared(each, own, data, open_once)]
-            steps.append(_do(each, subjects, values[each.name], out / each.name, processes, control_once))
-            logger.info("[%d/%d] %s", number, len(chosen), steps[-1].message)
-        page = processes.from_main(lambda: _conclude(steps, out))
+            return _do(each, subjects, values[each.name], out / each.name, processes, control_once)
+
+        return _finish(chosen, do, out, processes)
+
+
+def _finish(chosen: Sequence[Experiment], do: Callable[[Experiment], Step], out: Path, processes: Processes) -> Path:
+    """One experiment after the other, and the page."""
+    steps = []
+    for number, each in enumerate(chosen, 1):
+        steps.append(do(each))
+        logger.info("[%d/%d] %s", number, len(chosen), steps[-1].message)
+    page = processes.from_main(lambda: _conclude(steps, out))
     _expect_done(steps, page)
     return page
 
@@ -186,6 +193,10 @@ def _expect_done(steps: Sequence[Step], page: Path) -> None:
         raise BrokeOff(f"{which}: see {TRACEBACK} in its folder; all else is in {page}")
     if all(step.reason for step in steps):
         raise UserError(f"no experiment could be done: {'; '.join(dict.fromkeys(step.reason for step in steps))}")
+
+
+def _do_as_jobs(chosen: Sequence[Experiment], out: Path, **options: Any) -> None:
+    run_jobs({each.name: partial(_job, out, experiments=[each.name], **options) for each in chosen}, out / "jobs")
 
 
 def _job(out: Path, **options: Any) -> None:
