@@ -343,6 +343,12 @@ def test_images_without_objects_give_features_and_no_loss(small_model: Callable[
     assert features["decoder"].shape[0] == 2
 
 
+def test_one_object_of_an_image_stays_one_in_a_batch(small_model: Callable[[str], StagedModel]):
+    model = small_model("detr")
+    images = random_images(model, batch=3)
+    assert_rounding(answer(model, images, (), [ONE, TWO, TWO])[1], library_loss(model, images, [ONE, TWO, TWO]))
+
+
 def test_a_crowd_is_no_object(small_model: Callable[[str], StagedModel]):
     model = small_model("detr")
     images = random_images(model, batch=1)

@@ -223,7 +223,8 @@ class StagedModel:
             pixels = pixels.masked_fill(~trace.valid[:, None], 0)
             more = {**more, MASK: trace.valid.long()}
         pixels = pixels if dtype is torch.float32 else pixels.to(dtype)
-        args, kwargs = call_with(pixels, {**self.arguments, **more}, self.image_argument)
+        args, kwargs = call_with(pixels, self.arguments, self.image_argument)
+        kwargs |= more  # as they are: of labels a first axis of 1 is a single object
         with self._lock, recorder.hooked():
             try:
                 trace.output = self.module(*args, **kwargs)
