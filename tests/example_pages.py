@@ -78,7 +78,8 @@ def run_result() -> Result:
 
 def claim(verdict: str, mean: float | None) -> Judgement:
     """A claim that came to ``verdict``, with one effect of this mean, or with none."""
-    parts = () if mean is None else (Effect("all", mean, mean - 0.1, mean + 0.1, 9, "images", 3, True, verdict),)  # type: ignore[arg-type]
+    effect = ("all", mean, (mean or 0) - 0.1, (mean or 0) + 0.1, 9, "images", 3, True, verdict, 0.0, 1.0)
+    parts = () if mean is None else (Effect(*effect),)  # type: ignore[arg-type]
     subjects = ({"model": "a/model", "random": False, "data": "folder:photos"},) if parts else ()
     reason = "" if parts else "stage_error was not done"
     return Judgement(

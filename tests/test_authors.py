@@ -15,11 +15,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from backsight.authors import import_authors
+from backsight.authors import find_published, import_authors
+from backsight.authors.run import _pixels
 from backsight.chain import ChainEnsemble
 from backsight.chain.model import open_forward_model
 from backsight.cli import main
-from backsight.core import Pixels, UserError
+from backsight.core import Pixels, Spec, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, stage_module
 from numerics import assert_rounding, assert_same_weights
@@ -564,3 +565,36 @@ def test_the_command_and_the_pixels_that_the_chains_were_trained_with(tmp_path: 
     assert (model.pixels.mean, model.pixels.std) == IMAGENET
     assert model.pixels.fit == "stretch"
     assert "Random weights" in (tmp_path / "run" / "card.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("inv_vit_sub_encoder_2.pt", "one part of an encoder's inverse"),
+        ("classic_dec/model_states/inv_detr_backbone", "of classic inversion"),
+        ("inv_vit_classic.safetensors", "of classic inversion"),
+    ],
+)
+def test_parts_of_other_inverses_are_refused_by_name(name: str, words: str, tmp_path: Path) -> None:
+    """Their tensors are those of a whole modular inverse: nothing else tells them apart."""
+    path = tmp_path / "published" / name
+    path.parent.mkdir(parents=True)
+    (save_file if name.endswith("safetensors") else torch.save)({"blocks.0.norm1.weight": torch.ones(4)}, path)
+    for given in (tmp_path / "published", path):
+        if given.is_dir() or "classic" in given.name or "sub" in given.name:
+            with pytest.raises(UserError, match=words):
+                find_published(given)
+    torch.save({"blocks.0.norm1.weight": torch.ones(4)}, path.parent / "inv_vit_encoder.pt")
+    if "classic" not in str(path.parent):
+        assert [each.label for each in find_published(path.parent / "inv_vit_encoder.pt")] == ["inv_vit_encoder"]
+
+
+@pytest.mark.parametrize("normalisation", ["imagenet", "none", "model"])
+def test_a_chain_keeps_the_statistics_that_it_was_trained_with(normalisation: str, tmp_path: Path) -> None:
+    own = ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    model = StagedModel(nn.Identity(), Spec("toy", "features", ()), Pixels((8, 8), *own), name="toy")
+    pixels = _pixels(model, normalisation)
+    assert (pixels.mean, pixels.std) == {"imagenet": IMAGENET, "none": ((0.0,) * 3, (1.0,) * 3), "model": own}[
+        normalisation
+    ]
+    assert pixels.fit == "stretch"

@@ -165,10 +165,14 @@ def test_the_committed_ratios_can_be_read() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("train", {"1 seed/one pass", "1 seed/script per component", "2 seeds/script per component"}),
-        ("limit", {"whole step", "forward model", "backbone", "encoder"}),
+        pytest.param(
+            "train",
+            {"1 seed/one pass", "1 seed/script per component", "2 seeds/script per component"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("limit", {"whole step", "forward model", "backbone", "encoder"}, marks=pytest.mark.slow),
         ("trace", {"run", "features of all stages", "resume at encoder"}),
-        ("reconstruct", {"from backbone", "from encoder"}),
+        pytest.param("reconstruct", {"from backbone", "from encoder"}, marks=pytest.mark.slow),
         ("cache", {"read", "keep"}),
     ],
 )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from backsight.core import Pixels, UserError
 from backsight.data import Batch, Target, batches, collate, loader
-from backsight.data.cache import Kept
+from backsight.data.cache import ImageCache
 from backsight.data.loader import pack, unpack
 from backsight.data.world import World
 from pictures import opened, save_pictures
@@ -134,7 +134,7 @@ def test_a_full_disk_is_one_line_from_a_worker_too(
     data = opened(f"folder:{tmp_path / 'pictures'}", PIXELS).train
     monkeypatch.setattr("backsight.data.cache.write_bytes", full)
     with pytest.raises(UserError, match=f"{tmp_path}/kept/.*: No space left on device; make room") as caught:
-        list(loader(Kept(data, PIXELS, tmp_path / "kept", 1e9), 2, workers=workers))
+        list(loader(ImageCache(data, PIXELS, tmp_path / "kept", 1e9), 2, workers=workers))
     assert "\n" not in str(caught.value)
 
 

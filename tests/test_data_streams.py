@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import random
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import fsspec
 import pytest
 from PIL import Image
 
 from backsight.core import Pixels, UserError
-from backsight.data import Splits, Stream, open_data
-from backsight.data.streams import Encoded, TarFiles, expand, part_of
+from backsight.data import Splits, Stream, loader, open_data
+from backsight.data.streams import Encoded, part_of
+from backsight.data.tar import TarFiles, cache_folder, expand
 
 # Python 3.12 and later warn of every fork beside a thread; torch has threads.
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
@@ -37,11 +40,65 @@ def write_shard(path: Path, numbers: Sequence[int], broken: Sequence[int] = ()) 
                 archive.addfile(member, io.BytesIO(part))
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
-def shards(tmp_path: Path) -> str:
+def tars(tmp_path: Path) -> str:
     for shard in range(4):
         write_shard(tmp_path / f"train-{shard:03d}.tar", range(60 * shard, 60 * shard + 60))
     return f"wds:{tmp_path}/train-{{000..003}}.tar"
+
+
+@pytest.fixture
+def shards(tars: str) -> str:
+    """The same, compressed: a stream."""
+    for path in Path(tars.removeprefix("wds:")).parent.glob("*.tar"):
+        path.with_suffix(".tar.gz").write_bytes(gzip.compress(path.read_bytes()))
+    return f"{tars}.gz"
+
+
+# ---- tar files by the places of their members
+
+
+def test_tar_files_are_data_with_a_length(tars: str) -> None:
+    splits = open_data(tars, PIXELS)
+    every = {identity for part in vars(splits).values() for identity in part.ids}
+    assert len(every) == sum(map(len, vars(splits).values())) == 240
+    for part, data in vars(splits).items():
+        assert all(part_of(identity, 0) == part for identity in data.ids)
+        for index in range(0, len(data), 20):
+            sample = data[index]
+            number = int(data.ids[index].rpartition("/")[2])
+            assert (sample.target.label, int(sample.image[0, 0, 0])) == (number % 10, number)
+
+
+def test_members_are_sought_once_and_read_by_their_places(tars: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = open_data(tars, PIXELS).train
+    monkeypatch.setattr("tarfile.open", None)  # nobody may call it
+    again = open_data(tars, PIXELS).train
+    assert (again.ids, again.fingerprint()) == (first.ids, first.fingerprint())
+    batches = [batch.ids for batch in loader(again, 8, shuffle=True)]
+    assert [batch.ids for batch in loader(again, 8, shuffle=True, start=20, workers=2)] == batches[20:]
+    assert len(list((cache_folder() / "tar").iterdir())) == 4
+
+
+def test_tar_files_are_read_through_fsspec() -> None:
+    memory = fsspec.filesystem("memory")
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for number in range(120):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = len(picture(number))
+            archive.addfile(member, io.BytesIO(picture(number)))
+    memory.pipe("/shards/a-00.tar", content.getvalue())
+    data = open_data("wds:memory://shards/a-{00..00}.tar", PIXELS).train
+    assert data[5].id == data.ids[5]
+
+
+# ---- streams
 
 
 def opened(spec: str, **options: bool) -> tuple[Stream, Splits]:
@@ -104,10 +161,10 @@ def test_broken_pictures_and_shards_are_named_and_left_out(tmp_path: Path, caplo
     write_shard(tmp_path / "b.tar", range(100, 200))
     whole = (tmp_path / "b.tar").read_bytes()
     (tmp_path / "b.tar").write_bytes(whole[: len(whole) // 2 + 700])
-    stream, _ = opened(f"wds:{tmp_path}/*.tar")
-    seen = {identity for batch in ids(stream, 30) for identity in batch}
+    data = open_data(f"wds:{tmp_path}/*.tar", PIXELS).train
+    seen = {identity for batch in loader(data, 8) for identity in batch.ids}
     assert "a.tar/photos/000003" not in seen
-    assert list(stream.unreadable) == ["a.tar/photos/000003"]
+    assert list(data.unreadable) == ["a.tar/photos/000003"]
     assert sum(identity.startswith("b.tar") for identity in seen) >= 30
     told = [record.getMessage() for record in caplog.records]
     assert sum("000003" in line for line in told) == 1
@@ -195,6 +252,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     for spec, message in {
         f"wds:{tmp_path}/trian-0.tar": "is it '",
         f"wds:{tmp_path}/train-0.tar": "too few pictures",
+        "wds:no-such-store://a.tar": "no-such-store",
         f"stream:{tmp_path}/none.parquet": "cannot stream",
     }.items():
         with pytest.raises(UserError, match=message) as caught:

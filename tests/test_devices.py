@@ -6,10 +6,12 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from backsight import devices
 from backsight.core import UserError
 from backsight.devices import CHOSEN_ALREADY, autocast, choose_device, choose_precision, keep_memory, peak_memory
 
@@ -19,6 +21,7 @@ CPU = torch.device("cpu")
 PEAK = "import torch; from backsight.devices import peak_memory; print(peak_memory(torch.device('cpu')))"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system tells no other")
 def test_the_peak_memory_of_a_process_is_not_that_of_its_parent() -> None:
     held = torch.ones(400, 2**20)
@@ -42,6 +45,32 @@ def test_a_given_precision_is_used_and_auto_chooses_one() -> None:
     assert choose_precision("bf16", CPU) == "bf16"
     assert choose_precision("auto", CPU) in {"fp32", "bf16"}
     assert choose_precision("auto", torch.device("mps")) == "fp32"
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(1.2, "fp32"), (1.4, "bf16")])
+def test_bf16_is_chosen_where_it_is_measured_to_be_worth_it(
+    gain: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "gain_of_bf16", lambda device, convolutions: gain)
+    assert choose_precision("auto", CPU) == expected
+
+
+def test_control_groups_limit_what_is_free(tmp_path: Path) -> None:
+    """Version 1 names the kind of a group, version 2 has one of all kinds; those above limit as well."""
+    (tmp_path / "own").write_text("4:memory:/job/step\n0::/job\n")
+    for group, name, content in (
+        ("memory/job/step", "memory.limit_in_bytes", "9000"),
+        ("memory/job/step", "memory.usage_in_bytes", "5000"),
+        ("memory/job/step", "memory.stat", "cache 1\ntotal_inactive_file 1000\n"),
+        ("job", "memory.max", "max"),
+        ("", "memory.max", "7000"),
+        ("", "memory.current", "6000"),
+        ("", "memory.stat", "inactive_file 500\n"),
+    ):
+        (tmp_path / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / group / name).write_text(content)
+    assert sorted(devices._left_in_groups(tmp_path, tmp_path / "own")) == [1500, 5000]
+    assert (devices.free_memory(CPU) or 0) > 0
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

@@ -59,6 +59,7 @@ def test_who_attends_to_whom() -> None:
     assert patch_attention_mask(4, 1).int().tolist() == [[1, 1, 1, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     reading = patch_attention_mask(4, 1, reads_prefix=True)
     assert reading.int().tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
+    assert patch_attention_mask(3, 1, own_prefix=False).int().tolist() == [[0, 1, 1], [0, 1, 0], [0, 0, 1]]
     assert torch.equal(patch_attention_mask(3, 0), torch.eye(3, dtype=torch.bool))
     assert patch_attention_mask(3, 3).all()
     assert patch_attention_mask(5, 2).any(1).all()
@@ -166,7 +167,7 @@ def test_contract(model: StagedModel, tmp_path: Path) -> None:
     subject = subject_of(model)
     loaded = check_contract("attention_ablation", [subject], tmp_path, steps=2, batch_size=4, num_pictures=2)
     assert loaded.values_of("condition")[:3] == [FULL, ALONE, TUNED]
-    assert {each.values.shape for each in loaded.select(metric="accuracy")} == {(1, 4)}
+    assert [each.values.shape for each in loaded.select(metric="accuracy")] == [(1, 4), (1, 4), (3, 4)]  # three copies
     assert {each.values.shape for each in loaded.select(metric="mse")} == {(2, 4)}
     full, alone, tuned = (loaded.one(condition=each, metric="mse", stage="backbone").values
                           for each in (FULL, ALONE, TUNED))  # fmt: skip

@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from backsight.engine import StagedModel
 from backsight.evaluation import MeanImage, mean_image_of
 from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Picture, Result, Subject, run_experiment
 from backsight.figures import error_bars
-from backsight.metrics import bootstrap
+from backsight.metrics import interval
 from backsight.results import FORMAT
 from known_chains import Pictures, perfect_chain, subject_of, untrained_chain, untrained_subject
 from numerics import assert_rounding
@@ -75,7 +76,7 @@ def test_an_image_counts_where_every_seed_has_an_answer():
     measurement = Measurement({}, torch.tensor([[1.0, math.nan, 3.0], [2.0, 5.0, 4.0]]))
     assert measurement.known().tolist() == [[1, 3], [2, 4]]
     assert measurement.mean() == 2.5
-    assert measurement.interval() == bootstrap(measurement.known())
+    assert measurement.interval() == interval(measurement.known())
     nothing = Measurement({}, torch.full((2, 3), math.nan))
     assert math.isnan(nothing.mean())
     assert all(math.isnan(bound) for bound in nothing.interval())
@@ -88,7 +89,7 @@ def test_a_single_value_has_a_mean_and_no_interval():
     (row,) = csv.DictReader(io.StringIO(result_of(single).to_table()))
     assert (row["mean"], row["low"], row["high"], row["images"], row["seeds"]) == ("0.42", "", "", "1", "1")
     for several in (torch.tensor([[0.4, 0.5]]), torch.tensor([[0.4], [0.5]])):
-        assert Measurement({}, several).interval() == bootstrap(several)
+        assert Measurement({}, several).interval() == interval(several)
 
 
 def test_the_table_has_a_line_for_each_measurement():
@@ -312,8 +313,7 @@ def test_data_with_what_is_needed_fits(small_model: Models):
     subject = untrained_subject(small_model("vit"), 1)
     size = subject.model.pixels.size
     whole = Target(torch.tensor([[0.0, 0, 5, 5]]), torch.tensor([1]), torch.ones(1, *size, dtype=torch.bool), label=3)
-    for batch in subject.batches[:1]:
-        object.__setattr__(batch, "targets", (whole, *batch.targets[1:]))
+    subject.batches = [replace(batch, targets=(whole, *batch.targets[1:])) for batch in subject.batches]
     subject.require("masks", "boxes", "labels")
 
 

@@ -17,7 +17,13 @@ from backsight.engine import StagedModel
 from backsight.experiments import Result, Subject
 from backsight.experiments.color_perturbation import SIX, hue_retention, pairwise_error
 from backsight.experiments.color_perturbation import measure as perturb_colours
-from backsight.experiments.objects import category_mask, fill_boxes, find_class, object_masks
+from backsight.experiments.objects import (
+    category_mask,
+    category_masks,
+    fill_boxes,
+    find_class,
+    object_masks,
+)
 from backsight.experiments.prototypes import OTHERS, OWN, colour_of, hues_of_classes
 from backsight.experiments.prototypes import measure as find_prototypes
 from backsight.perturb import HUES, hsv_to_rgb, hue_unit, recolour, rgb_to_hsv, to_grey
@@ -121,6 +127,30 @@ def test_colour_perturbation_known_answers(perfect: bool, kept: float) -> None:
     assert torch.equal(result.one(stage="input", metric="pairwise mse", region="image").values[0].isnan(), empty)
 
 
+def test_hues_change_the_objects_of_a_category_and_grey_the_whole_image() -> None:
+    model = pixel_model()
+    data = open_data("world:prior", model.pixels).test
+    subject = Subject(model, Painter(model, paint_patches(model)), data, num_images=4)
+    result = perturb_colours(subject, num_pictures=1)
+    original, red, grey = (result.shown(stage="input", filter=name)[0].image for name in ("none", "red", "grey"))
+    assert torch.allclose(grey, to_grey(original), atol=1e-6)
+    mask = category_masks(subject.batches[0].targets[0], (96, 96))[0]
+    assert torch.equal(red[:, ~mask], original[:, ~mask])
+    assert not torch.equal(red[:, mask], original[:, mask])
+
+
+def test_what_is_measured_is_averaged_over_the_categories_in_an_image() -> None:
+    model = pixel_model()
+    data = open_data("world:prior", model.pixels).test
+    subject = Subject(model, Painter(model, paint_patches(model)), data, num_images=6)
+    labels = {"stage": "input", "metric": "pairwise mse", "region": "object"}
+    every = perturb_colours(subject, num_pictures=0).one(**labels).values
+    names = sorted({subject.data.classes[int(label)] for b in subject.batches for t in b.targets for label in t.labels})
+    alone = [perturb_colours(subject, category=name, num_pictures=0).one(**labels).values for name in names]
+    assert sum(each.isfinite() for each in alone).max() > 1  # categories in one image
+    assert torch.allclose(torch.stack(alone).nanmean(0), every, equal_nan=True)
+
+
 def test_one_category_alone() -> None:
     model = pixel_model()
     subject = Subject(
@@ -215,16 +245,18 @@ def test_class_hues_come_from_the_law_or_from_the_images() -> None:
 
 
 def test_contract(tmp_path: Path) -> None:
-    subjects = [random_subject("detr"), random_subject("vit")]
+    subjects = [random_subject("detr", num_images=2), random_subject("vit", num_images=2)]
     for name in ("color_perturbation", "prototypes"):
         loaded = check_contract(name, subjects, tmp_path / name, num_pictures=1)
         for subject in subjects:
             for stage in subject.stages:
                 found = loaded.select(model=subject.name, stage=stage)
                 assert found
-                assert all(each.values.shape == (2, 4) for each in found)
+                assert all(each.values.shape == (2, 2) for each in found)
     loaded = Result.load(tmp_path / "color_perturbation")
     assert len(loaded.select(model="small vit", metric="accuracy")) == 7
     assert {each.values.shape for each in loaded.select(metric="AP")} == {(1, 1)}
-    assert {each.values.shape for each in loaded.select(metric="found")} == {(1, 4)}
+    assert {each.values.shape for each in loaded.select(metric="found")} == {(1, 2)}
+    assert all(each.stated is not None for each in loaded.select(metric="AP"))
+    assert {each.values.shape for each in loaded.select(metric="AP by group")} == {(1, 2)}  # of two images
     assert {each.labels["filter"] for each in loaded.pictures} == {"none", *SIX}

@@ -24,7 +24,7 @@ from backsight.experiments.detection_errors import DETECTION_ERRORS, measure
 from backsight.experiments.objects import fill_boxes
 from backsight.experiments.run import run_experiment
 from backsight.experiments.subject import Subject
-from backsight.figures.outlines import crop_around, cut_out, outline
+from backsight.figures import crop_around, cut_out, outline
 from backsight.metrics import OUTCOMES, brought_by, presence, root_mean_square, standing_out, surroundings
 from backsight.models import load_model
 from known_chains import check_contract, random_subject

@@ -35,7 +35,7 @@ def expected_readings(family: str) -> set[tuple[str, str]]:
         layers = ["backbone", "encoder.0", "encoder.1", "encoder"]
         return {(layer, reads) for layer in layers for reads in ("backbone", "encoder")}
     layers = ["backbone", "encoder.0", "encoder"]
-    decoder = {(layer, "decoder") for layer in ("decoder.0", "decoder.1", "decoder")}
+    decoder = {(layer, "decoder") for layer in ("decoder.0", "decoder.1", "decoder", "blank")}
     return {(layer, reads) for layer in layers for reads in ("backbone", "encoder")} | decoder
 
 
@@ -87,6 +87,29 @@ def test_a_reading_is_the_chain_from_the_stage_that_it_says(small_model: Models)
         assert torch.allclose(found.values, torch.stack(by_hand), rtol=1e-4)
     shown = result.shown(layer="encoder.0", reads="backbone")
     assert [each.labels["image"] for each in shown] == ["square 0"]
+
+
+def test_layers_of_a_decoder_are_read_through_its_final_norm(small_model: Models):
+    """So does DETR, which reads its prediction off each of them in this way."""
+    model = small_model("detr")
+    subject = untrained_subject(model, seeds=1)
+    norm = intermediate_layers.final_norm(subject, "decoder")
+    assert norm is model.module.model.decoder.layernorm
+    assert intermediate_layers.final_norm(subject, "encoder") is None
+    result = intermediate_layers.measure(subject, num_pictures=0)
+    chain = subject.ensemble.chains[0]
+    for layer, stands in (("decoder.0", True), ("decoder.1", True), ("blank", False)):
+        errors = []
+        for batch in subject.batches:
+            trace = subject.trace(batch)
+            with torch.no_grad():
+                features = norm(trace[layer] if stands else torch.zeros_like(trace["decoder"]))
+                images = chain.reconstruct(features, "decoder").clamp(0, 1)
+            errors.append(mse(images, batch.images))
+        found = result.one(layer=layer, reads="decoder").values[0]
+        assert torch.allclose(found, torch.cat(errors), rtol=1e-4)
+    last, stage = (result.one(layer=layer, reads="decoder").values for layer in ("decoder.1", "decoder"))
+    assert torch.allclose(last, stage, rtol=1e-4)  # the stage is the last layer after the norm
 
 
 def test_a_model_without_layers_is_refused(small_model: Models):
@@ -150,7 +173,7 @@ def test_what_does_not_depend_on_the_image_has_no_similarity(small_model: Models
     model = small_model("vit")
     subject = subject_of(model, [constant_chain(model, torch.full((3, *model.pixels.size), 0.5))])
     result = layer_similarity.measure(subject)
-    check_figure(layer_similarity.draw(result))
+    check_figure(*layer_similarity.draw(result))
     for metric in ("cka", "correlation"):
         assert result.one(of=RECONSTRUCTIONS, metric=metric, layer="image", other="encoder").values.isnan().all()
         names, table = table_of(result, subject.name, RECONSTRUCTIONS, metric)

@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from backsight.chain import ChainEnsemble, build_chain
 from backsight.core import UserError
 from backsight.data.world import World
 from backsight.experiments import EXPERIMENTS, Subject, run_experiment, truth
 from backsight.experiments.run import check_settings
-from backsight.figures import grid, page, picture_parts
-from backsight.figures.page import Block
 from backsight.tasks import make_plans
 from small import build_small
 
@@ -110,13 +107,3 @@ def test_too_few_scenes_for_a_probe_are_refused_before_anything_is_measured(monk
     monkeypatch.setattr(truth, "_survivals", None)
     with pytest.raises(UserError, match=r"num_training=3: \d pictures of these scenes have .* a probe needs 10"):
         truth.measure(small_subject("vit"), num_scenes=2, num_training=3)
-
-
-def test_blocks_without_pictures_are_left_out():
-    picture = torch.zeros(3, 4, 4)
-    one, none = Block("one", ["a"], ["row"], [[picture]]), Block("none", ["a"], [], [])
-    assert picture_parts([none]) == []
-    assert [part.height for part in picture_parts([none, one])] == [part.height for part in picture_parts([one])]
-    assert page(picture_parts([one, none])).get_figheight() > 0
-    with pytest.raises(ValueError, match="0 rows"):
-        grid([], ["a"], [])

@@ -10,10 +10,9 @@ import torch
 from backsight.core import Layout, UserError
 from backsight.data import open_data
 from backsight.experiments import EXPERIMENTS, Result, Subject
-from backsight.experiments.token_noise import Route, measure, patch_pixels, routes
-from backsight.figures import to_png
+from backsight.experiments.token_noise import Route, area_under_curve, measure, patch_pixels, routes
 from backsight.perturb import choose_tokens, generator_for
-from known_chains import check_contract, random_subject
+from known_chains import check_contract, check_figure, random_subject
 from pixel_toy import paint_mean, paint_patches, pixel_model
 from stand_in_chains import Painter, paint_grey
 
@@ -58,7 +57,30 @@ def test_an_inverse_that_does_not_look_has_no_answer() -> None:
     result = measure(Subject(model, Painter(model, paint_grey(model)), data, num_images=4))
     assert all(each.values.isnan().all() for each in result.select(metric="containment"))
     assert {each.mean() for each in result.select(metric="error")} == {0.0}
-    assert len(to_png(EXPERIMENTS["token_noise"].draw(result))) > 10_000  # empty axes, and pictures
+    assert {each.mean() for each in result.select(metric="AUC")} <= {0.5}
+    check_figure(*EXPERIMENTS["token_noise"].draw(result))  # empty axes, and pictures
+
+
+def test_noise_that_is_seen_can_be_found_and_noise_that_is_not_cannot() -> None:
+    model = pixel_model()
+    data = open_data("world:prior", model.pixels).test
+    found = {}
+    for paint in (paint_patches, paint_mean):
+        result = measure(Subject(model, Painter(model, paint(model)), data, num_images=16), shares=(0.3,))
+        found[paint] = result.one(metric="AUC", noised="backbone", stage="encoder").mean()
+        clean, noisy = (result.one(metric=name, noised="backbone", stage="encoder").mean()
+                        for name in ("clean input error", "input error"))  # fmt: skip
+        assert (clean < 1e-9) == (paint is paint_patches)
+        assert noisy > clean
+    assert found[paint_patches] > 0.95  # uniform noise beside drawn surfaces
+    assert abs(found[paint_mean] - 0.5) < 0.1
+
+
+def test_the_area_under_a_curve_is_that_of_scikit_learn() -> None:
+    scores = torch.tensor([[0.1, 0.4, 0.35, 0.8, 0.4]])
+    truth = torch.tensor([[False, False, True, True, True]])
+    assert area_under_curve(scores, truth).tolist() == pytest.approx([(2 + 1.5 + 1) / 6])
+    assert area_under_curve(scores, torch.zeros_like(truth)).isnan().all()
 
 
 def test_the_true_local_inverses_are_local(detector: Subject, classifier: Subject) -> None:

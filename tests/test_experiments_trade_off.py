@@ -93,7 +93,7 @@ def test_runs_say_how_they_were_updated_and_those_of_one_kind_are_noted(tmp_path
     errors = result.select(metric="mse")
     assert [each.labels["update"] for each in errors] == ["chain", "sum", "sum", "chain"]
     assert not any("cannot tell" in note for note in result.notes)
-    figure = draw(result)
+    (figure,) = draw(result)
     shown = [text.get_text() for legend in figure.findobj(Legend) for text in legend.get_texts()]
     assert {"joint, chain", "joint, sum"} <= set(shown)
     twice = compare_runs([*paths[:1], finished(tmp_path / "again", task="joint", trade_off=0.1, update="chain")])
@@ -130,7 +130,7 @@ def test_mistakes_are_refused_in_one_line(tmp_path: Path, runs: list[Path]):
 
 def test_the_figure_names_every_point(runs: list[Path], tmp_path: Path):
     result = check_contract("trade_off", [], tmp_path / "out", runs=runs)
-    figure = draw(result)
+    (figure,) = draw(result)
     texts = [each.get_text() for each in figure.findobj(Annotation)]
     assert sorted(texts) == ["classic", "modular", "modular (task not measured)", "λ = 0", "λ = 0.1", "λ = 0.9"]
     left, right = figure.axes
@@ -149,9 +149,9 @@ def test_the_colours_of_the_images_are_no_performance(tmp_path: Path):
     write_json(run / "evaluation.json", evaluation)
     result = compare_runs([run])
     assert result.one(metric="saturation").values.tolist() == [[0.1], [0.2]]
-    assert [axes.get_xlabel() for axes in draw(result).axes] == ["AP"]
+    assert [axes.get_xlabel() for axes in draw(result)[0].axes] == ["AP"]
 
 
 def test_random_weights_are_said(tmp_path: Path):
     result = compare_runs([finished(tmp_path / "run", weights="random")])
-    assert "random weights" in draw(result).axes[0].get_title(loc="left")
+    assert "random weights" in draw(result)[0].axes[0].get_title(loc="left")

@@ -1,4 +1,5 @@
-"""What goes wrong during a run: kills, signals, a second run, full disks, folders that vanish, broken pictures."""
+"""What goes wrong during a run: kills, signals, a second run, full disks, folders and workers that vanish, broken
+pictures."""
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ import os
 import platform
 import random
 import resource
-import shutil
 import signal
 import sys
 import time
@@ -22,14 +22,17 @@ import torch
 from PIL import Image
 
 from backsight.chain import ChainEnsemble
+from backsight.core import UserError
+from backsight.data import loader, open_data
 from backsight.results import Result
 from backsight.training import RunFolder
+from backsight.training.checkpoints import Checkpoints, step_of
 from together import codes, command, forward_model, lines, together, train
 
 # Python 3.12 and later warn of every fork beside a thread; torch has threads.
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 
-LONG = {"steps": 48, "batch_size": 2, "evaluate_every": 8, "checkpoint_every": 0.0, "max_validation": 2, "max_test": 2}
+LONG = {"steps": 24, "batch_size": 2, "evaluate_every": 8, "checkpoint_every": 0.0, "max_validation": 2, "max_test": 2}
 """A checkpoint after every batch, so that many kills meet one that is being written."""
 
 ENDLESS = {**LONG, "steps": 100000}
@@ -43,8 +46,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def newest_step(folder: Path) -> int:
-    found = RunFolder(folder).checkpoints()
-    return int(found[-1].stem.removeprefix("step-")) if found else -1
+    return max(map(step_of, RunFolder(folder).checkpoints.paths()), default=-1)
 
 
 def start_until(step: int, out: Path, said: Path, changes: Mapping[str, Any], work: Callable = command) -> BaseProcess:
@@ -57,25 +59,26 @@ def start_until(step: int, out: Path, said: Path, changes: Mapping[str, Any], wo
     return process
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_killed_again_and_again_ends_with_the_same_weights(kills: int, tmp_path: Path) -> None:
-    draw = random.Random(kills)
+    draw, given = random.Random(kills), {**LONG, "steps": 24 if kills == 1 else 48}
     said, out = tmp_path / "said", tmp_path / "killed"
-    undisturbed = together(1, said, command, "vit", tmp_path / "whole", LONG)
+    undisturbed = together(1, said, command, "vit", tmp_path / "whole", given)
     for number in range(1, kills + 1):
-        process = start_until(number * 40 // kills, out, said, {**LONG, "resume": True})
+        process = start_until(number * (given["steps"] - 8) // kills, out, said, {**given, "resume": True})
         time.sleep(draw.uniform(0, 0.05))
         process.kill()
         process.join(30)
         assert process.exitcode == -signal.SIGKILL, said.read_text()
         assert not (out / "card.md").exists()
-    assert codes([*undisturbed, *together(1, said, command, "vit", out, {**LONG, "resume": True})], said) == [0, 0]
+    assert codes([*undisturbed, *together(1, said, command, "vit", out, {**given, "resume": True})], said) == [0, 0]
     assert same(tmp_path / "whole", out)
     assert "damaged" not in said.read_text()
     assert lines(said) == []
     assert not list(out.rglob("*.tmp*"))
 
 
+@pytest.mark.slow
 def test_a_run_is_alone_in_its_folder(tmp_path: Path) -> None:
     said, out = tmp_path / "said", tmp_path / "run"
     write_pictures(tmp_path / "photos")
@@ -93,6 +96,7 @@ def test_a_run_is_alone_in_its_folder(tmp_path: Path) -> None:
     assert not list(out.glob(".*"))
 
 
+@pytest.mark.slow
 def test_of_two_runs_that_begin_together_one_is_refused(tmp_path: Path) -> None:
     said, out = tmp_path / "said", tmp_path / "run"
     both = [*together(1, said, command, "vit", out, LONG), *together(1, said, command, "vit", out, LONG)]
@@ -106,20 +110,20 @@ def with_small_files(rank: int, out: Path, changes: Mapping[str, Any]) -> None:
     changes = dict(changes)
     if changes.pop("from the start"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
-    original = RunFolder.save_checkpoint
+    original = Checkpoints._write
 
-    def save(self: RunFolder, step: int, state: Any) -> None:
+    def write(self: Checkpoints, step: int, state: Any) -> None:
         original(self, step, state)
         if step == 0:
-            limit = self.checkpoints()[0].stat().st_size * 3 // 2
+            limit = self.paths()[0].stat().st_size * 3 // 2
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    RunFolder.save_checkpoint = save
+    Checkpoints._write = write
     command(rank, "vit", out, changes)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on file sizes is Linux's")
-@pytest.mark.parametrize("from_the_start", [False, True])
+@pytest.mark.parametrize("from_the_start", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(from_the_start: bool, tmp_path: Path) -> None:
     said, out = tmp_path / "said", tmp_path / "run"
     given = {"steps": 4, "from the start": from_the_start}
@@ -129,8 +133,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(from_the_start
     assert "Traceback" not in said.read_text()
     whole = [] if from_the_start else ["step-00000000.pt", "step-00000000.pt.sha256"]
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == whole
-    assert codes(together(1, said, command, "vit", out, {"steps": 4, "resume": True}), said) == [0]
-    assert codes(together(1, said, command, "vit", tmp_path / "whole", {"steps": 4}), said) == [0]
+    train(forward_model("vit"), out, steps=4, resume=True)
+    train(forward_model("vit"), tmp_path / "whole", steps=4)
     assert same(tmp_path / "whole", out)
 
 
@@ -165,7 +169,7 @@ def test_broken_and_odd_pictures_are_skipped_or_read_and_counted(
     assert all(np.isfinite(list(each.values())).all() for each in losses)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_folder_that_vanishes_is_one_line(workers: int, tmp_path: Path) -> None:
     said, out, photos = tmp_path / "said", tmp_path / "run", tmp_path / "photos"
     write_pictures(photos)
@@ -177,9 +181,18 @@ def test_a_folder_that_vanishes_is_one_line(workers: int, tmp_path: Path) -> Non
     assert "--resume" in line
     assert "Traceback" not in said.read_text()
     assert not (out / "card.md").exists()
-    (tmp_path / "elsewhere").rename(photos)
-    assert RunFolder(out).load_checkpoint() is not None
-    shutil.rmtree(out)
+    assert RunFolder(out).checkpoints.load() is not None
+
+
+def test_a_worker_that_is_killed_is_one_line_within_seconds(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "photos", 40)
+    data = open_data(f"folder:{tmp_path / 'photos'}", forward_model("vit").pixels).train
+    data.source.read = lambda index: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[union-attr]
+    started = time.monotonic()
+    with pytest.raises(UserError, match="a process that reads images was killed") as caught:
+        list(loader(data, 4, workers=1))
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - started < 30
 
 
 def in_a_group(rank: int, out: Path, changes: Mapping[str, Any]) -> None:
@@ -192,8 +205,8 @@ def in_a_group(rank: int, out: Path, changes: Mapping[str, Any]) -> None:
     ("number", "status", "words"),
     [
         (signal.SIGTERM, 0, "stopped by SIGTERM after"),
-        (signal.SIGUSR1, 0, "stopped by SIGUSR1 after"),
-        (signal.SIGINT, 130, "interrupted after"),
+        pytest.param(signal.SIGUSR1, 0, "stopped by SIGUSR1 after", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, "interrupted after", marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_to_all_processes_of_a_job_stops_it_with_a_checkpoint(
@@ -210,3 +223,38 @@ def test_a_signal_to_all_processes_of_a_job_stops_it_with_a_checkpoint(
     assert words in line
     assert f"after {newest_step(out)} steps: the same command with --resume goes on" in line
     assert "Traceback" not in said.read_text()
+
+
+# ---- checkpoints elsewhere
+
+
+def test_a_mirror_has_the_checkpoints_and_a_run_goes_on_from_it(tmp_path: Path) -> None:
+    given = {"mirror": str(tmp_path / "mirror"), "evaluate_every": 2}
+    whole = train(forward_model("vit"), tmp_path / "whole", **{**given, "mirror": None})
+    original = Checkpoints._write
+
+    def stop(self: Checkpoints, step: int, state: Any) -> None:
+        original(self, step, state)
+        if step == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "_write", stop)
+        with pytest.raises(Exception, match="stopped by SIGTERM"):
+            train(forward_model("vit"), tmp_path / "lost", **given)
+    mirrored = sorted(path.name for path in (tmp_path / "mirror" / "checkpoints").glob("*.pt"))
+    assert mirrored == sorted(path.name for path in RunFolder(tmp_path / "lost").checkpoints.paths())
+    found = train(forward_model("vit"), tmp_path / "another machine", **given, resume=True)
+    for one, other in zip(whole.chains[0].parameters(), found.chains[0].parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert (tmp_path / "mirror" / "card.md").is_file()
+    assert not (tmp_path / "mirror" / "checkpoints").exists()
+
+
+def test_a_mirror_that_vanishes_is_named_and_nothing_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("no folder")
+    train(forward_model("vit"), tmp_path / "run", mirror=str(tmp_path / "file" / "below"))
+    assert "was not mirrored" in caplog.text
+    assert (tmp_path / "run" / "card.md").is_file()
+    with pytest.raises(UserError, match="no-such-store"):
+        train(forward_model("vit"), tmp_path / "other", mirror="no-such-store://bucket")

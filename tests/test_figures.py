@@ -3,21 +3,41 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from io import BytesIO
 
 import numpy
 import pytest
 import torch
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
 
 from backsight import figures
 from backsight.core import Detections
-from backsight.figures import ErrorPoint, curves, draw_detections, error_bars, grid, image_png, to_pdf, to_png, to_svg
-from backsight.figures.house_style import DARK_PALETTE, LETTERS, PALETTE
-from backsight.figures.panels import Series, panels
+from backsight.figures import (
+    Block,
+    ErrorPoint,
+    Panel,
+    Part,
+    curves,
+    draw_detections,
+    draw_frames,
+    error_bars,
+    grid,
+    image_png,
+    pages,
+    panel_part,
+    picture_part,
+    picture_parts,
+    style,
+    to_pdf,
+    to_png,
+    to_svg,
+)
+from backsight.figures.house_style import DARK_PALETTE, HEIGHT, LETTERS, PALETTE
+from known_chains import texts_of
 
+LONG = "a file with a very long name 000000397133.jpg"
 STAGES = ("backbone", "encoder", "decoder", "prediction (one-hot)")
 
 
@@ -42,35 +62,33 @@ def losses() -> list[dict]:
 
 
 FIGURES = {
-    "grid": lambda: grid(
-        [pictures(5), pictures(5, (64, 48))],
-        ["input", *STAGES],
-        ["a file with a very long name 000000397133.jpg", "b.jpg"],
-        [["", *["MSE 0.0123"] * 4]] * 2,
-        [Detections(torch.tensor([[2.0, 3, 60, 40]]), torch.tensor([0.97]), torch.tensor([1])), None],
+    "pages": lambda: pages(
+        [
+            picture_part(
+                [pictures(5)] * 12, ["input", *STAGES], ["a file with a very long name 000000397133.jpg"] * 12
+            ),
+            panel_part(
+                [Panel("MSE", {"detr": points(0.01), "vit": points(0.2)}, {"mean image": 0.03})], heading="Errors"
+            ),
+        ]
     ),
-    "error_bars": lambda: error_bars(
-        {"detr-resnet-50": points(0.01), "vit": points(0.002, STAGES[:2])}, {"mean image": 0.03}
-    ),
-    "error_bars_narrow": lambda: error_bars({"mean, 95 % interval": points(1.0)}, {"mean image": 3.0}, size=(3.9, 2.5)),
-    "error_bars_many": lambda: error_bars({"": points(1.0, tuple(f"encoder.{layer}" for layer in range(12)))}),
-    "curves": lambda: curves(losses()),
-    "curves_narrow": lambda: curves(losses(), size=(3.9, 2.5)),
+    "grid": lambda: [
+        grid(
+            [pictures(5), pictures(5, (64, 48))],
+            ["input", *STAGES],
+            [LONG, "b.jpg"],
+            [[[("car 97 %", PALETTE[0]), ("dog 88 %", PALETTE[1])], *["MSE 0.0123"] * 4]] * 2,
+        )
+    ],
+    "error_bars": lambda: [
+        error_bars({"detr-resnet-50": points(0.01), "vit": points(0.002, STAGES[:2])}, {"mean image": 0.03})
+    ],
+    "error_bars_narrow": lambda: [
+        error_bars({"mean, 95 % interval": points(1.0)}, {"mean image": 3.0}, size=(3.9, 2.5))
+    ],
+    "error_bars_many": lambda: [error_bars({"": points(1.0, tuple(f"encoder.{layer}" for layer in range(12)))})],
+    "curves": lambda: [curves(losses())],
 }
-
-
-def written(figure: Figure) -> list[Text]:
-    """All texts that show, after the figure is laid out. Ticks of a hidden axis or beyond its ends do not."""
-    figure.draw_without_rendering()
-    beyond = [
-        tick.label1
-        for axes in figure.axes
-        for axis in (axes.xaxis, axes.yaxis)
-        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
-        if not (axes.axison and min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval()))
-    ]
-    texts = figure.findobj(Text)
-    return [text for text in texts if text.get_visible() and text.get_text().strip() and text not in beyond]
 
 
 def legend_of(figure: Figure) -> list[str]:
@@ -78,51 +96,72 @@ def legend_of(figure: Figure) -> list[str]:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_letters_are_legible_and_whole(name: str):
-    figure = FIGURES[name]()
-    texts = written(figure)
-    assert texts
-    assert min(text.get_fontsize() for text in texts) >= LETTERS
-    boxes = {text.get_text(): text.get_window_extent() for text in texts}
-    assert [text for text, box in boxes.items() if not _inside(box, figure.bbox)] == []
+def test_letters_are_legible_and_whole_and_files_have_the_pages(name: str):
+    sheets = FIGURES[name]()
+    for sheet in sheets:
+        with style():
+            sheet.draw_without_rendering()
+        texts = texts_of(sheet)
+        assert texts
+        assert min(text.get_fontsize() for text in texts) >= LETTERS
+        boxes = {text.get_text(): text.get_window_extent() for text in texts}
+        assert [text for text, box in boxes.items() if not _inside(box, sheet.bbox)] == []
+        assert sheet.get_figheight() <= HEIGHT
+        assert Image.open(BytesIO(to_png(sheet, dpi=100))).size == tuple((sheet.get_size_inches() * 100).astype(int))
+    file = to_pdf(sheets)
+    assert file.startswith(b"%PDF")
+    assert file.count(b"/Type /Page ") == len(sheets)
+    assert b"<svg" in to_svg(sheets[0])
 
 
 def _inside(box, page) -> bool:
     return box.x0 >= page.x0 - 1 and box.y0 >= page.y0 - 1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_files(name: str):
-    figure = FIGURES[name]()
-    png = to_png(figure, dpi=100)
-    assert Image.open(BytesIO(png)).size == tuple((figure.get_size_inches() * 100).astype(int))
-    assert png == to_png(FIGURES[name](), dpi=100)
-    assert to_pdf(figure).startswith(b"%PDF")
-    assert b"<svg" in to_svg(figure)
+def test_the_same_figure_gives_the_same_file():
+    one, other = FIGURES["pages"](), FIGURES["pages"]()
+    assert [to_png(sheet, dpi=50) for sheet in one] == [to_png(sheet, dpi=50) for sheet in other]
 
 
-def test_a_grid_has_one_scale_and_a_full_page():
-    figure = FIGURES["grid"]()
-    boxes = [axes.get_position().transformed(figure.transFigure) for axes in figure.axes]
-    assert figure.get_figwidth() == pytest.approx(7.0)
-    assert len(boxes) == 10
-    assert numpy.ptp([box.width for box in boxes]) < 1e-6
-    assert [box.height / box.width for box in boxes] == pytest.approx([48 / 64] * 5 + [64 / 48] * 5)
-    assert len({round(box.y0, 6) for box in boxes}) == 2
-    assert len({round(box.x0, 6) for box in boxes}) == 5
+def test_pages_are_cut_between_rows_that_belong_together():
+    tall = pictures(2, (400, 100))  # four inches high
+    for together, counts in ((1, [2, 2, 1]), (2, [2, 2, 1])):
+        sheets = pages([picture_part([tall] * 5, ["a", "b"], [""] * 5, together=together, heading="Tall")])
+        assert [len(sheet.subfigs[-1].axes[0].images) for sheet in sheets] == [2 * count for count in counts]
+        assert all("Tall" in [text.get_text() for text in texts_of(sheet)] for sheet in sheets)
+    three = pages([Part(4.0, lambda place: place.subplots()) for _ in range(3)])
+    assert [len(sheet.axes) for sheet in three] == [2, 1]
+    assert pages([Part(20.0, lambda place: place.subplots())])[0].get_figheight() == HEIGHT
 
 
-def test_a_grid_may_have_holes_but_not_ragged_rows():
-    figure = grid([[pictures(1)[0], None]], ["input", "encoder"], [""])
-    assert [len(axes.images) for axes in figure.axes] == [1, 0]
+def test_pictures_have_one_width_and_keep_their_proportion():
+    (axes,) = FIGURES["grid"]()[0].axes
+    boxes = [image.get_extent() for image in axes.images]
+    widths, heights = ([abs(box[i + 1] - box[i]) for box in boxes] for i in (0, 2))
+    assert numpy.ptp(widths) < 1e-6
+    assert [h / w for h, w in zip(heights, widths, strict=True)] == pytest.approx([0.75] * 5 + [4 / 3] * 5, rel=0.02)
+
+
+def test_pictures_may_have_holes_but_not_ragged_rows():
+    (axes,) = grid([[pictures(1)[0], None]], ["input", "encoder"], [""]).axes
+    assert len(axes.images) == 1
     with pytest.raises(ValueError, match="needs 2 pictures"):
         grid([pictures(3)], ["input", "encoder"], [""])
     with pytest.raises(ValueError, match="0 rows"):
         grid([], ["input"], [])
 
 
+def test_blocks_stand_side_by_side_and_those_without_pictures_are_left_out():
+    picture = torch.zeros(3, 4, 4)
+    one, none = Block("one", ["a"], ["row"], [[picture]]), Block("none", ["a"], ["row"], [[None]])
+    assert picture_parts([none]) == []
+    (both,) = pages(picture_parts([one, none, replace(one, heading="two")]))
+    assert {"one", "two"} < {text.get_text() for text in texts_of(both)}
+    assert both.get_figheight() == pages(picture_parts([one]))[0].get_figheight()
+
+
 def test_the_legend_is_in_the_order_of_the_lines():
-    assert legend_of(FIGURES["error_bars"]()) == ["detr-resnet-50", "mean image", "vit", "one seed"]
+    assert legend_of(FIGURES["error_bars"]()[0]) == ["detr-resnet-50", "mean image", "vit", "one seed"]
     assert legend_of(curves(losses())) == ["encoder", "decoder", "backbone"]
 
 
@@ -151,11 +190,11 @@ def test_a_single_value_has_no_bar():
     nothing, known = (ErrorPoint(stage, [0.4], (0.4, *ends)) for stage, ends in
                       (("encoder", (math.nan, math.nan)), ("decoder", (0.3, 0.6))))  # fmt: skip
     assert nothing.bounds == (0.4, 0.4, 0.4)
-    for figure in (error_bars({"a": [nothing, known]}), panels({"a": [Series("b", "c", [nothing, known])]}, "d")):
-        figure.draw_without_rendering()
-        (bars,) = figure.axes[0].collections[:1]
-        heights = [path.vertices[:, 1].tolist() for path in bars.get_paths() if len(path.vertices)]
-        assert [each for each in heights if numpy.isfinite(each).all()] == [pytest.approx([0.3, 0.6])]
+    figure = error_bars({"a": [nothing, known]})
+    figure.draw_without_rendering()
+    (bars,) = figure.axes[0].collections[:1]
+    heights = [path.vertices[:, 1].tolist() for path in bars.get_paths() if len(path.vertices)]
+    assert [each for each in heights if numpy.isfinite(each).all()] == [pytest.approx([0.3, 0.6])]
 
 
 def test_curves_leave_out_what_a_log_scale_cannot_show():
@@ -199,6 +238,14 @@ def test_a_small_image_is_enlarged_by_a_whole_number():
     drawn = draw_detections(image, empty)
     assert drawn.shape == (3, 400, 480)
     assert torch.allclose(drawn[:, ::8, ::8], image, atol=0.5 / 255 + 1e-6)
+
+
+def test_frames_hide_nothing_but_their_lines():
+    image = torch.full((3, 200, 200), 0.2)
+    drawn = draw_frames(image, [(torch.tensor([50.0, 50, 150, 150]), PALETTE[1])])
+    assert drawn.shape == image.shape
+    assert torch.equal(drawn[:, 60:140, 60:140], image[:, 60:140, 60:140])
+    assert not torch.equal(drawn[:, 100, 50], image[:, 100, 50])
 
 
 def test_boxes_beyond_the_edge_and_crowded_names_stay_inside():

@@ -1,4 +1,4 @@
-"""Image metrics against scikit-image and known answers; bootstrap intervals against simulation."""
+"""Image metrics against scikit-image and known answers; intervals against scipy and simulation."""
 
 import math
 from itertools import pairwise
@@ -7,12 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from skimage import metrics as scikit
 from torch import Tensor
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from backsight.core import UserError
-from backsight.metrics import Interval, bootstrap, lpips, mse, psnr, saturation, ssim
+from backsight.metrics import dists, interval, lpips, mse, multiscale_ssim, psnr, ratio, saturation, ssim
 from backsight.metrics.image import HIGHEST_PSNR
+from backsight.metrics.statistics import Estimate, difference, estimate, estimate_share_difference, holm
 
 METRICS = {"mse": mse, "psnr": psnr, "ssim": ssim}
 
@@ -105,88 +108,164 @@ def test_ssim_of_tiny_images_is_refused():
         ssim(torch.zeros(1, 3, 10, 40), torch.zeros(1, 3, 10, 40))
 
 
-def test_lpips_without_weights_says_what_to_do(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("metric", "network"), [(lpips, "alexnet"), (dists, "vgg16")])
+def test_a_learned_metric_without_weights_says_what_to_do(metric, network: str, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError, match="alexnet") as error:
-        lpips(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64))
+    with pytest.raises(UserError, match=network) as error:
+        metric(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64))
     assert "\n" not in str(error.value)
     assert str(tmp_path) in str(error.value)
 
 
-@given(
-    value=st.floats(-1e6, 1e6),
-    seeds=st.integers(1, 4),
-    images=st.integers(1, 30),
-)
-@settings(max_examples=30, deadline=None)
-def test_constant_values_give_no_width(value: float, seeds: int, images: int):
-    interval = bootstrap(torch.full((seeds, images), value, dtype=torch.float64), num=50)
-    assert interval.low == interval.high == interval.mean == pytest.approx(value)
+def test_a_picture_at_several_scales_agrees_with_torchmetrics():
+    images, others = pictures(size=(192, 208))
+    exponents = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+    one, other = images.double(), others.double()
+    theirs = multiscale_structural_similarity_index_measure(
+        one, other, data_range=1.0, betas=exponents, normalize="relu", reduction="none", k1=0.01, k2=0.03
+    )
+    # Theirs multiplies means over channels, ours takes the mean over channels of products.
+    torch.testing.assert_close(multiscale_ssim(images, others), theirs, atol=5e-3, rtol=0)
+    assert multiscale_ssim(images, images) == pytest.approx(1.0)
+    small, noisy = pictures(size=(11, 14))
+    torch.testing.assert_close(multiscale_ssim(small, noisy), ssim(small, noisy).clamp(min=0), atol=0.05, rtol=0)
+
+
+# ---- intervals
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_constant_values_give_no_width():
+    for value in (0.3, -1e6, 0.0):
+        found = estimate(torch.full((3, 9), value, dtype=torch.float64)).interval()
+        assert found.low == found.high == found.mean == value
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=30), st.floats(0.1, 10), st.floats(-50, 50))
-@settings(max_examples=30, deadline=None)
-def test_moves_and_scales_with_the_values(values: list[float], scale: float, shift: float):
+@settings(max_examples=20, deadline=None)
+def test_an_interval_moves_and_scales_with_the_values(values: list[float], scale: float, shift: float):
     numbers = torch.tensor(values, dtype=torch.float64)
-    plain, moved = bootstrap(numbers, num=200), bootstrap(scale * numbers + shift, num=200)
+    plain, moved = estimate(numbers).interval(), estimate(scale * numbers + shift).interval()
     assert moved == pytest.approx([scale * bound + shift for bound in plain], abs=1e-6)
-    assert min(values) - 1e-9 <= plain.low <= plain.high <= max(values) + 1e-9
 
 
-def test_one_dimension_is_one_seed():
-    values = torch.rand(25, generator=torch.Generator().manual_seed(1))
-    assert bootstrap(values) == bootstrap(values[None])
-    assert isinstance(bootstrap(values), Interval)
-
-
-def test_the_same_seed_gives_the_same_interval():
-    values = torch.rand(3, 40, generator=torch.Generator().manual_seed(2))
-    assert bootstrap(values, seed=5) == bootstrap(values, seed=5)
-    assert bootstrap(values, seed=5) != bootstrap(values, seed=6)
-
-
-def test_standard_error_of_a_mean():
-    """With one seed the interval is the textbook one: mean +- 1.96 sigma / sqrt(images)."""
-    values = torch.randn(400, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    interval = bootstrap(values, num=20_000)
-    half = 1.96 * values.std(unbiased=False).item() / 20
-    assert interval.mean == pytest.approx(values.mean().item())
-    assert interval.high - interval.mean == pytest.approx(half, rel=0.05)
-    assert interval.mean - interval.low == pytest.approx(half, rel=0.05)
-
-
-def test_draws_in_several_chunks_are_all_used(monkeypatch):
-    values = torch.rand(2, 50, generator=torch.Generator().manual_seed(4))
-    whole = bootstrap(values, num=4000)
-    monkeypatch.setattr("backsight.metrics.statistics._DRAWS_AT_ONCE", 50 * 300)
-    assert bootstrap(values, num=4000) == pytest.approx(whole, rel=0.02)
+@pytest.mark.parametrize("values", [normal(25), normal(3)[:, None]], ids=["images of one seed", "means of three seeds"])
+def test_of_one_kind_it_is_the_interval_of_student(values: Tensor):
+    flat = values.flatten().numpy()
+    low, high = stats.t.interval(0.95, len(flat) - 1, flat.mean(), stats.sem(flat))
+    assert estimate(values).interval() == pytest.approx((flat.mean(), low, high))
 
 
 def test_seeds_count_as_well_as_images():
-    """Seeds that disagree widen the interval, even when every image agrees."""
-    images = torch.rand(200, generator=torch.Generator().manual_seed(5))
-    seeds = torch.tensor([-0.5, 0.0, 0.5])[:, None]
-    apart, together = bootstrap(images + seeds), bootstrap(images.expand(3, -1))
-    assert apart.high - apart.low > 5 * (together.high - together.low)
+    """Seeds that disagree widen the interval, even when every image agrees; three of them as Student's t says."""
+    images, seeds = normal(200) / 100, torch.tensor([-0.5, 0.0, 0.5])[:, None]
+    apart, together = estimate(images + seeds), estimate(images.expand(3, -1))
+    assert apart.error > 5 * together.error
+    assert apart.freedom == pytest.approx(2, rel=0.01)
+    assert together.freedom == pytest.approx(199)
 
 
-def test_coverage_over_seeds_and_images():
-    """Of 300 simulated studies with random seeds and random images about 95 % hold the true mean."""
-    generator = torch.Generator().manual_seed(6)
-    hits = 0
-    for study in range(300):
-        image_effect = torch.randn(1, 60, generator=generator)
-        seed_effect = torch.randn(12, 1, generator=generator) * 0.3
-        noise = torch.randn(12, 60, generator=generator) * 0.3
-        interval = bootstrap(2.0 + image_effect + seed_effect + noise, num=300, seed=study)
-        hits += interval.low <= 2.0 <= interval.high
-    assert 0.90 <= hits / 300 <= 0.99
+def test_a_ratio_of_equal_values_is_sure_and_agrees_with_the_bootstrap():
+    units = 0.5 + torch.rand(1, 60, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert estimate(ratio(units, units)).interval() == (1, 1, 1)
+    values = 0.8 * units + 0.05 * normal(1, 60)
+    found = estimate(ratio(values, units)).interval()
+    theirs = stats.bootstrap(
+        (values[0].numpy(), units[0].numpy()), lambda v, u, axis=-1: v.mean(axis) / u.mean(axis), paired=True,
+        n_resamples=2000, rng=0,
+    ).confidence_interval  # fmt: skip
+    assert found.mean == pytest.approx(float(values.mean() / units.mean()))
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.15 * (found.high - found.low))
+    alone = estimate(values / units.mean()).interval()  # as if the unit were known
+    assert found.high - found.low < 0.5 * (alone.high - alone.low)
+    assert ratio(torch.tensor([[1.0, math.nan]]), torch.ones(1, 2)).isnan().tolist() == [[False, True]]
+
+
+def test_shares_of_which_all_are_alike_are_not_sure():
+    everything = interval(torch.ones(20), share=True)
+    wilson = stats.binomtest(20, 20).proportion_ci(method="wilson")
+    assert (everything.mean, everything.low, everything.high) == pytest.approx((1, wilson.low, wilson.high))
+    assert interval(torch.ones(20)) == (1, 1, 1)  # of what is no share
+    nothing = estimate_share_difference(torch.zeros(20)).interval()
+    assert nothing.mean == 0
+    assert nothing.low < -0.05 < 0.05 < nothing.high  # a true loss of a twentieth is not excluded
+
+
+def test_a_difference_is_that_of_welch():
+    one, other = normal(30), 2 * normal(50, seed=1) + 1
+    found = difference(estimate(one), estimate(other))
+    theirs = stats.ttest_ind(one.numpy(), other.numpy(), equal_var=False)
+    assert found.interval() == pytest.approx((float(one.mean() - other.mean()), *theirs.confidence_interval()))
+    assert 2 * found.chance_below(0) == pytest.approx(theirs.pvalue)
+    assert found.chance_below(0.3) + found.chance_above(0.3) == pytest.approx(1)
+
+
+def test_several_claims_at_once_are_corrected_as_statsmodels_does():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
 
 
 @pytest.mark.parametrize("values", [torch.zeros(0), torch.zeros(2, 2, 2), torch.tensor([1.0, torch.nan])])
 def test_values_without_a_mean_are_refused(values: Tensor):
     with pytest.raises(ValueError, match=r"finite|shape"):
-        bootstrap(values)
+        estimate(values)
+
+
+GENERATOR = torch.Generator().manual_seed(7)
+
+
+def gauss(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=GENERATOR, dtype=torch.float64)
+
+
+def uniform(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=GENERATOR, dtype=torch.float64)
+
+
+def study(seeds: int, images: int, by_seed: float, by_image: float = 1.0, rest: float = 0.5) -> Tensor:
+    return by_seed * gauss(seeds, 1) + by_image * gauss(1, images) + rest * gauss(seeds, images)
+
+
+def ratio_study() -> Estimate:
+    units = 0.5 + uniform(1, 40)
+    return estimate(ratio(units * (0.8 + 0.05 * gauss(3, 1) + 0.1 * gauss(1, 40) + 0.1 * gauss(3, 40)), units))
+
+
+def share_study() -> Estimate:
+    chance = uniform(40)
+    return estimate_share_difference((chance < 0.25).double() - (chance > 0.9).double())
+
+
+STUDIES = {
+    "images of one seed, skewed": (4.0, lambda: estimate(sum(gauss(40) ** 2 for _ in range(4)))),
+    "3 seeds, 40 images": (0.0, lambda: estimate(study(3, 40, 0.3))),
+    "5 seeds, 100 images": (0.0, lambda: estimate(study(5, 100, 0.2))),
+    "3 seeds, as unlike as images": (0.0, lambda: estimate(study(3, 100, 1.0))),
+    "3 seeds alone": (0.0, lambda: estimate(gauss(3, 1))),
+    "2 seeds alone": (0.0, lambda: estimate(gauss(2, 1))),
+    "ratio, 3 seeds, 40 images": (0.8, ratio_study),
+    "a share of 40 images": (0.9, lambda: interval((uniform(40) < 0.9).double(), share=True)),
+    "difference of two shares of 40 images": (0.15, share_study),
+    "difference of two models": (0.0, lambda: difference(estimate(study(3, 40, 0.3)), estimate(study(3, 60, 0.2, 2)))),
+}
+"""A true value, and an experiment that estimates it."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_intervals_hold_the_true_value_in_95_percent_of_made_up_experiments(name: str):
+    truth, estimated = STUDIES[name]
+    GENERATOR.manual_seed(7)
+    hits = 0
+    for _ in range(2000):
+        found = estimated()
+        found = found.interval() if isinstance(found, Estimate) else found
+        hits += found.low <= truth <= found.high
+    print(f"{name}: {hits / 20:.1f} %")
+    assert 0.93 <= hits / 2000 <= 0.97
 
 
 def test_saturation_is_the_mean_spread_of_the_channels():

@@ -97,7 +97,16 @@ def test_apple_has_no_float64():
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument")
-@pytest.mark.parametrize("family", INVERSES)
+@pytest.mark.parametrize(
+    ("device", "family"),
+    [
+        ("cuda", "vit"),
+        ("mps", "detr"),
+        pytest.param("cuda", "detr", marks=pytest.mark.slow),
+        pytest.param("mps", "vit", marks=pytest.mark.slow),
+    ],
+    indirect=["device"],
+)
 def test_experiments_run_on_another_device(device: PretendDevice, family: str):
     subject = subject_on(device.device, family)
     assert device.holds(subject.batches[0].images)
@@ -141,7 +150,7 @@ def test_a_probe_is_the_same_on_another_device(device: PretendDevice, num: int, 
 def test_a_run_needs_no_float64_of_its_device(tmp_path: Path):
     with PretendDevice("mps"):
         small = {"steps": 2, "seeds": 1, "batch_size": 4, "max_validation": 4, "max_test": 4, "workers": 0}
-        options = TrainOptions(data="world:prior:single", out=tmp_path / "run", tracker="none", **small)
+        options = TrainOptions(data="world:prior:single", out=tmp_path / "run", **small)
         model = build_small("vit")
         assert train_run(model.to("mps"), options, ModelOptions(device="mps")).chains
     assert Result.load(tmp_path / "run" / "evaluation.json").subjects[0]["num_images"] == 4

@@ -1,5 +1,6 @@
 """All experiments into one folder: every claim finds what it needs, nothing is done twice, a failure stops no other."""
 
+import csv
 import json
 import shutil
 from copy import copy, deepcopy
@@ -22,10 +23,13 @@ from backsight.data.world import World
 from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject
 from backsight.experiments.claims import CLAIMS, load_claims
+from backsight.experiments.controls import controls_of
 from backsight.experiments.run import read_settings
 from backsight.experiments.subject import open_subject
 from backsight.figures import image_png
+from backsight.figures.forest import forest_pages
 from backsight.models import load_model
+from backsight.report import claims as report_claims
 from backsight.report.experiments import write_experiments_report
 from backsight.reproduction import BrokeOff, experiment, find_experiment, read_all_settings, reproduce
 from backsight.tasks import make_plans
@@ -34,7 +38,7 @@ from small import build_small
 
 LAWS = ("prior", "defining", "independent")
 QUICK = {
-    "attention_ablation": {"steps": 1, "batch_size": 2},
+    "attention_ablation": {"steps": 1, "batch_size": 2, "copies": 1},
     "truth": {"num_scenes": 6, "num_training": 8},
     "token_noise": {"shares": [0.3]},
 }
@@ -75,7 +79,8 @@ def cast() -> dict[str, Subject]:
 
 @pytest.fixture
 def opened(cast, monkeypatch) -> list[str]:
-    """Models are those of the cast, by name; figures (tested elsewhere) are a dot. Gives the names that were opened."""
+    """Models are those of the cast, by name, without controls; figures (tested elsewhere) are a dot. Gives the names
+    that were opened."""
     names: list[str] = []
 
     def open_one(model, chain, data, **options):
@@ -87,6 +92,8 @@ def opened(cast, monkeypatch) -> list[str]:
             Path(folder, name).write_bytes(image_png(torch.zeros(3, 1, 1)))
 
     monkeypatch.setattr(module, "open_subject", open_one)
+    monkeypatch.setattr(module, "controls_of", lambda subject: [])
+    monkeypatch.setattr(report_claims, "forest_pages", lambda rows: [])
     monkeypatch.setattr(experiments.run, "draw", draw)
     return names
 
@@ -127,23 +134,81 @@ def test_every_claim_finds_what_it_needs(opened, tmp_path, monkeypatch):
         for name, (weight, error, precision) in numbers.items()
     ]
     page = reproduce(tmp_path / "all", settings=QUICK, runs=runs)
-    assert opened == ["detr prior", "vit prior", *(choice.model for choice in others)]  # each once
+    named = ["detr prior", "vit prior"]  # once on their own images, once on those of the first, for all models
+    assert opened == ["detr prior", *named, "vit prior", *(choice.model for choice in others)]
     assert Result.load(tmp_path / "all" / "truth").values_of("law") == ["prior", "defining", "independent"]
 
     found = load_claims(tmp_path / "all" / "claims.json")
     assert {each.id for each in found} == {claim.id for claim in CLAIMS}
     left = {each.id: each.reason for each in found if each.verdict == "not tested"}
     assert "measured its saturation" in left.pop("classic-is-greyish")
-    assert "no local inverse" in left.pop("detr-noise-blends-local")
+    assert "no local inverse" in left.pop("detr-noise-blends")
+    assert "no local inverse" in left.pop("detr-noise-blends-inverse")
     assert all(reason.startswith("no image has an answer") for reason in left.values()), left
     assert len(left) < 4, left
     verdicts = {each.id: each.verdict for each in found}
     assert {verdicts[name] for name in ("classic-below-modular", "error-falls-with-lambda")} == {"holds"}
     assert verdicts["vit-keeps-detail"] == "undecided"  # of four images nothing can be told
+    check_paper(tmp_path / "all", found)
 
     steps = json.loads((tmp_path / "all" / "reproduce.json").read_text())["steps"]
     assert [step["experiment"] for step in steps if not step["reason"]] == list(EXPERIMENTS)
     check_page(page, [each.statement for each in found])
+
+
+def check_paper(folder: Path, found: list) -> None:
+    """The table, for a paper and for a program, and the methods."""
+    rows = list(csv.DictReader((folder / "claims.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["claim"] for row in rows] == [each.statement for each in found]
+    tested = [each for each in found if each.parts]
+    assert [row["verdict"] for row in rows if row["effect"]] == [each.verdict for each in tested]
+    latex = (folder / "claims.tex").read_text(encoding="utf-8")
+    assert latex.count(r" \\") == 1 + len(tested)
+    assert latex.startswith(r"\begin{longtable}")
+    methods = (folder / "methods.txt").read_text(encoding="utf-8")
+    for words in ("detr prior (random weights) was given 4 test images of world:prior", "Holm", "shares 0.3"):
+        assert words in methods
+
+
+def test_controls_are_measured_beside_each_model(opened, cast, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "controls_of", controls_of)
+    monkeypatch.setattr(report_claims, "forest_pages", forest_pages)
+    reproduce(tmp_path, models=["vit prior"], experiments=["stage_error", "trust"])
+    result = Result.load(tmp_path / "trust")
+    names = ["vit prior", "vit prior, untrained inverse", "vit prior, untrained model"]
+    assert [card["model"] for card in result.subjects] == names
+    found = {each.id: each for each in load_claims(tmp_path / "claims.json")}
+    claim = found["reconstruction-is-specific"]
+    assert [each.kind for each in claim.controls] == ["untrained inverse", "untrained model"]
+    assert [card["model"] for card in claim.subjects] == names[:1]
+    assert (tmp_path / "claims.png").is_file()
+    assert (tmp_path / "claims.pdf").read_bytes().startswith(b"%PDF")
+    assert "untrained inverse" in (tmp_path / "report.html").read_text()
+
+
+def test_models_are_set_side_by_side_on_the_same_images(opened, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "_open", lambda choice, *_: asked.append(choice) or cast_of(choice))
+    subjects = {name: small_subject(name.split()[0], "prior") for name in ("detr prior", "vit prior")}
+
+    def cast_of(choice):
+        return subjects[choice.model]
+
+    reproduce(tmp_path, models=list(subjects), experiments=["stage_error"])
+    assert [(each.model, each.data, each.stretch) for each in asked] == [
+        *(("detr prior", None, False), ("detr prior", "world:prior", True), ("vit prior", "world:prior", True)),
+    ]
+    asked.clear()
+    reproduce(tmp_path, models=list(subjects), data=["world:defining"], experiments=["stage_error"])
+    assert {each.data for each in asked} == {"world:defining"}
+    assert [each.stretch for each in asked] == [True, True]
+
+
+def test_runs_that_ship_with_a_model_are_compared_by_default(opened, tmp_path, monkeypatch):
+    runs = [make_run(tmp_path / name, name, None, 0.05, 0.4) for name in ("modular", "classic")]
+    monkeypatch.setattr(module, "shipped_runs", lambda: runs)
+    reproduce(tmp_path / "out", experiments=["trade_off"])
+    assert Result.load(tmp_path / "out" / "trade_off").values_of("task") == ["modular", "classic"]
 
 
 FEW = ("stage_error", "abstraction", "trade_off", "detection_errors")
@@ -244,8 +309,8 @@ def test_a_mistake_in_the_program_stops_nothing_else(opened, tmp_path, monkeypat
     assert {each.id for each in load_claims(tmp_path / "claims.json")} == {claim.id for claim in CLAIMS}
     assert "RuntimeError: two lines" in (tmp_path / "report.html").read_text()
 
-    mended = replace(odd, measure=lambda subject: Result("odd", [subject.card()], []), draw=lambda *_: None)
-    monkeypatch.setitem(EXPERIMENTS, "odd", mended)
+    repaired = replace(odd, measure=lambda subject: Result("odd", [subject.card()], []), draw=lambda *_: None)
+    monkeypatch.setitem(EXPERIMENTS, "odd", repaired)
     reproduce(tmp_path, **names)
     assert not (tmp_path / "odd" / "error.txt").exists()
 

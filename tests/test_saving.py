@@ -18,17 +18,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from backsight import io as files
 from backsight.core import Key, Layout, Pixels, UserError
 from backsight.data import Batch, Sample, Target, loader, open_data
-from backsight.data.cache import Kept, pack_sample, read_sample
+from backsight.data.cache import ImageCache, pack_sample, read_sample
+from backsight.distributed import Processes
 from backsight.engine import StagedModel
 from backsight.inverses import build_inverse
 from backsight.models import MODELS
 from backsight.options import TrainOptions, parse_bytes
 from backsight.tasks import Modular, build_chains, make_plans
-from backsight.training import Run, RunFolder, compiling, memory
+from backsight.training import Run, RunFolder, kernels, memory
+from backsight.training.checkpoints import random_states
 from backsight.training.feature_cache import FeatureCache, open_feature_cache
-from backsight.training.loop import adam_step, random_states, split
-from backsight.training.memory import bytes_of_one, images_that_fit
-from backsight.training.memory_format import choose_memory_format, freeze_biases, map_sizes
+from backsight.training.kernels import choose_memory_format, freeze_biases, map_sizes
+from backsight.training.loop import adam_step, split
+from backsight.training.memory import Need, bytes_of_one, choose_micro_batch, in_units
 from pictures import save_pictures
 from small import build_small, random_images
 
@@ -47,7 +49,7 @@ def write_pictures(folder: Path) -> Path:
 
 
 def open_run(model: StagedModel, out: Path, **changes: Any) -> Run:
-    given = {"steps": 6, "seeds": 1, "batch_size": 5, "workers": 0, "tracker": "none", "inverse": LAYER_NORM_ONLY}
+    given = {"steps": 6, "seeds": 1, "batch_size": 5, "workers": 0, "inverse": LAYER_NORM_ONLY, "precision": "fp32"}
     options = TrainOptions(**{"data": "world", "out": out, **given, **changes})
     return Run.of(model, options, RunFolder(out))
 
@@ -278,9 +280,9 @@ def test_padded_micro_batches_weigh_by_what_is_under_the_pictures() -> None:
     batch = Batch(images, ("a", "b", "c"), (Target(), Target(), Target()), valid)
     whole = {key: loss for key, loss, _ in task.losses(images, valid)}
     found = dict.fromkeys(whole, torch.tensor(0.0))
-    for part, shares in split(batch, 2, task):
-        for name, loss, _ in task.losses(part.images, part.valid):
-            found[name] = found[name] + loss * shares[name]
+    for part, counts in split(batch, 2, task, Processes())[1]:
+        for name, loss, _ in task.losses(part.images, part.valid, counts=counts):
+            found[name] = found[name] + loss
     for name, loss in whole.items():
         torch.testing.assert_close(found[name], loss)
 
@@ -288,8 +290,8 @@ def test_padded_micro_batches_weigh_by_what_is_under_the_pictures() -> None:
 def test_a_batch_that_fits_stays_whole(model: StagedModel) -> None:
     task = Modular(model, build_chains(model, make_plans(model), [0]))
     batch = Batch(random_images(model), ("a", "b"), (Target(), Target()))
-    assert [part for part, _ in split(batch, None, task)] == [batch]
-    assert [part for part, _ in split(batch, 2, task)] == [batch]
+    for size in (None, 2):
+        assert split(batch, size, task, Processes()) == (2, [(batch, None)])
 
 
 # ---- memory
@@ -297,13 +299,10 @@ def test_a_batch_that_fits_stays_whole(model: StagedModel) -> None:
 
 def test_what_an_image_takes_is_found_and_nothing_changed(model: StagedModel) -> None:
     task = Modular(model, build_chains(model, make_plans(model), [0]))
-    batch = Batch(random_images(model), ("a", "b"), (Target(), Target()))
     before = copy.deepcopy(task.chains[0].state_dict())
     random = torch.get_rng_state()
-    one = bytes_of_one(task, batch.part(0, 1), "fp32")
     height, width = model.pixels.size
-    assert one > 4 * 3 * height * width  # the image that is painted, at the least
-    assert bytes_of_one(task, batch, "fp32") == pytest.approx(2 * one, rel=0.2)
+    assert bytes_of_one(task, "fp32") > 4 * 3 * height * width  # the image that is painted, at the least
     assert all(torch.equal(value, before[name]) for name, value in task.chains[0].state_dict().items())
     assert torch.equal(random, torch.get_rng_state())
 
@@ -312,34 +311,40 @@ def test_what_an_image_takes_is_found_and_nothing_changed(model: StagedModel) ->
     ("number", "text"), [(2**20, "1MiB"), (3 * 2**29, "1.5GiB"), (1000, "1000B"), (5 * 2**10, "5KiB"), (0, "0B")]
 )
 def test_bytes_are_written_as_a_user_writes_them(number: int, text: str) -> None:
-    assert (memory.in_units(number), parse_bytes(text)) == (text, number)
+    assert (in_units(number), parse_bytes(text)) == (text, number)
 
 
-def test_as_many_images_pass_as_fit(model: StagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = Modular(model, build_chains(model, make_plans(model), [0]))
-    batch = Batch(random_images(model), ("a", "b"), (Target(), Target()))
-    monkeypatch.setattr(memory, "in_use", lambda _: 0)
-    learned = sum(each.numel() * 4 for network in task.networks.values() for each in network.parameters())
-    one = bytes_of_one(task, batch.part(0, 1), "fp32")
-    assert images_that_fit(task, batch, 3 * learned + 3 * one + 1, "fp32") == 3
-    with pytest.raises(UserError, match="too little"):
-        images_that_fit(task, batch, 3 * learned + one - 1, "fp32")
-
-
-def test_a_resumed_run_keeps_the_micro_batch_that_fitted_before(
-    model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("memory_there", "expected"), [("8MiB", None), ("4MiB", 3), ("2.5MiB", 1)], ids=["all", "some", "one"]
+)
+def test_as_many_images_pass_as_fit(
+    memory_there: str, expected: int | None, model: StagedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def chosen(fitting: int, limit: str) -> int | None:
-        monkeypatch.setattr(memory, "images_that_fit", lambda *_: fitting)
-        run = open_run(model, tmp_path / "run", memory=limit)
-        run.folder.prepare(overwrite=False)
-        loop = run.loop()
-        run.begin(loop)
-        return loop.micro_batch
+    monkeypatch.setattr(memory, "need_of", lambda *_: Need(2**20, 2**20))
+    task = Modular(model, build_chains(model, make_plans(model), [0]))
+    given = TrainOptions(batch_size=5, memory=memory_there)
+    assert choose_micro_batch(task, given, "fp32", {})[0] == expected
+    with pytest.raises(UserError, match="too little: one image needs 2MiB"):
+        choose_micro_batch(task, TrainOptions(memory="1.5MiB"), "fp32", {})
 
-    assert chosen(3, "8GiB") == 3
-    assert chosen(2, "8GiB") == 3
-    assert chosen(2, "6GiB") == 2  # another machine, perhaps
+
+def test_by_itself_a_run_stays_within_what_is_free(model: StagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Modular(model, build_chains(model, make_plans(model), [0]))
+    monkeypatch.setattr(memory, "need_of", lambda *_: Need(0, 2**40))
+    with pytest.raises(UserError, match="of memory is too little"):
+        choose_micro_batch(task, TrainOptions(), "fp32", {})
+    assert choose_micro_batch(task, TrainOptions(micro_batch=3), "fp32", {}) == (3, None)
+
+
+def test_a_resumed_run_keeps_the_micro_batch_that_fitted_before(model: StagedModel) -> None:
+    task = Modular(model, build_chains(model, make_plans(model), [0]))
+    before = {"micro_batch": 3, "options": {"memory": "8GiB"}}
+    of_0_1 = {"micro_batch": None, "options": {"memory": None}}
+    assert choose_micro_batch(task, TrainOptions(memory="8GiB"), "fp32", before)[0] == 3
+    assert (
+        choose_micro_batch(task, TrainOptions(memory="900GiB"), "fp32", before)[0] is None
+    )  # another machine, perhaps
+    assert choose_micro_batch(task, TrainOptions(), "fp32", of_0_1)[0] is None
 
 
 # ---- features on disk
@@ -497,7 +502,7 @@ def test_the_cache_of_a_run_is_that_of_its_precision_and_its_processes(model: St
     assert caches[1] is not None
     assert caches[0].folder != caches[1].folder
     options = TrainOptions(feature_cache=tmp_path / "cache", feature_cache_gb=8)
-    shared = open_feature_cache(runs[0].task, options, runs[0].splits.train, "fp32", 8)
+    shared = open_feature_cache(runs[0].task, options, "data", "fp32", 8)
     assert shared is not None
     assert shared.room == 1e9
 
@@ -508,7 +513,7 @@ def test_the_cache_of_a_run_is_that_of_its_precision_and_its_processes(model: St
 def test_cached_images_are_the_same_and_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = Pixels((48, 64))
     data = open_data(f"folder:{write_pictures(tmp_path / 'pictures')}", pixels).train
-    kept = Kept(data, pixels, tmp_path / "kept", 1e9)
+    kept = ImageCache(data, pixels, tmp_path / "kept", 1e9)
     plain = [batch.images for batch in loader(data, 4)]
     assert all(map(torch.equal, [batch.images for batch in loader(kept, 4)], plain))
     monkeypatch.setattr("backsight.data.source.read_image", None)  # nobody may call it
@@ -520,7 +525,7 @@ def test_cached_images_are_the_same_and_are_decoded_once(tmp_path: Path, monkeyp
 def test_cached_images_stay_below_their_limit_and_damaged_ones_are_written_again(tmp_path: Path) -> None:
     pixels = Pixels((16, 16))
     data = open_data(f"folder:{write_pictures(tmp_path / 'pictures')}", pixels).train
-    kept = Kept(data, pixels, tmp_path / "kept", 2.5 * 3 * 16 * 16)
+    kept = ImageCache(data, pixels, tmp_path / "kept", 2.5 * 3 * 16 * 16)
     first = [kept[index] for index in range(len(kept))]
     files = sorted((tmp_path / "kept").rglob("*.safetensors"))
     assert len(files) == 2
@@ -652,12 +657,12 @@ def test_a_failed_attempt_leaves_no_gradients(
         lambda forward: lambda features: forward(FailsBackwards.apply(features.clone().requires_grad_())),
     )
     run = open_run(model, tmp_path)
-    assert "0/encoder" not in compiling.compile_task(run.task, "on", 5, "fp32")
+    assert "0/encoder" not in kernels.compile_task(run.task, "on", 5, "fp32")
     assert all(weight.grad is None for network in run.task.networks.values() for weight in network.parameters())
 
 
 def test_auto_compiles_nothing_on_a_cpu(model: StagedModel, tmp_path: Path) -> None:
-    assert compiling.compile_task(open_run(model, tmp_path).task, "auto", 5, "fp32") == []
+    assert kernels.compile_task(open_run(model, tmp_path).task, "auto", 5, "fp32") == []
 
 
 @pytest.mark.slow

@@ -1,126 +1,139 @@
-"""Several processes on one run: the same losses, every image once, and an end for all when one is lost."""
+"""Several processes on one run: the same losses as one, every image once, and an end for all when one is lost."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.distributed import TCPStore
 
+from backsight import distributed
 from backsight.core import UserError
 from backsight.data import Batch, Splits, open_data
-from backsight.options import ModelOptions, TrainOptions
+from backsight.distributed import Processes, join, launched
+from backsight.engine import StagedModel
+from backsight.reproduction import experiment
 from backsight.results import Result
-from backsight.training import Processes, RunFolder, heartbeat, joined, loop, train_run
-from backsight.training.norms import SharedBatchNorm, share_statistics
+from backsight.training import RunFolder, loop
+from backsight.training.batches import HeldOut
 from backsight.training.run import Run
 from numerics import assert_rounding
 from pictures import drawn
-from together import codes, command, forward_model, lines, together, train
+from together import codes, command, forward_model, lines, options, together, train
+
+NO_BATCH_NORM = ("backbone=local",)
+"""Its noise on few images, and its parts in several processes, would drown the comparison."""
+
+JOINT = {"task": "joint", "trade_off": 0.9, "forward_learning_rate": 1e-3}
+
+CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
+    "modular": (2, "vit", {"batch_size": 5}),
+    "micro-batches": (2, "detr", {"batch_size": 7, "micro_batch": 2}),
+    "classic": (2, "detr", {"task": "classic", "batch_size": 5}),
+    "classic-padded": (2, "detr", {"task": "classic", "stage": "encoder", "batch_size": 2, "data": "padded"}),
+    "joint": (2, "detr", {**JOINT, "batch_size": 5}),
+    "joint-isolated": (2, "detr", {**JOINT, "batch_size": 7, "micro_batch": 3, "update": "isolated"}),
+    "joint-of-the-task-alone": (2, "detr", {**JOINT, "batch_size": 3, "trade_off": 0.0}),
+    "joint-classifier": (2, "vit", {**JOINT, "batch_size": 5, "update": "sum", "data": "world:prior:single"}),
+    "one-without-images": (3, "vit", {"batch_size": 2}),
+    "joint-one-without-images": (3, "detr", {**JOINT, "batch_size": 2, "trade_off": 1.0}),
+    "joint-focal": (3, "conditional_detr", {**JOINT, "batch_size": 4, "stage": "encoder"}),
+}
+"""Name -> processes, family, options."""
 
 
-def losses(folder: Path, kind: str = "losses") -> dict[int, Mapping[str, float]]:
-    return {record["step"]: record[kind] for record in RunFolder(folder).metrics() if kind in record}
+def model_of_the_world(family: str) -> StagedModel:
+    """A small model that knows as many classes as the drawn world has."""
+    model = forward_model(family)
+    module: Any = model.module
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        if family == "vit":
+            module.reset_classifier(8)
+        else:
+            module.config.num_labels = 8
+            module.class_labels_classifier = nn.Linear(32, module.class_labels_classifier.out_features + 4)
+    module.eval().requires_grad_(False)
+    return StagedModel(module, model.spec, model.pixels, name="small", read=model.read)
 
 
-def assert_same_run(one: Path, other: Path) -> None:
-    """The losses of every step, those of every evaluation, and the errors in the end agree.
-
-    Training carries the rounding of each step on; a part of a batch that counts too much or too little changes a loss
-    by a hundredth and more.
-    """
-    for kind in ("losses", "validation"):
-        expected, found = losses(one, kind), losses(other, kind)
-        assert expected.keys() == found.keys()
-        for step, values in expected.items():
-            assert found[step] == pytest.approx(values, rel=1e-4, abs=1e-4), (kind, step)
-    first, second = (Result.load(folder / "evaluation.json") for folder in (one, other))
-    assert first.images == second.images
-    for each in first.measurements:
-        assert second.one(**each.labels).by_seed() == pytest.approx(each.by_seed(), rel=1e-3), each.labels
-    seen = [each.subjects[0]["training"]["images_seen"] for each in (first, second)]
-    assert seen[0] == seen[1]
-
-
-def train_logging_all(rank: int, family: str, out: Path, changes: Mapping[str, Any]) -> None:
+def steps_of(name: str, folder: Path, processes: Processes, num_steps: int = 4) -> dict[str, Any]:
+    """The losses of some steps, then those of an evaluation, and the weights in the end."""
     loop.LOG_EVERY = 1
-    command(rank, family, out, changes)
+    _, family, changes = CASES[name]
+    model = model_of_the_world(family) if changes.get("task") == "joint" else forward_model(family)
+    changes = {**changes}
+    if changes.get("data") == "padded":
+        model, changes = model.fitting("pad"), {**changes, "data": f"folder:{folder / 'photos'}"}
+    given = {"inverse": NO_BATCH_NORM, "steps": 1000, "precision": "fp32", **changes}
+    run = Run.of(model, options(folder / "run", **given), RunFolder(folder / name, writes=False), processes)
+    training, found = run.loop(), []
+    for batch in run.epoch(0, 0):
+        training.step(batch)
+        training.log_losses()
+        found.append({str(key): value for key, value in training.losses.items()})
+        if len(found) == num_steps:
+            break
+    training._share_statistics()
+    losses, scores = run.validate()
+    return {
+        "losses": found,
+        "validated": {str(key): value for key, value in losses.items()},
+        "scores": scores,
+        "images": training.state.images,
+    }
 
 
-@pytest.mark.parametrize(
-    ("family", "count", "batch_size"),
-    [("vit", 2, 5), ("detr", 2, 5), ("vit", 3, 2)],
-    ids=["vit", "detr", "one-without-images"],
-)
-def test_processes_together_have_the_losses_of_one(family: str, count: int, batch_size: int, tmp_path: Path) -> None:
-    changes = {"batch_size": batch_size, **({"inverse": ("backbone=deconvolution",)} if family == "detr" else {})}
-    for name, number in {"one": 1, "many": count}.items():
-        processes = together(number, tmp_path / "said", train_logging_all, family, tmp_path / name, changes)
-        assert codes(processes, tmp_path / "said") == [0] * number, (tmp_path / "said").read_text()
-    assert_same_run(tmp_path / "one", tmp_path / "many")
-    assert sorted(losses(tmp_path / "one")) == [1, 2, 3, 4, 5, 6]
-    assert list((tmp_path / "many" / "chains").iterdir()) == [tmp_path / "many" / "chains" / "0"]
+def run_cases(rank: int, count: int, folder: Path, num_steps: int) -> None:
+    processes = join("cpu")
+    for name, (wanted, _, _) in CASES.items():
+        if wanted == count:
+            found = steps_of(name, folder, processes, num_steps)
+            if rank == 0:
+                torch.save(found, folder / f"{name}.pt")
 
 
-def train_padded(rank: int, photos: Path, out: Path) -> None:
+def write_padded_photos(folder: Path) -> None:
     """Some photos fill the image and some are padded: there are batches of which one process has the former alone."""
-    del rank
-    loop.LOG_EVERY = 1
-    model = forward_model("detr").fitting("pad")
-    inverses = ("backbone=local",)  # no BatchNorm: on two images its noise would drown the comparison
-    train(model, out, task="classic", stage="encoder", data=f"folder:{photos}", inverse=inverses, batch_size=2)
-
-
-def test_processes_with_and_without_padding_share_their_losses(tmp_path: Path) -> None:
     rows, columns = forward_model("detr").pixels.size
+    folder.mkdir()
     for number in range(30):
         whole = number % 2 == 0
-        picture = drawn(rows if whole else rows // 2, columns, number)
-        (tmp_path / "photos").mkdir(exist_ok=True)
-        picture.save(tmp_path / "photos" / f"{number}.png")
-    for name, number in {"one": 1, "many": 2}.items():
-        processes = together(number, tmp_path / "said", train_padded, tmp_path / "photos", tmp_path / name)
-        assert codes(processes, tmp_path / "said") == [0] * number, (tmp_path / "said").read_text()
-    assert_same_run(tmp_path / "one", tmp_path / "many")
+        drawn(rows if whole else rows // 2, columns, number).save(folder / f"{number}.png")
 
 
-def train_twice(rank: int, port: int, out: Path) -> None:
-    """As under torchrun, whose own store all runs of a process go through."""
-    os.environ.update({"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": str(port)})
-    for name in ("first", "second"):
-        command(rank, "vit", out / name, {})
+@pytest.fixture(scope="module", params=[4, pytest.param(50, marks=pytest.mark.slow)], ids=["short", "long"])
+def cases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """What two and three processes found in all cases."""
+    folder = tmp_path_factory.mktemp("cases")
+    write_padded_photos(folder / "photos")
+    for count in (2, 3):
+        processes = together(count, folder / "said", run_cases, count, folder, request.param)
+        assert codes(processes, folder / "said", 1200) == [0] * count, (folder / "said").read_text()
+    return folder, request.param
 
 
-def test_processes_can_train_twice(tmp_path: Path) -> None:
-    agent = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    processes = together(2, tmp_path / "said", train_twice, agent.port, tmp_path)
-    assert codes(processes, tmp_path / "said") == [0, 0], (tmp_path / "said").read_text()
-    assert_same_run(tmp_path / "first", tmp_path / "second")
+@pytest.mark.parametrize("name", CASES)
+def test_several_processes_have_the_losses_of_one(name: str, cases: tuple[Path, int]) -> None:
+    """Training carries the rounding of each step on; a part of a batch that counts too much or too little changes a
+    loss by a hundredth and more."""
+    folder, num_steps = cases
+    many = torch.load(folder / f"{name}.pt", weights_only=False)
+    one = steps_of(name, folder, Processes(), num_steps)
+    for step, (found, expected) in enumerate(zip(many["losses"], one["losses"], strict=True), 1):
+        assert found == pytest.approx(expected, rel=1e-5 * max(1, num_steps / 10)), step
+    assert many["validated"] == pytest.approx(one["validated"], rel=1e-4)
+    assert many["images"] == one["images"]
+    assert many["scores"].keys() == one["scores"].keys()
 
 
-def fail_before_joining(rank: int, out: Path) -> None:
-    model, module = forward_model("vit"), sys.modules["backsight.cli.main"]
-    if rank == 1:
-        torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 2
-        os.environ["LOCAL_RANK"] = "5"
-    options = TrainOptions(data="world:prior", out=out)
-    module.run_command = lambda arguments: train_run(model, options, ModelOptions(device="auto"))
-    module.main([])
-
-
-def test_a_process_without_a_gpu_ends_all_with_one_line(tmp_path: Path) -> None:
-    said = tmp_path / "said"
-    assert codes(together(2, said, fail_before_joining, tmp_path / "run"), said, limit=60) == [1, 2], said.read_text()
-    (line,) = lines(said)
-    assert "process 5 of this machine has no GPU, there are 2: start one process for each GPU" in line
+# ---- stop, go on, be lost
 
 
 def train_until_one_is_asked_to_stop(rank: int, out: Path) -> None:
@@ -131,19 +144,27 @@ def train_until_one_is_asked_to_stop(rank: int, out: Path) -> None:
         if rank == 1 and self.state.step == 4:  # a scheduler may tell one process alone
             signal.raise_signal(signal.SIGTERM)
 
-    loop.Loop.step = step
-    train_logging_all(rank, "vit", out, {})
+    loop.Loop.step, loop.LOG_EVERY = step, 1
+    command(rank, "vit", out, {"inverse": NO_BATCH_NORM})
 
 
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = tmp_path / "said"
-    whole = together(1, said, train_logging_all, "vit", tmp_path / "whole", {})
-    stopped = together(2, said, train_until_one_is_asked_to_stop, tmp_path / "parts")
-    assert codes([*whole, *stopped], said) == [0, 0, 0]
+    assert codes(together(2, said, train_until_one_is_asked_to_stop, tmp_path / "parts"), said) == [0, 0]
     (line,) = lines(said)
     assert line == "backsight: stopped by SIGTERM after 4 steps: the same command with --resume goes on from there"
-    assert codes(together(1, said, train_logging_all, "vit", tmp_path / "parts", {"resume": True}), said) == [0]
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    given = {"inverse": NO_BATCH_NORM}
+    for name, resume in {"parts": True, "whole": False}.items():
+        train(forward_model("vit"), tmp_path / name, **given, resume=resume)
+    parts, whole = (RunFolder(tmp_path / name).metrics() for name in ("parts", "whole"))
+    for one, other in zip(parts, whole, strict=True):
+        for kind in one.keys() & {"losses", "validation"}:
+            assert one[kind] == pytest.approx(other[kind], rel=1e-4)
+    first, second = (Result.load(tmp_path / name / "evaluation.json") for name in ("parts", "whole"))
+    assert first.images == second.images
+    for each in first.measurements:
+        assert second.one(**each.labels).by_seed() == pytest.approx(each.by_seed(), rel=1e-3), each.labels
 
 
 def train_until_one_is_lost(rank: int, out: Path, how: str) -> None:
@@ -154,56 +175,84 @@ def train_until_one_is_lost(rank: int, out: Path, how: str) -> None:
         if rank == 1 and self.state.step == 3:
             if how == "mistaken":
                 raise UserError("this process alone cannot read its picture")
-            os.kill(os.getpid(), signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGKILL)
 
     loop.Loop.step = step
     command(rank, "vit", out, {"steps": 100000})
 
 
-@pytest.mark.parametrize("how", ["killed", "frozen", "mistaken"])
-def test_a_lost_process_ends_all_with_one_line(how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["killed", pytest.param("mistaken", marks=pytest.mark.slow)])
+def test_when_one_process_is_lost_the_others_end_and_say_so(how: str, tmp_path: Path) -> None:
     said = tmp_path / "said"
-    one, other = together(2, said, train_until_one_is_lost, tmp_path / "run", how)
-    if how != "frozen":
-        other.join(120)
-    started = time.monotonic()
-    one.join(120)
-    if how != "frozen":
-        assert time.monotonic() - started < 30
-    other.kill()
-    assert codes([one, other], said) == [1, 2 if how == "mistaken" else -signal.SIGKILL], said.read_text()
-    (line,) = lines(said)
-    assert ("cannot read its picture" if how == "mistaken" else "process 1 of 2 was lost") in line
+    found = codes(together(2, said, train_until_one_is_lost, tmp_path / "run", how), said, 60)
+    assert found == [1, 2 if how == "mistaken" else -signal.SIGKILL], said.read_text()
+    assert any("another process of the run is gone: the same command with --resume" in line for line in lines(said))
+    assert ("cannot read its picture" in said.read_text()) == (how == "mistaken")
     assert "Traceback" not in said.read_text()
 
 
-class Store(dict[str, int]):
-    """What processes share, with the beats of the others as they are told."""
-
-    def add(self, name: str, more: int) -> int:
-        self[name] = self.get(name, 0) + more
-        return self[name]
-
-    def compare_set(self, name: str, before: str, after: str) -> None:
-        del before, after
-        self[name] = 1
-
-    def check(self, names: list[str]) -> bool:
-        return all(name in self for name in names)
+# ---- torchrun
 
 
-def test_no_process_is_lost_while_this_one_could_not_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them may read the same large file in one go, or sleep with their machine."""
-    now, store = 0.0, Store()
-    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now)
-    watching = heartbeat.Heartbeat(store, 0, 2)
-    assert not watching._beat()
-    now += 100
-    assert not watching._beat()
-    store.add("beat/1", 1)
-    assert not any(watching._beat() for _ in range(heartbeat.SILENCE))
-    store.add("beat/1", 1)
-    assert [watching._beat() for _ in range(heartbeat.SILENCE + 2)] == [False] * (heartbeat.SILENCE + 1) + [True]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+KILLED_TWICE = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from backsight.training import loop
+from together import command
+original, mark = loop.Loop.step, Path({mark!r})
+def step(self, batch):
+    original(self, batch)
+    restarts = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    if os.environ["RANK"] == "1" and restarts in "01" and self.state.step == 4 + 4 * int(restarts):
+        os.kill(os.getpid(), signal.SIGKILL)
+loop.Loop.step = step
+command(0, "vit", Path({out!r}), {{"steps": 16, "evaluate_every": 2}})
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_run_again_after_each_kill(tmp_path: Path) -> None:
+    script = tmp_path / "killed_twice.py"
+    tests = str(Path(__file__).parent)
+    script.write_text(KILLED_TWICE.format(tests=tests, mark=str(tmp_path / "mark"), out=str(tmp_path / "run")))
+    launch = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--max-restarts", "3", str(script)]
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert RunFolder(tmp_path / "run").finished
+    steps = [record["step"] for record in RunFolder(tmp_path / "run").metrics() if "validation" in record]
+    assert steps == list(range(2, 17, 2))
+
+
+# ---- who does what
+
+
+def test_srun_s_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # so that it is as before afterwards
+        monkeypatch.delenv(name)
+    assert launched() == 1
+    found = {
+        "STEP_NUM_TASKS": "16",
+        "PROCID": "9",
+        "LOCALID": "1",
+        "STEP_NODELIST": "gpu[07-08,12]",
+        "JOB_ID": "123456",
+    }
+    for name, value in found.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert launched() == 16
+    assert [os.environ[name] for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR")] == ["9", "1", "gpu07"]
+
+
+def test_there_is_a_gpu_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="process 5 of this machine has no GPU, there are 2"):
+        distributed._own_gpu()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert distributed._own_gpu() == 0  # it sees its own alone
 
 
 def test_parts_are_a_division() -> None:
@@ -214,51 +263,41 @@ def test_parts_are_a_division() -> None:
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def normalise(tensors: Mapping[str, torch.Tensor], processes: Processes) -> dict[str, torch.Tensor]:
-    """A BatchNorm's outputs, gradients and state, of the whole batch."""
-    network = nn.Sequential(nn.BatchNorm2d(4, momentum=0.3))
-    nn.init.constant_(network[0].weight, 0.7)
-    share_statistics(network, processes)
-    assert isinstance(network[0], SharedBatchNorm) == (processes.count > 1)
-    part = processes.part(range(7))
-    values = tensors["values"][part].clone().requires_grad_()
-    output = network(values)
-    ((output - tensors["target"][part]).square().sum() / 7).backward()
-    processes.add_gradients(network.parameters())
-    whole = {name: processes.gather(each.detach()) for name, each in {"output": output, "input": values.grad}.items()}
-    return {
-        **{name: torch.cat(parts) for name, parts in whole.items()},
-        **{f"{name} gradient": each.grad for name, each in network.named_parameters()},
-        **network.state_dict(),
-        "evaluated": network.eval()(tensors["values"]).detach(),
-    }
-
-
-def normalise_part(rank: int, folder: Path) -> None:
-    with joined("cpu") as processes:
-        found = normalise(torch.load(folder / "tensors", weights_only=True), processes)
-        if rank == 0:
-            torch.save(found, folder / "found")
-
-
-def test_shared_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path: Path) -> None:
-    tensors = {"values": 3 + 5 * torch.randn(7, 4, 3, 2), "target": torch.randn(7, 4, 3, 2)}
-    torch.save(tensors, tmp_path / "tensors")
-    assert codes(together(3, tmp_path / "said", normalise_part, tmp_path), tmp_path / "said") == [0, 0, 0]
-    assert_rounding(torch.load(tmp_path / "found", weights_only=True), normalise(tensors, Processes()))
-
-
-def test_every_held_out_image_is_evaluated_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_every_held_out_image_is_evaluated_once(micro_batch: int | None, tmp_path: Path) -> None:
     model = forward_model("vit")
     data: Splits = open_data("world:prior", model.pixels)
-    options = TrainOptions(out=tmp_path, data="world:prior", batch_size=4, seeds=1, tracker="none")
 
     def ids(rank: int, count: int) -> list[tuple[str, ...]]:
-        run = Run.of(model, options, RunFolder(tmp_path))
-        run.processes = Processes(rank, count)
-        return [batch.ids for batch in run.evaluator.batches(data.test, 10)]
+        held_out = HeldOut(4, torch.device("cpu"), Processes(rank, count), [], micro_batch)
+        return [batch.ids for batch in held_out.batches(data.test, 10)]
 
-    whole = ids(0, 1)
+    whole = [identity for batch in ids(0, 1) for identity in batch]
     parts: Any = zip(*(ids(rank, 3) for rank in range(3)), strict=True)
-    assert [sum(step, ()) for step in parts] == whole
-    assert [len(batch) for batch in whole] == [4, 4, 2]
+    assert [identity for step in parts for part in step for identity in part] == whole
+    assert len(whole) == 10
+
+
+# ---- experiments
+
+
+MEASURED = ("stage_error", "token_noise", "trust")
+
+
+def do_experiments(rank: int, out: Path) -> None:
+    del rank
+    for name in MEASURED:
+        experiment(name, out / name, models=["zoo/vit-prior"], images=24, device="cpu")
+
+
+def test_experiments_on_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    assert codes(together(2, said, do_experiments, tmp_path / "two"), said) == [0, 0], said.read_text()
+    for name in MEASURED:
+        one = experiment(name, tmp_path / "one" / name, models=["zoo/vit-prior"], images=24, device="cpu")
+        two = Result.load(tmp_path / "two" / name)
+        assert (tmp_path / "two" / name / "report.html").is_file()
+        assert two.images == one.images
+        for mine, theirs in zip(two.measurements, one.measurements, strict=True):
+            assert mine.labels == theirs.labels
+            assert_rounding(mine.values, theirs.values, 1e-4)

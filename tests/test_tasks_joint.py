@@ -91,9 +91,13 @@ def assert_mixed(found: Mapping[str, Tensor], parts: Sequence[tuple[float, Mappi
         torch.testing.assert_close(found.get(name, torch.zeros(())), torch.as_tensor(expected), rtol=1e-3, atol=1e-6)
 
 
+def path_of(chain: InverseChain, stage: str) -> list[nn.Module]:
+    return [chain.inverses[entry] for entry in chain.path(stage)]
+
+
 def chain_error(copy: StagedModel, chain: InverseChain, images: Tensor) -> Tensor:
     stage = STAGE[copy.spec.family]
-    return image_loss(copy, chain, copy.answer(images, [stage])[stage], stage, images)
+    return image_loss(copy, path_of(chain, stage), copy.answer(images, [stage])[stage], images)
 
 
 # ---- equation 3
@@ -123,7 +127,7 @@ def test_inverses_learn_from_the_reconstruction_alone_whatever_lambda_is(
     features = {name: each.detach() for name, each in copy.answer(images, model.stages).features.items()}
     features[IMAGE] = images
     if update in ("chain", "backwards-only"):
-        image_loss(model, chain, features[stage], stage, images).backward()
+        image_loss(model, path_of(chain, stage), features[stage], images).backward()
     else:
         for entry in path:
             stage_loss(model, chain.inverses[entry], entry, features).backward()
@@ -196,7 +200,7 @@ def test_with_sum_the_features_are_targets_too(small_model: Callable[[str], Stag
     def total(copy: StagedModel) -> Tensor:
         trace = copy.answer(images, ["backbone", "encoder"])
         local = (chain.inverses["encoder"](trace["encoder"]) - trace["backbone"]).square().mean()
-        return local + image_loss(copy, chain, trace["backbone"], "backbone", images)
+        return local + image_loss(copy, path_of(chain, "backbone"), trace["backbone"], images)
 
     assert_mixed(gradients(task, images)[FORWARD], [(1.0, by_hand(model, total))])
 

@@ -28,7 +28,7 @@ JOINT = ("--task", "joint", "--trade-off", "0.9", "--forward-learning-rate", "1e
 
 def small(out: Path, steps: int = 3, seeds: int = 1) -> dict[str, Any]:
     sizes = {"steps": steps, "seeds": seeds, "batch_size": 2, "max_validation": 4, "max_test": 6, "workers": 0}
-    return {"out": out, "tracker": "none", **sizes}
+    return {"out": out, **sizes}
 
 
 def words(out: Path, **changes: Any) -> list[str]:
@@ -138,7 +138,7 @@ def test_chains_of_a_joint_run_are_not_published_without_their_models(detr_run: 
 @pytest.mark.parametrize(
     "options",
     [
-        {"task": "modular"},
+        pytest.param({"task": "modular"}, marks=pytest.mark.slow),
         {"task": "classic"},
         {"task": "joint", "trade_off": 0.5, "update": "isolated"},
     ],

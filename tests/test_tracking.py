@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from backsight.core import Key, UserError
-from backsight.training.loop import State
+from backsight.training import State
 from backsight.training.tracking import Tracker
 
 

@@ -23,7 +23,9 @@ from backsight.training import train_run
 from small import small_pixels
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["backsight.cli.main", "backsight.training", "backsight.models", "timm", "transformers"])
+SERVER.set_forkserver_preload(
+    ["accelerate", "backsight.cli.main", "backsight.training", "backsight.models", "timm", "transformers"]
+)
 """Imports once what all processes need; forks of the tests' own process could not use autograd after it has."""
 
 
@@ -37,7 +39,7 @@ def start(
     rank: int, count: int, port: int, said: Path, work: Callable[..., object], arguments: tuple[Any, ...]
 ) -> None:
     """One of ``count`` processes, as torchrun starts them; what it says goes to the file ``said``."""
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
     os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in environment.items()}})
     os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
     torch.set_num_threads(1)
@@ -72,16 +74,19 @@ def forward_model(family: str) -> StagedModel:
     return stage_module(module, MODELS[family], small_pixels(MODELS[family], module), name="small", weights=RANDOM)
 
 
-def train(model: StagedModel, out: Path, **changes: object) -> ChainEnsemble:
+def options(out: Path, **changes: object) -> TrainOptions:
     small = {"steps": 6, "seeds": 1, "batch_size": 5, "max_validation": 7, "max_test": 9, "workers": 0}
-    given = {"data": "world:prior", "out": out, "tracker": "none", "evaluate_every": 3, **small, **changes}
-    return train_run(model, TrainOptions(**given), ModelOptions(device="cpu"))
+    return TrainOptions(**{"data": "world:prior", "out": out, "evaluate_every": 3, **small, **changes})
+
+
+def train(model: StagedModel, out: Path, **changes: object) -> ChainEnsemble:
+    return train_run(model, options(out, **changes), ModelOptions(device="cpu"))
 
 
 def command(rank: int, family: str, out: Path, changes: Mapping[str, Any]) -> None:
-    """What the command line makes of it."""
-    module = sys.modules["backsight.cli.main"]
-    module.run_command = lambda arguments: train(forward_model(family), out, **changes)
+    """``backsight train`` with a small model, as the command line runs it."""
+    model, module = forward_model(family), sys.modules["backsight.cli.main"]
+    module.run_command = lambda arguments: train(model, out, **changes)
     main([])
 
 

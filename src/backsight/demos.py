@@ -22,8 +22,8 @@ SHOWN, MEASURED = 12, 500
 @dataclass(frozen=True)
 class Subject:
     """A shipped model, the data it was trained on, and what of the paper's inverses is changed: they are narrowed to
-    models of this size, and at the paper's learning rate a few minutes would not do. ``share`` is its part of the
-    time, ``page`` its folder."""
+    models of this size, and at the rate of the authors' scripts a few minutes would not do.
+    ``share`` is its part of the time, ``page`` its folder."""
 
     model: str
     data: str

@@ -7,8 +7,10 @@ import os
 import re
 import resource
 import sys
+import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -40,19 +42,66 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> str:
-    """``fp32`` or ``bf16``; ``auto`` takes bf16 where the device has units for it (a recent GPU, a CPU with AMX)."""
+WORTH = 1.3
+"""How many times as fast as fp32 bf16 has to be to be chosen."""
+
+
+def choose_precision(name: str, device: torch.device, *, convolutions: bool = True) -> str:
+    """``fp32`` or ``bf16``; ``auto`` takes bf16 where it was measured to be at least :data:`WORTH` times as fast.
+
+    Args:
+        name: ``auto``, ``fp32`` or ``bf16``.
+        device: where to compute.
+        convolutions: whether the networks have some, beside matrix products.
+    """
     if name != "auto":
         return name
+    return "bf16" if gain_of_bf16(device, convolutions=convolutions) >= WORTH else "fp32"
+
+
+@cache
+def gain_of_bf16(device: torch.device, *, convolutions: bool = True) -> float:
+    """How many times as fast as in fp32 a small linear layer is in bf16, forward and backward under autocast, and a
+    transposed convolution with it (``convolutions``); 0 where there is no bf16. It takes tens of milliseconds, once
+    in a process."""
+    if device.type not in ("cuda", "cpu"):
+        return 0.0
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return 0.0
+    wide = device.type == "cuda"
+    layers: list[tuple[torch.nn.Module, tuple[int, ...]]] = [
+        (torch.nn.Linear(768, 768), (16384 if wide else 1024, 768))
+    ]
+    if convolutions:
+        layers.append((torch.nn.ConvTranspose2d(256, 128, 4, 2, 1), (64 if wide else 1, 256, 15, 20)))
+    seconds, threads = {"fp32": 0.0, "bf16": 0.0}, torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for each other where others use the cores as well
+    try:
+        with torch.random.fork_rng([device] if wide else []):
+            for layer, shape in layers:
+                layer, maps = layer.to(device), torch.randn(shape, device=device)
+                turns = [{precision: _seconds(layer, maps, precision) for precision in seconds} for _ in range(4)]
+                seconds = {each: seconds[each] + min(turn[each] for turn in turns[1:]) for each in seconds}
+    finally:
+        torch.set_num_threads(threads)
+    return seconds["fp32"] / seconds["bf16"]
+
+
+def _seconds(layer: torch.nn.Module, maps: Tensor, precision: str) -> float:
+    """What a pass takes, both ways; on a CPU the thread's own time."""
+    clock = time.perf_counter if maps.device.type == "cuda" else time.thread_time
+    _synchronise(maps.device)
+    start = clock()
+    with autocast(precision, maps.device):
+        output = layer(maps)
+    output.backward(torch.ones_like(output))
+    _synchronise(maps.device)
+    return clock() - start
+
+
+def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if device.type == "cpu" and _has_matrix_units() else "fp32"
-
-
-def _has_matrix_units() -> bool:
-    """A CPU without AMX computes bf16 products more slowly than fp32 ones."""
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return bool(supported())
+        torch.cuda.synchronize(device)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -80,6 +129,50 @@ def peak_memory(device: torch.device) -> int:
             return 1024 * int(kilobytes[1])
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
+
+
+def memory_in_use(device: torch.device) -> int:
+    """The bytes in use now: of the GPU, or of this process; 0 where nobody knows."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    with suppress(OSError):
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def free_memory(device: torch.device) -> int | None:
+    """The bytes that this process may still take: of the GPU, or of the machine, its control groups heeded; divided
+    among the processes that a launcher has started here. None where nobody knows."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    try:
+        found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
+    except OSError:
+        return None
+    if device.type != "cpu" or found is None:
+        return None
+    return min([1024 * int(found[1]), *_left_in_groups()]) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _left_in_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """What the control groups of this process, and those above them, leave of their limits: of both versions."""
+    left = []
+    with suppress(OSError):
+        for line in own.read_text(encoding="utf-8").splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds not in ("", "memory"):
+                continue
+            names = ("memory.max", "memory.current", "inactive_file") if not kinds else (
+                "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+            )  # fmt: skip
+            group = root / kinds / path.lstrip("/")
+            for each in (group, *(parent for parent in group.parents if parent.is_relative_to(root / kinds))):
+                with suppress(OSError, ValueError):  # no limit, or none that can be read
+                    limit, used = (int((each / name).read_text()) for name in names[:2])
+                    idle = re.search(rf"^{names[2]} (\d+)", (each / "memory.stat").read_text(), re.MULTILINE)
+                    left.append(max(0, limit - used + (int(idle[1]) if idle else 0)))
+    return left
 
 
 def keep_memory(device: torch.device) -> bool:

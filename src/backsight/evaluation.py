@@ -75,9 +75,11 @@ class MeanImage:
     @classmethod
     def over(cls, batches: Iterable[Batch]) -> MeanImage:
         """That of the measured images themselves; of padded ones only the pictures count."""
-        sums, counts = zip(*(sum_images(batch.to("cpu")) for batch in batches), strict=True)
-        # Where pictures of one batch are padded, those of another may not be.
-        return cls(mean_of(torch.stack(sums).sum(0), sum(counts)).float(), sum(counts))
+        total, counts = torch.zeros(()), 0
+        for batch in batches:  # where pictures of one are padded, those of another may not be
+            own, number = sum_images(batch.to("cpu"))
+            total, counts = total + own, counts + number
+        return cls(mean_of(total, counts).float(), counts)
 
     def against(self, batch: Batch) -> Tensor:
         """What is held against the images of ``batch``, ``B 3 H W``: the mean image of the training data.

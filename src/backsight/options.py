@@ -25,6 +25,7 @@ from backsight.validation import (
 Precision = Literal["auto", "fp32", "bf16"]
 TaskName = Literal["modular", "classic", "joint"]
 Update = Literal["chain", "sum", "isolated", "backwards-only"]
+TrackerName = Literal["none", "tensorboard", "trackio", "wandb"]
 ModelName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
 Size = Annotated[str | None, tyro.conf.arg(metavar="HxW")]
 
@@ -66,8 +67,8 @@ class RunOptions:
     """How inverses are trained, whatever the task."""
 
     data: str = "world"
-    """Images to train on: coco:DIR, voc:DIR, yolo:DIR (each with :SPLIT), folder:DIR, hf:NAME, parquet:PATH, world (the
-    synthetic one), or streams without epochs, stream:NAME and wds:PATTERN."""
+    """Images to train on: coco:DIR, voc:DIR, yolo:DIR (each with :SPLIT), folder:DIR, hf:NAME, parquet:PATH,
+    wds:PATTERN, world (the synthetic one), or stream:NAME, which has no epochs."""
     out: Path = Path("runs/backsight")
     """The run's folder."""
     steps: Number | None = None
@@ -102,9 +103,9 @@ class RunOptions:
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for the forward model's blocks and the inverses; auto compiles on a GPU alone."""
     micro_batch: Number | None = None
-    """How many images of a batch pass the networks at once; their gradients are added up. Default: all of them."""
-    memory: str | None = None
-    """The memory to stay within, as 8GiB: finds the micro-batch that does."""
+    """How many images of a batch pass the networks at once; their gradients are added up. Default: see --memory."""
+    memory: str = "auto"
+    """The memory to stay within, as 8GiB: batches that do not fit pass in parts. auto: what the device has free."""
     feature_cache: Path | None = None
     """A folder to keep the forward model's features in, for later epochs and runs (modular training)."""
     feature_cache_gb: Positive = 50.0
@@ -119,8 +120,14 @@ class RunOptions:
     """Batches between two evaluations on the validation images; default: ten a run, at least 25 batches apart."""
     checkpoint_every: Annotated[float, Range(0)] = 5.0
     """Minutes between two checkpoints; each evaluation writes one too."""
-    keep_checkpoints: Number = 2
-    """How many checkpoints to keep, the newest ones."""
+    keep_checkpoints: Number | None = None
+    """How many checkpoints to keep, the newest ones, also once the run is done; default: two, until it is."""
+    mirror: str | None = None
+    """Another place for checkpoints, as s3://bucket/run or a folder: --resume goes on from the newest of both."""
+    sync_batch_norm: bool = False
+    """On several GPUs: BatchNorm over the whole batch, not over the part of each."""
+    gradient_compression: Literal["bf16"] | None = None
+    """On several GPUs: how gradients travel between them; as they are, if not given."""
     max_validation: Number = 512
     """How many validation images to use at the most."""
     max_test: Number = 2000
@@ -131,21 +138,22 @@ class RunOptions:
     """Go on with the unfinished run in the folder, exactly where it stopped."""
     overwrite: bool = False
     """Replace the run in the folder."""
-    tracker: Literal["tensorboard", "trackio", "wandb", "none"] = "tensorboard"
+    tracker: TrackerName = "none"
     """Where to send the curves, beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
         convert_fields(self)
+        defaults = {each.name: each.default for each in fields(self)}
         for names in ALTERNATIVES:
-            given = [option(name) for name in names if getattr(self, name) not in (None, (), False)]
+            given = [option(name) for name in names if getattr(self, name) != defaults[name]]
             if len(given) > 1:
                 raise UserError(f"{' and '.join(given)} do not go together: give one of them")
-        if self.memory is not None:
+        if self.memory != "auto":
             parse_bytes(self.memory)
         for name in ("feature_cache", "image_cache"):
             if getattr(self, name) is not None:
                 check_folder(getattr(self, name), option(name))
-        if self.data.partition(":")[0] in ("stream", "wds"):
+        if is_stream(self.data):
             self._check_stream()
         if self.workers:
             check_main_guard()
@@ -157,6 +165,16 @@ class RunOptions:
         for name in ("image_cache", "feature_cache"):
             if getattr(self, name) is not None:
                 raise UserError(f"{option(name)} keeps images that come again: leave it out with a stream, {self.data}")
+
+
+def is_stream(data: str) -> bool:
+    """Whether data has no length and no epochs: ``stream:NAME``, and compressed tar files.
+
+    >>> is_stream("wds:train-{000..127}.tar"), is_stream("wds:train.tar.gz")
+    (False, True)
+    """
+    kind, _, rest = data.partition(":")
+    return kind == "stream" or (kind == "wds" and not rest.endswith((".tar", "*")))
 
 
 TASKS_OF: dict[str, tuple[TaskName, ...]] = {
@@ -188,7 +206,7 @@ class TrainOptions(RunOptions):
                 )
         if self.task == "joint" and self.trade_off is None:
             raise UserError("--task joint weighs reconstruction against the task: say how, as --trade-off 0.9 (0 to 1)")
-        if self.task == "joint" and self.data.partition(":")[0] in ("stream", "wds"):
+        if self.task == "joint" and is_stream(self.data):
             raise UserError(f"--task joint reads images in any order: {self.data} is a stream, use data with a length")
 
 
@@ -200,6 +218,8 @@ class SweepOptions(RunOptions):
     """The values of lambda (the paper's), one joint run each."""
     tasks: tuple[TaskName, ...] = ("modular", "classic", "joint")
     """Leave some out."""
+    jobs: Literal["submitit"] | None = None
+    """Each run as a job of its own, on Slurm or this machine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -251,5 +271,5 @@ def parse_bytes(memory: str) -> int:
     """
     found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*", memory.lower())
     if found is None or found[2] not in UNITS:
-        raise UserError(f"--memory is '{memory}': it has to be an amount of memory, as 8GiB or 500MiB")
+        raise UserError(f"--memory is '{memory}': it has to be an amount of memory, as 8GiB or 500MiB, or auto")
     return round(float(found[1]) * UNITS[found[2]])

@@ -7,21 +7,25 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from backsight.core import UserError
+from backsight.distributed import Processes, joined
 from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject, find_experiment, run_experiment
 from backsight.experiments.claims import CLAIMS, judge, save_claims
+from backsight.experiments.controls import controls_of
 from backsight.experiments.run import check_settings, read_settings
 from backsight.experiments.subject import NUM_IMAGES, has_chains, open_subject
 from backsight.experiments.trade_off import FinishedRun
 from backsight.io import write_json, write_text
+from backsight.jobs import run_jobs
+from backsight.report.claims import write_paper
 from backsight.report.experiments import FORMAT, Step, write_experiments_report
 from backsight.shipped import find_shipped, shipped_names
 from backsight.training import command
@@ -34,9 +38,12 @@ MODELS = ("zoo/detr-prior", "zoo/vit-prior")
 
 ON_ALL = ("truth",)
 
+ON_SHARED = ("reconstruct", "stage_error")
+"""What is done with all models on the same images, those of the first: the paper sets models side by side there."""
+
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "reconstruct": {"num_pictures": 4},
-    "attention_ablation": {"steps": 200},
+    "attention_ablation": {"steps": 150},
     "truth": {"num_scenes": 100, "num_training": 500},
 }
 """Where an experiment's own defaults take long, or fill the page: all of it is to take 20 minutes on two cores."""
@@ -62,6 +69,7 @@ class Choice:
     model: str | None = None
     chain: str | None = None
     data: str | None = None
+    stretch: bool = False
 
 
 def experiment(
@@ -94,13 +102,15 @@ def experiment(
     out = Path(out or Path("experiments", name))
     check_folder(out, "--out")
     values = dict(settings) if isinstance(settings, Mapping) else read_settings(chosen.measure, settings)
-    subjects = [_open(choice, images, device) for choice in choose(models, chains, data)]
     if chosen.compares_runs and not values.get("runs"):
         raise UserError(f"{name} compares finished runs: give their folders as runs (--set 'runs=[a,b]')")
-    if not subjects and not chosen.compares_runs:
+    choices = choose(models, chains, data)
+    if not choices and not chosen.compares_runs:
         raise UserError(f"{name} needs models: name some, as zoo/detr-prior, or their chains by --chain")
-    result = run_experiment(chosen, subjects, out, values, command())
-    write_experiments_report(out)
+    with joined(device) as processes:
+        subjects = [_open(choice, images, device, processes) for choice in choices]
+        result = run_experiment(chosen, subjects, out, values, command())
+        processes.from_main(lambda: write_experiments_report(out))
     return result
 
 
@@ -115,22 +125,25 @@ def reproduce(
     runs: Sequence[str | Path] = (),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     device: str = "auto",
+    jobs: Literal["submitit"] | None = None,
 ) -> Path:
     """Do all experiments on all models that they fit, test the claims, and write the page.
 
     A result that is already in the folder is kept if nothing changed: the model, its chains, the images, the settings
-    and the version. If an experiment cannot be done, the log says so, and the rest goes on.
+    and the version. If an experiment cannot be done, the log says so, and the rest goes on. What is measured of a
+    model is measured of its controls as well. ``docs/claims.md`` lists the files.
 
     Args:
-        out: the folder: one of each experiment's name in it, ``claims.json``, ``reproduce.json`` and ``report.html``.
+        out: the folder.
         models: the forward models' names; by default :data:`MODELS`, and for ``truth`` all that ship with chains.
         chains: for each of them a run, one chain, or a name; those that ship with the model by default.
         data: one for all, or one for each; what the chains were trained on by default.
         images: how many test images; None for all.
         experiments: the names of some; all by default. What the folder holds of others is shown as it is.
-        runs: finished runs, which ``trade_off`` compares.
+        runs: finished runs, which ``trade_off`` compares; by default those whose tables ship with the models.
         settings: of experiments by name, in place of :data:`SETTINGS` and their own.
         device: where to compute.
+        jobs: do each experiment as a job of its own, on Slurm or this machine.
 
     Returns:
         The page.
@@ -142,25 +155,43 @@ def reproduce(
     out = Path(out)
     check_folder(out, "--out")
     chosen = [find_experiment(name) for name in experiments or EXPERIMENTS]
-    values = _settings(settings or {}, runs)
+    named = bool(models or chains)
+    values = _settings(settings or {}, runs or (() if named else shipped_runs()))
     for run in values["trade_off"]["runs"]:
         FinishedRun.read(run)  # before an hour of others
-    named = bool(models or chains)
+    if jobs is not None:
+        same = {"models": models, "chains": chains, "data": data, "images": images, "runs": runs, "device": device}
+        given = {**same, "settings": settings}
+        calls = {each.name: partial(_job, out, experiments=[each.name], **given) for each in chosen}
+        run_jobs(calls, out / "jobs")
     choices = choose(models if named else MODELS, chains, data)
     on_all = choices if named or data else [*choices, *_other_shipped()]
-    open_once = cache(lambda choice: _open(choice, images, device))
-    steps = []
-    for number, each in enumerate(chosen, 1):
-        own = [] if each.compares_runs else on_all if each.name in ON_ALL else choices
-        steps.append(_do(each, [open_once(choice) for choice in own], values[each.name], out / each.name))
-        logger.info("[%d/%d] %s", number, len(chosen), steps[-1].message)
-    page = _conclude(steps, out)
+    with joined(device) as processes:
+        open_once = cache(lambda choice: _open(choice, images, device, processes))
+        control_once = cache(lambda subject: list(controls_of(subject)))
+        steps = []
+        for number, each in enumerate(chosen, 1):
+            own = [] if each.compares_runs else on_all if each.name in ON_ALL else choices
+            subjects = [open_once(choice) for choice in _shared(each, own, data, open_once)]
+            steps.append(_do(each, subjects, values[each.name], out / each.name, processes, control_once))
+            logger.info("[%d/%d] %s", number, len(chosen), steps[-1].message)
+        page = processes.from_main(lambda: _conclude(steps, out))
+    _expect_done(steps, page)
+    return page
+
+
+def _expect_done(steps: Sequence[Step], page: Path) -> None:
     if broken := [step for step in steps if step.broke]:
         which = "; ".join(f"{step.experiment} broke off ({step.reason})" for step in broken)
         raise BrokeOff(f"{which}: see {TRACEBACK} in its folder; all else is in {page}")
     if all(step.reason for step in steps):
         raise UserError(f"no experiment could be done: {'; '.join(dict.fromkeys(step.reason for step in steps))}")
-    return page
+
+
+def _job(out: Path, **options: Any) -> None:
+    """One experiment of :func:`reproduce`; whatever becomes of it the page will say."""
+    with suppress(UserError, BrokeOff):
+        reproduce(out, **options)
 
 
 # ---- what was requested
@@ -170,7 +201,7 @@ def choose(models: Sequence[str], chains: Sequence[str | Path], data: Sequence[s
     """One for each model, or for each chain where no model is named.
 
     >>> choose(["zoo/detr-prior"], [], ["world"])
-    [Choice(model='zoo/detr-prior', chain=None, data='world')]
+    [Choice(model='zoo/detr-prior', chain=None, data='world', stretch=False)]
 
     Args:
         models: their names.
@@ -225,34 +256,64 @@ def _other_shipped() -> list[Choice]:
     return [Choice(name) for name, folder in folders.items() if folder is not None and has_chains(folder)]
 
 
-def _open(choice: Choice, images: int | None, device: str) -> Subject:
-    return open_subject(choice.model, choice.chain, choice.data, num_images=images, device=device)
+def _shared(
+    experiment: Experiment, choices: Sequence[Choice], data: Sequence[str], open_once: Callable[[Choice], Subject]
+) -> Sequence[Choice]:
+    """The choices, with the same images for all where models are set side by side: who names data for each model gets
+    that."""
+    if experiment.name not in ON_SHARED or len(choices) < 2 or len(data) > 1:
+        return choices
+    shared = data[0] if data else open_once(choices[0]).data.name
+    return [replace(choice, data=shared, stretch=True) for choice in choices]
+
+
+def shipped_runs() -> list[Path]:
+    """The runs of :data:`MODELS` whose tables ship with the package (no weights): modular, classic, and joint ones."""
+    folders = [find_shipped(name) for name in MODELS if name in shipped_names()]
+    return [path.parent for folder in folders if folder for path in sorted(folder.glob("runs/*/evaluation.json"))]
+
+
+def _open(choice: Choice, images: int | None, device: str, processes: Processes) -> Subject:
+    given = {"num_images": images, "device": device, "processes": processes, "stretch": choice.stretch}
+    return open_subject(choice.model, choice.chain, choice.data, **given)
 
 
 # ---- one experiment
 
 
-def _do(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[str, Any], folder: Path) -> Step:
-    """Measure, or keep what is there."""
+def _do(
+    experiment: Experiment,
+    subjects: Sequence[Subject],
+    settings: Mapping[str, Any],
+    folder: Path,
+    processes: Processes,
+    controls: Callable[[Subject], Sequence[Subject]],
+) -> Step:
+    """Measure, on the subjects and their controls, or keep what is there."""
     started = time.monotonic()
     reasons = [experiment.fits(subject) for subject in subjects]  # why not; empty where it does
     fitting = [subject for subject, reason in zip(subjects, reasons, strict=True) if not reason]
     if subjects and not fitting:
         return Step(experiment.name, 0.0, reason="; ".join(reasons))
+    if experiment.controlled:
+        fitting += [control for subject in list(fitting) for control in controls(subject)]
     request = _request(experiment, fitting, settings)
-    if _is_whole(folder) and _read_request(folder) == request:
+    if processes.from_main(lambda: _is_whole(folder) and _read_request(folder) == request):
         return Step(experiment.name, 0.0, kept=True)
-    (folder / REQUEST).unlink(missing_ok=True)
+    if processes.main:
+        (folder / REQUEST).unlink(missing_ok=True)
     try:
         run_experiment(experiment, fitting, folder, settings, command())
     except UserError as error:
         return Step(experiment.name, time.monotonic() - started, reason=str(error))
     except Exception as error:  # whatever it is, it is of this experiment: the others can still be done
-        write_text(folder / TRACEBACK, traceback.format_exc())
+        if processes.main:
+            write_text(folder / TRACEBACK, traceback.format_exc())
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return Step(experiment.name, time.monotonic() - started, reason=reason, broke=True)
-    write_json(folder / REQUEST, request)
-    (folder / TRACEBACK).unlink(missing_ok=True)
+    if processes.main:
+        write_json(folder / REQUEST, request)
+        (folder / TRACEBACK).unlink(missing_ok=True)
     return Step(experiment.name, time.monotonic() - started)
 
 
@@ -300,6 +361,8 @@ def _conclude(steps: Sequence[Step], out: Path) -> Path:
     steps = [*steps, *(Step(name, 0.0, kept=True) for name in earlier)]
     results = {step.experiment: Result.load(out / step.experiment) for step in steps if not step.reason}
     missing = {step.experiment: step.reason for step in steps if step.reason}
-    save_claims(judge(CLAIMS, results, missing), out / "claims.json")
+    found = judge(CLAIMS, results, missing)
+    save_claims(found, out / "claims.json")
+    write_paper(out, found, results)
     write_json(out / "reproduce.json", {"format": FORMAT, "command": command(), "steps": [asdict(s) for s in steps]})
     return write_experiments_report(out)

@@ -23,7 +23,7 @@ from torch import Tensor
 from backsight.core import UserError
 from backsight.figures import image_png
 from backsight.io import as_record, in_words, read_object, read_text, write_bytes, write_text
-from backsight.metrics import Interval, bootstrap
+from backsight.metrics import Interval, interval
 from backsight.validation import Record
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ MEAN_IMAGE = "mean image"
 
 LAYER_ERROR = "layer error"
 """The metric of an inverse on its own, in units of the variance of its target."""
+
+SHARES = ("accuracy", "found")
+"""The metrics whose values are 0 or 1: their mean is a share of images."""
 
 TRAINING_LOSS = "training loss"
 """The metric of the losses of training, which have a label ``step`` and one column."""
@@ -58,8 +61,8 @@ class Measurement:
     ``labels`` say which (``model``, ``stage``, ``metric``, ``region``, ...). ``values`` are ``S images``: a row for
     each seed, a column for each image in the order of the subject's data, NaN where an image has no answer (no
     object of a class, say). A quantity without seeds (of the forward model alone) has one row; one that only all
-    images together have (average precision) has one column. ``stated`` is the interval of values that are means over
-    images already, as files of version 0.1 keep them.
+    images together have (average precision) has one column. ``stated`` is the interval where the values do not
+    tell it: of a ratio of means, of an average precision, of the means that files of version 0.1 keep.
     """
 
     labels: Mapping[str, Label]
@@ -71,14 +74,14 @@ class Measurement:
         return self.values[:, self.values.isfinite().all(0)]
 
     def interval(self) -> Interval:
-        """The mean with its 95 % bootstrap interval over images and seeds; NaN where no image has an answer.
-
-        A single value (an average precision, of one seed) has a mean and no interval: resampled, it is always itself.
+        """The mean with its 95 % interval for new images and seeds (:mod:`backsight.metrics.statistics`); NaN where no
+        image has an answer. A single value (an average precision, of one seed) has a mean and no interval.
         """
         if self.stated is not None:
             return self.stated
         known = self.known()
-        return bootstrap(known) if known.numel() > 1 else Interval(self.mean(), math.nan, math.nan)
+        share = self.labels.get("metric") in SHARES
+        return interval(known, share=share) if known.numel() > 1 else Interval(self.mean(), math.nan, math.nan)
 
     def mean(self) -> float:
         """The mean over the images that have an answer, and over seeds."""

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from backsight.core import UserError
+from backsight.distributed import is_main
 from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, run_experiment
+from backsight.jobs import run_jobs
 from backsight.options import ModelOptions, SweepOptions, TrainOptions
 from backsight.report.experiments import write_experiments_report
-from backsight.training import RunFolder, command, launched, train_run
+from backsight.training import RunFolder, command, train_run
 
 logger = logging.getLogger(__name__)
 
-FREE = ("out", "resume", "overwrite", "workers", "tracker", "checkpoint_every", "strict")
+FREE = ("out", "resume", "overwrite", "workers", "tracker", "checkpoint_every", "strict", "memory", "mirror")
+FREE += ("keep_checkpoints",)
 """Options that a kept run may have had otherwise: they do not decide what it finds."""
 
 
@@ -43,23 +47,29 @@ def sweep(
         UserError: a value that cannot be meant, a run of other options in the way, or what training raises.
         Interrupted: Ctrl-C or SIGTERM.
     """
-    runs = options.runs()
-    rank, count = launched()
-    if count > 1 and "joint" in options.tasks:  # before the first run, not after hours of others
-        raise UserError(
-            "joint training runs in one process: leave it out by --tasks, or start the sweep without torchrun"
-        )
+    runs, todo = options.runs(), dict[str, TrainOptions]()
     for name, each in runs.items():
         if _is_kept(model, each):
             logger.info("%s: done already", name)
-            continue
-        logger.info("%s", name)
-        train_run(model, replace(each, resume=RunFolder(each.out).started and not each.overwrite), model_options)
-    if rank > 0:  # the main process alone draws
-        return options.out
-    out, settings = options.out / "trade_off", {"runs": [str(each.out) for each in runs.values()]}
-    run_experiment(EXPERIMENTS["trade_off"], [], out, settings, command())
-    return write_experiments_report(out)
+        else:
+            todo[name] = replace(each, resume=RunFolder(each.out).started and not each.overwrite)
+    if options.jobs is not None:
+        if not isinstance(model, str):
+            raise UserError("jobs load the forward model themselves: give its name")
+        run_jobs({name: partial(_job, model, each, model_options) for name, each in todo.items()}, options.out / "jobs")
+    else:
+        for name, each in todo.items():
+            logger.info("%s", name)
+            train_run(model, each, model_options)
+    if is_main():
+        out, settings = options.out / "trade_off", {"runs": [str(each.out) for each in runs.values()]}
+        run_experiment(EXPERIMENTS["trade_off"], [], out, settings, command())
+        return write_experiments_report(out)
+    return options.out
+
+
+def _job(model: str, options: TrainOptions, model_options: ModelOptions | None) -> None:
+    train_run(model, options, model_options)  # whose chains nobody waits for
 
 
 def _is_kept(model: StagedModel | str, options: TrainOptions) -> bool:

@@ -21,7 +21,7 @@ from backsight.app.rendering import (
 )
 from backsight.app.state import Change, read_cells
 from backsight.app.workspace import Workspace
-from backsight.figures.outlines import outline
+from backsight.figures import outline
 
 MARK = "#e69f00"
 """Of the outline of what is recoloured."""

@@ -21,7 +21,7 @@ from backsight.core import Classes, Detections, UserError, valid_sizes
 from backsight.data import Target
 from backsight.engine import RANDOM, Trace
 from backsight.experiments.subject import LRUCache, Subject, distinct_names, is_read_as, stage_of
-from backsight.figures.maps import colour_map, spread
+from backsight.figures import colour_map, spread
 from backsight.metrics import mse
 from backsight.metrics.image import on_valid
 

@@ -16,8 +16,7 @@ from backsight.app.model_view import Answer, ForwardPass, ModelView
 from backsight.app.state import MEAN, SPREAD, State, to_query
 from backsight.core import Detections
 from backsight.data import read_image
-from backsight.figures import draw_detections, grid, image_png, to_array, to_png
-from backsight.figures.maps import colour_map, difference
+from backsight.figures import colour_map, difference, draw_detections, grid, image_png, to_array, to_png
 from backsight.report.views import data_uri
 
 FORMAT = "backsight.view/1"

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from backsight.authors.networks import Network, read_network
 from backsight.authors.states import find_published
@@ -17,19 +17,37 @@ from backsight.io import write_text
 from backsight.training import RunFolder, command
 from backsight.training.outputs import versions
 
+Normalisation = Literal["imagenet", "none", "model"]
+"""The statistics that images were normalised by: ImageNet's, none at all (values in [0, 1]), or the model's own."""
 
-def import_authors(path: str | Path, model: StagedModel, out: str | Path, *, overwrite: bool = False) -> ChainEnsemble:
+_IN_WORDS: Mapping[Normalisation, str] = {
+    "imagenet": "normalised by the statistics of ImageNet",
+    "none": "not normalised: values in [0, 1]",
+    "model": "normalised by the model's own statistics",
+}
+
+
+def import_authors(
+    path: str | Path,
+    model: StagedModel,
+    out: str | Path,
+    *,
+    normalisation: Normalisation = "imagenet",
+    overwrite: bool = False,
+) -> ChainEnsemble:
     """Read the inverses that the paper's authors published for ``model`` into the chains of a run folder.
 
     Args:
         path: a file or folder of their weights (:func:`~backsight.authors.states.find_published`). Where it holds
             several networks for the same stage, the first of each stage make the first chain, and so on.
         model: the forward model. Pictures are only as good as its weights are the authors'.
-        out: the run's folder. ``backsight reconstruct`` opens it.
+        out: the run's folder.
+        normalisation: how images were normalised in their training. Most of their scripts do it by ImageNet's
+            statistics, whatever the model wants; two that train inverses of ViT feed it with values in [0, 1].
         overwrite: replace the run in the folder.
 
     Returns:
-        The chains. They keep the pixels that the authors fed the model with: stretched, by the statistics of ImageNet.
+        The chains. They keep the pixels that the authors fed the model with: stretched, and normalised as said.
 
     Raises:
         UserError: a file that is none of their inverses, a tensor that is missing, left over or of another shape, or
@@ -38,15 +56,23 @@ def import_authors(path: str | Path, model: StagedModel, out: str | Path, *, ove
     folder = RunFolder(out)
     folder.check(resume=False, overwrite=overwrite)
     networks = [read_network(published, model) for published in find_published(Path(path))]
-    known = {**describe(model), "pixels": asdict(Pixels(model.pixels.size))}
+    known = {**describe(model), "pixels": asdict(_pixels(model, normalisation))}
     chains = [_chain(entries, model, known, seed) for seed, entries in enumerate(_assemble(networks, model.stages))]
     sources = [_source(network) for network in networks]
     with folder.claimed(resume=False, overwrite=overwrite):
         folder.write_config(_config(known, chains, sources))  # first: by it the folder is known as a run's
         for chain in chains:
             chain.save(folder.path / "chains" / str(chain.seed))
-        write_text(folder.path / "card.md", _card(known, chains, sources))
+        write_text(folder.path / "card.md", _card(known, chains, sources, normalisation))
     return ChainEnsemble(chains)
+
+
+def _pixels(model: StagedModel, normalisation: Normalisation) -> Pixels:
+    if normalisation == "none":
+        return Pixels(model.pixels.size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    if normalisation == "model":
+        return Pixels(model.pixels.size, mean=model.pixels.mean, std=model.pixels.std)
+    return Pixels(model.pixels.size)
 
 
 def _assemble(networks: Sequence[Network], stages: Sequence[str]) -> list[dict[str, Network]]:
@@ -115,7 +141,12 @@ def _config(known: Mapping[str, Any], chains: Sequence[InverseChain], sources: S
     }
 
 
-def _card(known: Mapping[str, Any], chains: Sequence[InverseChain], sources: Sequence[Mapping[str, Any]]) -> str:
+def _card(
+    known: Mapping[str, Any],
+    chains: Sequence[InverseChain],
+    sources: Sequence[Mapping[str, Any]],
+    normalisation: Normalisation,
+) -> str:
     """A page of Markdown: what was read from where, and that nothing was measured."""
     lines = [f"# The authors' inverses of {known['name']}", ""]
     if known["weights"] == RANDOM:
@@ -125,7 +156,7 @@ def _card(known: Mapping[str, Any], chains: Sequence[InverseChain], sources: Seq
         f"- weights: {known['weights']}",
         f"- chains: {len(chains)}",
         "- trained by: the paper's authors, elsewhere; only read here",
-        "- fed with: images stretched to the size, normalised by the statistics of ImageNet",
+        f"- fed with: images stretched to the size, {_IN_WORDS[normalisation]}",
         "",
         "| inverse | file | SHA-256 |",
         "| --- | --- | --- |",

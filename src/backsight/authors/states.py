@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,14 +85,36 @@ def find_published(path: Path) -> list[Published]:
     under ``model_states`` gives each of them; folders ``checkpoints`` are passed over, since they repeat these.
 
     Raises:
-        UserError: nothing is there, or a file holds no tensors, or more than tensors.
+        UserError: nothing is there, a file holds no tensors, or more than tensors, or a part of another inverse.
     """
     if not path.exists():
         raise UserError(f"nothing at {path}: name a file or a folder of the authors' weights")
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if _is_weights(each, path))
     if not files:
         raise UserError(f"no weights in {path}: it should hold {', '.join(SUFFIXES)} files, or a folder model_states")
-    return [network for file in files for network in _read(file)]
+    found = [network for file in files for network in _read(file)]
+    for network in found:
+        _expect_modular(network, path)
+    return found
+
+
+def _expect_modular(network: Published, top: Path) -> None:
+    """Refuse what is part of another inverse, by the names that the authors' scripts give it.
+
+    Raises:
+        UserError: a half of an encoder, or a network of classic inversion: both look as a whole modular inverse does.
+    """
+    below = network.file.relative_to(top).parts if network.file != top else (network.file.name,)
+    words = {word for part in (top.name, *below, network.label) for word in re.split(r"[^a-z]+", part.lower())}
+    if "sub" in words:
+        raise UserError(
+            f"{network.origin} is one part of an encoder's inverse, which the authors trained in two: give the inverse "
+            "of the whole encoder"
+        )
+    if not words.isdisjoint({"classic", "classical"}):
+        raise UserError(
+            f"{network.origin} is of classic inversion, whose networks were trained as one: give those of a modular run"
+        )
 
 
 def _is_weights(path: Path, top: Path) -> bool:

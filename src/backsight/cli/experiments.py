@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -44,7 +44,7 @@ def experiment(
     set: tuple[str, ...] = (),
     device: str = "auto",
 ) -> None:
-    """One experiment on one or more models: result.json, table.csv, figure.png, figure.pdf and report.html.
+    """One experiment on one or more models: result.json, table.csv, figure.pdf and its pages as PNG, report.html.
 
     Args:
         name: reconstruct, stage_error, color_perturbation, token_noise, ...; `experiment list` shows all of them.
@@ -56,6 +56,7 @@ def experiment(
         set: Settings of the experiment, as num_pictures=3 or shares=[0.1,0.5].
         device: Where to compute: auto, cpu, cuda.
     """
+    from backsight.distributed import is_main
     from backsight.experiments import EXPERIMENTS
     from backsight.reproduction import experiment as run_experiment
 
@@ -64,7 +65,8 @@ def experiment(
         return
     out = out or Path("experiments", name)
     run_experiment(name, out, models=models, chains=chain, data=data, images=images, settings=set, device=device)
-    print(f"{out / 'report.html'}\n{out / 'figure.png'}")
+    if is_main():
+        print(f"{out / 'report.html'}\n{out / 'figure.png'}")
 
 
 def reproduce(
@@ -77,25 +79,32 @@ def reproduce(
     runs: tuple[Path, ...] = (),
     set: tuple[str, ...] = (),
     device: str = "auto",
+    jobs: Literal["submitit"] | None = None,
 ) -> None:
     """All experiments and the table of claims, with confidence intervals; what is done already is kept.
 
     Args:
-        out: The folder for report.html, claims.json and a folder of each experiment.
+        out: The folder for report.html, the claims (claims.json, .csv, .tex, .pdf), methods.txt and a folder of each
+            experiment.
         models: The forward models; if none is named, those that ship with the package.
         chains: For each model a run, one chain, or a name; those that ship with the model if not given.
         data: One for all models, or one for each; what the chains were trained on if not given.
         images: How many test images to look at.
         experiments: Only these; what the folder holds of others is shown as it is.
-        runs: Finished runs (modular, classic, joint) for the experiment trade_off.
+        runs: Finished runs (modular, classic, joint) for the experiment trade_off; those whose tables ship with the
+            models if not given.
         set: Settings of experiments, as truth.num_scenes=200.
         device: Where to compute: auto, cpu, cuda.
+        jobs: Each experiment as a job of its own, on Slurm or this machine.
     """
+    from backsight.distributed import is_main
     from backsight.reproduction import read_all_settings
     from backsight.reproduction import reproduce as run_all
 
     chosen = {"models": models, "chains": chains, "data": data, "experiments": experiments or None, "runs": runs}
-    print(run_all(out, images=images, settings=read_all_settings(set), device=device, **chosen))
+    page = run_all(out, images=images, settings=read_all_settings(set), device=device, jobs=jobs, **chosen)
+    if is_main():
+        print(page)
 
 
 def report(folder: Annotated[Positional[Path], arg(metavar="DIR")]) -> None:

@@ -18,6 +18,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": training.demo,
     "train": training.train,
     "sweep": training.sweep,
+    "merge": training.merge,
     "reconstruct": experiments.reconstruct,
     "experiment": experiments.experiment,
     "reproduce": experiments.reproduce,

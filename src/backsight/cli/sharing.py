@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -65,6 +65,7 @@ def import_authors(
     model: str,
     out: Path,
     model_options: OmitArgPrefixes[ModelOptions] = ModelOptions(),  # noqa: B008  (frozen)
+    normalisation: Literal["imagenet", "none", "model"] = "imagenet",
     overwrite: bool = False,
 ) -> None:
     """The inverses that the paper's authors published, as the chains of a run that `backsight reconstruct` opens.
@@ -73,10 +74,12 @@ def import_authors(
         path: A file or folder of their weights (never unpickled).
         model: The forward model that they invert, as detr-resnet-50.
         out: The run's folder.
+        normalisation: How images were normalised when they were trained: by ImageNet's statistics, not at all, or by
+            the model's own.
         overwrite: Replace the run in the folder.
     """
     from backsight.authors import import_authors as run_import
     from backsight.training import open_model
 
-    ensemble = run_import(path, open_model(model, model_options), out, overwrite=overwrite)
+    ensemble = run_import(path, open_model(model, model_options), out, normalisation=normalisation, overwrite=overwrite)
     print(f"{len(ensemble.chains)} chains, each with {', '.join(ensemble.entries)}\n{out / 'card.md'}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from backsight.options import ModelName, ModelOptions, SweepOptions, TrainOptions
 
@@ -35,9 +36,12 @@ def train(
         model: A name (detr-resnet-50, timm/vit_base_patch16_224, zoo/detr-prior), a folder with a saved model, or a
             function in a file of your own (my_module.py:build).
     """
+    from backsight.distributed import is_main
     from backsight.training import train_run
 
     ensemble = train_run(model, options, model_options)
+    if not is_main():
+        return
     if ensemble.model["weights"] == "random":
         print("random weights: this run shows that the method works, not what a trained model knows")
     print(f"{options.out / 'card.md'}\n{options.out / 'chains'}")
@@ -55,6 +59,23 @@ def sweep(
     Args:
         model: As for `backsight train`.
     """
+    from backsight.distributed import is_main
     from backsight.sweeps import sweep as run_sweep
 
-    print(run_sweep(model, options, model_options))
+    page = run_sweep(model, options, model_options)
+    if is_main():
+        print(page)
+
+
+def merge(
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUNS...")], out: Path = Path("runs/merged")
+) -> None:
+    """Runs of one seed each, as array jobs leave them, as one run of all seeds.
+
+    Args:
+        runs: Their folders; they stay as they are.
+        out: The folder of the new run.
+    """
+    from backsight.training.merge import merge as merge_runs
+
+    print(merge_runs(runs, out) / "card.md")

@@ -18,6 +18,7 @@ from backsight.data.loader import batches, loader
 from backsight.data.resize import fit, fit_target
 from backsight.data.source import Reading
 from backsight.data.streams import Stream, open_stream
+from backsight.data.tar import open_tar
 from backsight.data.voc import open_voc
 from backsight.data.yolo import open_yolo
 
@@ -64,11 +65,14 @@ DATA: dict[str, Callable[[str, Reading], Splits]] = {
     "parquet": open_parquet,
     "stream": open_stream,
     "voc": open_voc,
-    "wds": open_stream,
+    "wds": open_tar,
     "world": _open_world,
     "yolo": open_yolo,
 }
 """What stands before the colon of a data specification -> what opens it."""
+
+READ_ONCE = ("coco", "folder", "voc", "wds", "yolo")
+"""Data that one process can open for all: what it found, sent to another machine, finds the same files there."""
 
 SIGNS = {
     "annotations/*.json": "coco",

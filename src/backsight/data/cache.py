@@ -25,7 +25,7 @@ IN_A_FOLDER = 1000
 """Files of one folder: some systems are slow with more."""
 
 
-class Kept:
+class ImageCache:
     """The same images as ``data`` gives, each in a file of its own once it has been read.
 
     A file that is damaged (its checksum is not the one in it) is made again. Several processes may write at once.
@@ -35,11 +35,14 @@ class Kept:
         pixels: how ``data`` fits them.
         folder: one of many; each data set and size has a folder of its own in it.
         limit: the most bytes that are written, the annotations of images counted as nothing.
+        fingerprint: that of ``data``, where it is known.
     """
 
-    def __init__(self, data: ImageData, pixels: Pixels, folder: Path, limit: float) -> None:
+    def __init__(
+        self, data: ImageData, pixels: Pixels, folder: Path, limit: float, fingerprint: str | None = None
+    ) -> None:
         self.data, self.name, self.classes = data, data.name, data.classes
-        facts = f"{data.fingerprint()} {sorted(asdict(pixels).items())} {sorted(data.classes.items())}"
+        facts = f"{fingerprint or data.fingerprint()} {sorted(asdict(pixels).items())} {sorted(data.classes.items())}"
         self.folder = folder / hashlib.sha256(facts.encode()).hexdigest()[:16]
         self.allowed = int(limit // (3 * pixels.size[0] * pixels.size[1]))
 

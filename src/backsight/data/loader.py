@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -54,13 +55,18 @@ def loader(
     Raises:
         UserError: under ``strict``, a picture that cannot be read.
     """
-    device = torch.device(device)
     num_items = len(data) if limit is None else min(limit, len(data))
     order = batches(num_items, batch_size, seed=seed, epoch=epoch, shuffle=shuffle)[start:]
+    chunks = order if part is None else [part(indices) for indices in order]
+    yield from read_chunks(data, chunks, workers=workers, device=torch.device(device))
+
+
+def read_chunks(data: Any, chunks: Sequence[Sequence[int]], *, workers: int, device: torch.device) -> Iterator[Batch]:
+    """The images at every list of indices in ``chunks`` as a batch on ``device``, read ahead by ``workers``."""
     worker_batches = DataLoader(
         WorkerBatches(data),
         batch_size=None,
-        sampler=order if part is None else [part(indices) for indices in order],
+        sampler=chunks,
         collate_fn=as_it_is,
         num_workers=min(workers, cores()),
         pin_memory=device.type == "cuda",
@@ -69,8 +75,32 @@ def loader(
     )
     if worker_batches.num_workers:
         give_back_memory()  # what they are forked with stays theirs
-    for worker_batch in worker_batches:
+    for worker_batch in received(worker_batches):
         yield open_worker_batch(worker_batch, data, device)
+
+
+def received(worker_batches: Iterable[Any]) -> Iterator[Any]:
+    """What workers send, one after the other.
+
+    Raises:
+        UserError: one of them was killed.
+    """
+    try:
+        yield from worker_batches
+    except RuntimeError as error:
+        raise worker_lost(error) or error from error
+
+
+def worker_lost(error: Exception) -> UserError | None:
+    """What torch means by ``error``, wherever it interrupts the main process, if a worker was killed."""
+    found = re.search(r"DataLoader worker.* (?:killed by signal: ([\w ]+)|exited unexpectedly)", str(error))
+    if found is None:
+        return None
+    reason = found[1] or "ended"
+    full = ", /dev/shm is too small for its images" if "Bus" in reason or "shared memory" in str(error) else ""
+    return UserError(
+        f"a process that reads images was killed ({reason}{full}): give this machine more memory, or --workers 0"
+    )
 
 
 def open_worker_batch(worker_batch: WorkerBatch | UserError, data: object, device: torch.device) -> Batch:

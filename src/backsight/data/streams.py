@@ -1,14 +1,10 @@
-"""Data without a length: ``wds:PATTERN`` and ``stream:NAME``, read from the front, over and over."""
+"""Data without a length: ``stream:NAME``, and compressed tar files, read from the front, over and over."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import lzma
 import random
-import re
-import tarfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
@@ -21,7 +17,6 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from backsight.core import UserError
 from backsight.data.base import Batch, ImageData, Sample, Splits, Target
-from backsight.data.folder import SUFFIXES, nearest_name
 from backsight.data.labels import Labelling
 from backsight.data.loader import (
     WorkerBatch,
@@ -31,6 +26,7 @@ from backsight.data.loader import (
     in_one_line,
     keep_signals,
     open_worker_batch,
+    received,
 )
 from backsight.data.source import Reading, Source, digest
 
@@ -135,7 +131,7 @@ class Stream:
             worker_init_fn=keep_signals,
             generator=torch.Generator(),
         )
-        for worker_batch in worker_batches:
+        for worker_batch in received(worker_batches):
             yield open_worker_batch(worker_batch, self, torch.device(device))
 
     def record(self, identity: str, reason: str) -> None:
@@ -194,13 +190,20 @@ def part_of(identity: str, seed: int) -> str:
 
 
 def open_stream(spec: str, reading: Reading) -> Splits:
-    """``wds:PATTERN`` or ``stream:NAME`` -> a stream to train on, and the first pictures held out from it.
+    """``stream:NAME`` -> a stream to train on, and the first pictures held out from it.
 
     Raises:
         UserError: there is no such data, or not a picture for each part among the first.
     """
-    kind, _, rest = spec.partition(":")
-    shards: Shards = TarFiles(rest) if kind == "wds" else Rows(rest)
+    return hold_out(spec, Rows(spec.partition(":")[2]), reading)
+
+
+def hold_out(spec: str, shards: Shards, reading: Reading) -> Splits:
+    """A stream of ``shards`` to train on, and the first pictures of each kind held out from it.
+
+    Raises:
+        UserError: there is not a picture for each part among the first.
+    """
     held: dict[str, list[Encoded]] = {"validation": [], "test": []}
     every = (each for shard in range(len(shards)) for each in shards.read(shard))
     for each in islice(every, SOUGHT):
@@ -217,14 +220,7 @@ def open_stream(spec: str, reading: Reading) -> Splits:
     return Splits(Stream(spec, shards, reading), parts["validation"], parts["test"])
 
 
-# ---- where a stream comes from: tar files as webdataset has them, or a data set that ``datasets
-
-
-DAMAGED = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
-"""What the readers of archives say of one that is cut short or damaged, each in its own way."""
-
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-"""``{000..127}``: the numbers between, written as wide."""
+# ---- where a stream comes from
 
 
 @dataclass(frozen=True)
@@ -253,79 +249,6 @@ class Shards(Protocol):
     def facts(self) -> Sequence[str]:
         """What tells them from others."""
         ...
-
-
-class TarFiles:
-    """``.tar`` files: a picture, and maybe its class as a number in ``NAME.cls``, one after the other.
-
-    What belongs together has the same name up to the first dot of its last part, as webdataset has it.
-    """
-
-    classes: Mapping[int, str] = {}
-
-    def __init__(self, pattern: str) -> None:
-        self.paths = [Path(path) for each in expand(pattern) for path in sorted(glob(each))]  # noqa: PTH207  (an absolute pattern, which pathlib refuses)
-        if not self.paths:
-            path = Path(pattern)
-            raise UserError(f"no file is called '{pattern}'{nearest_name(path)}: wds: takes DIR/NAME-{{000..127}}.tar")
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, index: int) -> Iterator[Encoded]:
-        """The pictures of one file; one that is cut short or damaged is named, and read up to there."""
-        path = self.paths[index]
-        try:
-            with tarfile.open(path, "r:*") as archive:
-                yield from _samples(archive, path.name)
-                _check_end(archive)
-        except DAMAGED as error:
-            reason = " ".join(str(error).lower().split())
-            logger.warning("cannot read %s to its end: %s; going on with the next", path, reason)
-
-    def facts(self) -> Sequence[str]:
-        """Every file with its size."""
-        return [f"{path.name} {path.stat().st_size}" for path in self.paths]
-
-
-def expand(pattern: str) -> list[str]:
-    """``train-{00..02}.tar`` -> its three names; several pairs of braces are all expanded."""
-    found = _BRACES.search(pattern)
-    if found is None:
-        return [pattern]
-    first, last = found.groups()
-    numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    return [each for number in numbers for each in expand(pattern[: found.start()] + number + pattern[found.end() :])]
-
-
-def _samples(archive: tarfile.TarFile, shard: str) -> Iterator[Encoded]:
-    """Members that follow each other under the same key are one sample; those without a picture are left out."""
-    key, parts = "", dict[str, bytes]()
-    for member in archive:
-        file = archive.extractfile(member) if member.isfile() else None
-        if file is None:
-            continue
-        folder, slash, name = member.name.rpartition("/")
-        stem, _, kind = name.partition(".")
-        if f"{folder}{slash}{stem}" != key:
-            yield from _sample(shard, key, parts)
-            key, parts = f"{folder}{slash}{stem}", {}
-        parts[kind.lower()] = file.read()
-    yield from _sample(shard, key, parts)
-
-
-def _check_end(archive: tarfile.TarFile) -> None:
-    """Raise unless zeros alone follow the last member: tarfile takes a damaged header for the end."""
-    while archive.fileobj and (rest := archive.fileobj.read(2**20)):
-        if rest.strip(b"\0"):
-            raise tarfile.ReadError("what follows is damaged")
-
-
-def _sample(shard: str, key: str, parts: Mapping[str, bytes]) -> Iterator[Encoded]:
-    picture = next((content for kind, content in parts.items() if f".{kind.rpartition('.')[2]}" in SUFFIXES), None)
-    label = parts.get("cls", b"").decode("ascii", "replace").strip()
-    if picture is not None:
-        yield Encoded(f"{shard}/{key}", picture, int(label) if label.isdigit() else None)
 
 
 class Rows:

@@ -1,7 +1,7 @@
 """The experiments, by name. A new one is one file here, and one line in :data:`EXPERIMENTS`.
 
-Each has ``measure(subject, ...) -> Result``, which draws nothing, and ``draw(result) -> Figure``, which computes
-nothing; a figure can be drawn again from ``result.json`` alone. ``trade_off`` has ``compare_runs(runs) -> Result``
+Each has ``measure(subject, ...) -> Result``, which draws nothing, and ``draw(result) -> list[Figure]``, which computes
+nothing; the pages of a figure can be drawn again from ``result.json`` alone. ``trade_off`` has ``compare_runs(runs)``
 instead of ``measure``. The results of several subjects are one by :meth:`~backsight.results.Result.join`.
 """
 

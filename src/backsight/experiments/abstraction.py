@@ -14,12 +14,11 @@ from torch import Tensor
 
 from backsight.data import Batch
 from backsight.experiments.detection_cases import detections_of
-from backsight.experiments.lines import points, title_of
+from backsight.experiments.drawing import models_of, pictures_of, points, title_of
 from backsight.experiments.objects import object_masks
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, baseline_notes
-from backsight.figures import PALETTE, ErrorPoint, Panel, Part, page, panel_part, picture_part
-from backsight.figures.outlines import outline
+from backsight.figures import PALETTE, ErrorPoint, Panel, Part, outline, pages, panel_part, picture_parts
 from backsight.metrics import contrast_kept, found, mse
 from backsight.results import Measurement, Picture, Result
 from backsight.validation import AnyNumber, Share
@@ -124,15 +123,15 @@ def _outlined(image: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
     return image
 
 
-def draw(result: Result) -> Figure:
+def draw(result: Result) -> list[Figure]:
     """For each model a panel for each metric, in it a line for each region over the stages, and the pictures."""
     parts: list[Part] = []
-    for model in result.values_of("model"):
+    for model in models_of(result):
         panels = [Panel(title, _lines(result, str(model), metric)) for metric, title in TITLES.items()]
         heading = title_of(result, str(model))
         parts.append(panel_part([panel for panel in panels if panel.table], heading=heading))
         parts += _picture_part(result, str(model))
-    return page(parts)
+    return pages(parts)
 
 
 def _lines(result: Result, model: str, metric: str) -> dict[str, list[ErrorPoint]]:
@@ -149,16 +148,10 @@ def _lines(result: Result, model: str, metric: str) -> dict[str, list[ErrorPoint
 
 
 def _picture_part(result: Result, model: str) -> list[Part]:
-    shown = result.shown(model=model)
-    images = list(dict.fromkeys(str(each.labels["image"]) for each in shown))
-    if not images:
-        return []
-    stages = list(dict.fromkeys(str(each.labels["stage"]) for each in shown))
-    by_place = {(each.labels["image"], each.labels["stage"]): each.image for each in shown}
-    rows = [[by_place.get((image, stage)) for stage in stages] for image in images]
     detects = any(subject["model"] == model and subject["task"] == "detect" for subject in result.subjects)
     what = "detected objects outlined in green, undetected ones in red" if detects else "objects outlined in green"
-    return [picture_part(rows, stages, images, heading=f"Input ({what}) and reconstructions of the first seed")]
+    heading = f"Input ({what}) and reconstructions of the first seed"
+    return picture_parts([replace(pictures_of(result, model, "image"), heading=heading)])
 
 
 ABSTRACTION = Experiment("abstraction", "Does what is not detected fade with depth?", measure, draw, needs=("masks",))

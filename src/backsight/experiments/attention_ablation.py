@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,10 +17,10 @@ from backsight.data import Batch, ImageData, loader, open_data
 from backsight.data.world import LENGTHS, World
 from backsight.engine import StagedModel, Trace
 from backsight.evaluation import right_answers
-from backsight.experiments.lines import lines_of, title_of
+from backsight.experiments.drawing import lines_of, models_of, pictures_of, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, by_seed
-from backsight.figures import Block, Panel, page, panel_part, picture_parts
+from backsight.figures import Panel, pages, panel_part, picture_parts
 from backsight.metrics import mse
 from backsight.models import duplicate, vocabulary
 from backsight.results import Label, Measurement, Picture, Result
@@ -41,13 +41,16 @@ def measure(
     batch_size: Number = 32,
     train: str = "",
     reads_prefix: bool = False,
+    own_prefix: bool = True,
+    copies: Number = 3,
     seed: int = 0,
     num_pictures: AnyNumber = 3,
 ) -> Result:
     """Take attention from patch to patch away, before and after fine-tuning a copy of the model without it.
 
     Labels: ``model``, ``condition`` (:data:`FULL`, :data:`ALONE`, :data:`TUNED`), ``metric``: ``accuracy`` (0 or 1 for
-    each image) and, by ``stage``, ``mse`` of the reconstruction, RGB in [0, 1], by the chain of the unmasked model.
+    each image, a row for each copy that was fine-tuned) and, by ``stage``, ``mse`` of the reconstruction, RGB in
+    [0, 1], by the chain of the unmasked model, from the first copy.
 
     Args:
         steps: of fine-tuning; with 0 it is left out.
@@ -55,6 +58,8 @@ def measure(
         batch_size: of fine-tuning.
         train: the data whose training split the copy is tuned on; the subject's own by default.
         reads_prefix: patches keep attending to the class token, through which they still mix.
+        own_prefix: the class token attends to itself, too, and not to the patches alone.
+        copies: so many are fine-tuned, which see the training images in other orders.
         seed: of the order of the training images.
         num_pictures: how many images are kept as pictures.
 
@@ -62,9 +67,10 @@ def measure(
         UserError: a model whose blocks take no attention mask, or training data without classes.
     """
     tuning = FineTuning(steps, learning_rate, batch_size, seed)
+    mask = AttentionMask(reads_prefix, own_prefix)
     measurements: list[Measurement] = []
     pictures: list[Picture] = []
-    for condition in _conditions(subject, tuning, train, reads_prefix):
+    for condition in _conditions(subject, tuning, train, mask, copies):
         measurements += condition.measure()
         pictures += condition.pictures(num_pictures)
     settings = {
@@ -73,32 +79,37 @@ def measure(
         "batch_size": batch_size,
         "train": train,
         "reads_prefix": reads_prefix,
+        "own_prefix": own_prefix,
+        "copies": copies,
         "seed": seed,
         "num_pictures": num_pictures,
     }
     return subject.result("attention_ablation", measurements, pictures, settings)
 
 
-def _conditions(subject: Subject, tuning: FineTuning, train: str, reads_prefix: bool) -> Iterator[_Condition]:
+def _conditions(
+    subject: Subject, tuning: FineTuning, train: str, kind: AttentionMask, copies: int
+) -> Iterator[_Condition]:
     model, layout = subject.model, subject.model.layout(subject.stages[0])
     blocks_of(model)  # a model or data that will not do is refused before anything is computed
     data = training_data(subject, train) if tuning.steps > 0 else None
-    mask = patch_attention_mask(layout.tokens, layout.prefix, reads_prefix=reads_prefix).to(model.device)
-    yield _Condition(FULL, subject, model, None)
-    yield _Condition(ALONE, subject, model, mask)
+    mask = patch_attention_mask(layout.tokens, layout.prefix, **asdict(kind)).to(model.device)
+    yield _Condition(FULL, subject, (model,), None)
+    yield _Condition(ALONE, subject, (model,), mask)
     if data is not None:
-        copy = duplicate(model)
-        fine_tune(copy, data, tuning, masked_attention(copy, mask))
-        yield _Condition(TUNED, subject, copy, mask)
+        tuned = [duplicate(model) for _ in range(copies)]
+        for number, copy in enumerate(tuned):
+            fine_tune(copy, data, replace(tuning, seed=tuning.seed + number), masked_attention(copy, mask))
+        yield _Condition(TUNED, subject, tuple(tuned), mask)
 
 
 @dataclass(frozen=True)
 class _Condition:
-    """``model``, the subject's own or a copy, with the attention ``mask`` ``N N`` in place (None: without)."""
+    """``models``, the subject's own or copies, with the attention ``mask`` ``N N`` in place (None: without)."""
 
     name: str
     subject: Subject
-    model: StagedModel
+    models: tuple[StagedModel, ...]
     mask: Tensor | None
 
     @property
@@ -106,11 +117,11 @@ class _Condition:
         return {"model": self.subject.name, "condition": self.name}
 
     @torch.no_grad()
-    def trace(self, batch: Batch) -> Trace:
+    def trace(self, batch: Batch, model: StagedModel) -> Trace:
         if self.mask is None:
             return self.subject.trace(batch)
-        with masked_attention(self.model, self.mask):
-            return self.model.run(batch.images)
+        with masked_attention(model, self.mask):
+            return model.run(batch.images)
 
     def reconstruct(self, batch: Batch, trace: Trace, stage: str) -> Tensor:
         return self.subject.reconstruct(batch, stage) if self.mask is None else self.subject.invert(trace, stage)
@@ -121,18 +132,21 @@ class _Condition:
             yield Measurement({**self.labels, **kind}, values)
 
     def _answers(self, batch: Batch) -> dict[str, Tensor]:
-        """``S B`` squared errors by stage, and under "" which images are classified rightly, ``B``."""
-        trace = self.trace(batch)
-        answer = self.model.predict(trace)
-        assert isinstance(answer, Classes)
-        painted = {stage: self.reconstruct(batch, trace, stage) for stage in self.subject.stages}
+        """``S B`` squared errors by stage, of the first model, and under "" which images each classifies rightly."""
+        traces = [self.trace(batch, model) for model in self.models]
+        right = []
+        for model, trace in zip(self.models, traces, strict=True):
+            answer = model.predict(trace)
+            assert isinstance(answer, Classes)
+            right.append(right_answers(answer, batch.targets))
+        painted = {stage: self.reconstruct(batch, traces[0], stage) for stage in self.subject.stages}
         errors = {stage: by_seed(mse, images, batch.images) for stage, images in painted.items()}
-        return {"": torch.tensor(right_answers(answer, batch.targets)), **errors}
+        return {"": torch.tensor(right), **errors}
 
     def pictures(self, num: int) -> Iterator[Picture]:
         """The first images, and the last stage's reconstructions by the first seed."""
         batch, stage = self.subject.batches[0], self.subject.stages[-1]
-        painted = self.reconstruct(batch, self.trace(batch), stage)[0]
+        painted = self.reconstruct(batch, self.trace(batch, self.models[0]), stage)[0]
         for image in range(min(num, len(batch.ids))):
             if self.mask is None:
                 labels = {"model": self.subject.name, "condition": "input", "image": image}
@@ -143,12 +157,23 @@ class _Condition:
 # ---- the mask
 
 
-def patch_attention_mask(num_tokens: int, prefix: int, *, reads_prefix: bool = False) -> Tensor:
+@dataclass(frozen=True)
+class AttentionMask:
+    """What is left beside a patch's attention to itself and the class token's to the patches: ``reads_prefix``, the
+    patches' attention to the prefix tokens; ``own_prefix``, that of the prefix tokens to themselves and each other."""
+
+    reads_prefix: bool = False
+    own_prefix: bool = True
+
+
+def patch_attention_mask(
+    num_tokens: int, prefix: int, *, reads_prefix: bool = False, own_prefix: bool = True
+) -> Tensor:
     """Attention without patch-to-patch attention: ``N N``, bool, row = who attends, column = to whom, True = it may.
 
-    A prefix token (the class token) attends to all tokens, a patch to itself and, if ``reads_prefix``, to the prefix
-    tokens. No row is empty. Without ``reads_prefix``, as in the paper, each patch is processed alone; with it, patches
-    still mix through the prefix from one layer to the next.
+    A prefix token (the class token) attends to the patches and, if ``own_prefix``, to the prefix tokens; a patch to
+    itself and, if ``reads_prefix``, to the prefix tokens. Without ``reads_prefix``, as in the paper, each patch is
+    processed alone; with it, patches still mix through the prefix from one layer to the next.
 
     >>> patch_attention_mask(num_tokens=3, prefix=1).int().tolist()
     [[1, 1, 1], [0, 1, 0], [0, 0, 1]]
@@ -157,6 +182,7 @@ def patch_attention_mask(num_tokens: int, prefix: int, *, reads_prefix: bool = F
         num_tokens: N, prefix tokens included.
         prefix: how many of them come before the patches.
         reads_prefix: patches attend to the prefix tokens too.
+        own_prefix: prefix tokens attend to themselves and each other too.
 
     Raises:
         ValueError: more prefix tokens than tokens.
@@ -165,8 +191,10 @@ def patch_attention_mask(num_tokens: int, prefix: int, *, reads_prefix: bool = F
         raise ValueError(f"{prefix} prefix tokens among {num_tokens} tokens: at most all of them can be")
     allowed = torch.eye(num_tokens, dtype=torch.bool)
     allowed[:prefix] = True
+    if not own_prefix and prefix < num_tokens:  # with no patch at all a row would be empty
+        allowed[:prefix, :prefix] = False
     if reads_prefix:
-        allowed[:, :prefix] = True
+        allowed[prefix:, :prefix] = True
     return allowed
 
 
@@ -292,9 +320,9 @@ def _batches(data: ImageData, tuning: FineTuning, device: torch.device) -> Itera
 # ---- the figure
 
 
-def draw(result: Result) -> Figure:
+def draw(result: Result) -> list[Figure]:
     """Accuracy and the last stage's error in each condition; under them the last stage's reconstructions."""
-    models = [str(model) for model in result.values_of("model")]
+    models = models_of(result)
     errors: dict[str, Any] = {}
     for model in models:
         last = result.select(model=model, condition=FULL, metric="mse")[-1].labels["stage"]
@@ -307,16 +335,9 @@ def draw(result: Result) -> Figure:
         Panel("Accuracy", lines_of(result, "condition", metric="accuracy"), label="top-1", limits=(0, 1)),
         Panel("Reconstruction from the last stage", errors, label="mean squared error"),
     ]
-    return page([panel_part(panels), *picture_parts([_block(result, model) for model in models])])
-
-
-def _block(result: Result, model: str) -> Block:
-    """A row for every image, a column for the input and every condition."""
-    images = sorted({int(each.labels["image"]) for each in result.shown(model=model)})
-    conditions = list(dict.fromkeys(str(each.labels["condition"]) for each in result.shown(model=model)))
-    order = ["input", *(each for each in conditions if each != "input")]
-    rows = [[result.shown(model=model, image=image, condition=each)[0].image for each in order] for image in images]
-    return Block(title_of(result, model), order, [f"image {image + 1}" for image in images], rows)
+    return pages(
+        [panel_part(panels), *picture_parts([pictures_of(result, model, "image", "condition") for model in models])]
+    )
 
 
 ATTENTION_ABLATION = Experiment(
@@ -326,4 +347,5 @@ ATTENTION_ABLATION = Experiment(
     draw,
     needs=("labels",),
     tasks=("classify",),
+    controlled=False,
 )

@@ -13,12 +13,14 @@ from torch import Tensor
 from backsight.data import Batch
 from backsight.devices import exact
 from backsight.engine import Trace
-from backsight.evaluation import task_scores
-from backsight.experiments.lines import lines_of, title_of
-from backsight.experiments.objects import category_mask, find_class
+from backsight.evaluation import FOUND, PRECISION, score_detections, task_scores
+from backsight.experiments.detection_cases import on_cpu
+from backsight.experiments.drawing import lines_of, models_of, pictures_of
+from backsight.experiments.objects import category_masks, find_class
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
-from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
+from backsight.figures import ErrorPoint, Panel, pages, panel_part, picture_parts
+from backsight.metrics import average_precision_interval
 from backsight.perturb import FILTERS, HUES, VISIBLE, colour_vector, recolour, region_mean
 from backsight.results import Measurement, Picture, Result
 from backsight.validation import AnyNumber
@@ -38,7 +40,10 @@ NAMES = {"rotate120": "turned 120°", "rotate240": "turned 240°"}
 
 
 def measure(subject: Subject, *, category: str = "", num_pictures: AnyNumber = 2) -> Result:
-    """Recolour the objects of one category in every image, reconstruct, and compare; then recolour whole images.
+    """Recolour the objects of one category after the other, reconstruct, and compare; then recolour whole images.
+
+    As in the paper, the five filters of hue change the objects of the category alone, the grey one the whole image;
+    what is measured is averaged over the categories in an image.
 
     Labels: ``model``, ``stage`` (or ``input``), ``metric`` and ``region`` (``image`` or ``object``, the mask):
 
@@ -48,10 +53,11 @@ def measure(subject: Subject, *, category: str = "", num_pictures: AnyNumber = 2
         How much of the imposed hue is found inside the mask, see :func:`hue_retention`.
 
     and ``model``, ``filter``, ``metric`` of the model's task on images recoloured as a whole: ``accuracy`` of a
-    classifier; of a detector ``found`` (the share of an image's objects that are found) and ``AP`` (of all images).
+    classifier; of a detector ``found`` (the share of an image's objects that are found), ``AP`` (of all images, with
+    its interval) and ``AP by group``: the pseudo-values of its jackknife, whose differences between filters are paired.
 
     Args:
-        category: name of the objects' class; by default the class of each image's largest object.
+        category: name of the objects' class; by default every class in an image.
         num_pictures: how many images are kept as pictures.
 
     Raises:
@@ -59,9 +65,9 @@ def measure(subject: Subject, *, category: str = "", num_pictures: AnyNumber = 2
     """
     label = find_class(subject.data.classes, category) if category else None
     of_objects, pictures = _measure_objects(subject, label, num_pictures)
-    on_task = [each for name in FILTERS for each in _measure_task(subject, name)]
+    on_task = [] if subject.control else [each for name in FILTERS for each in _measure_task(subject, name)]
     notes = []
-    if not on_task:
+    if not on_task and not subject.control:
         notes = [f"{subject.data.name} has no answers to {subject.name}'s task: only reconstructions were measured"]
     settings = {"category": category, "num_pictures": num_pictures}
     return subject.result("color_perturbation", [*of_objects, *on_task], pictures, settings, notes)
@@ -72,9 +78,9 @@ def measure(subject: Subject, *, category: str = "", num_pictures: AnyNumber = 2
 
 @dataclass(frozen=True)
 class _Recoloured:
-    """One image through all seven filters: what went in and what every stage gives, ``S 7 3 H W`` (input: S = 1);
-    ``mask`` ``H W`` is where it was recoloured, ``valid`` ``H W`` where the picture is (None: everywhere), ``size`` how
-    large (rows, columns)."""
+    """One image through all seven filters, for one category: what went in and what every stage gives, ``S 7 3 H W``
+    (input: S = 1); ``mask`` ``H W`` is where it was recoloured, ``valid`` ``H W`` where the picture is (None:
+    everywhere), ``size`` how large (rows, columns)."""
 
     stages: Mapping[str, Tensor]
     mask: Tensor
@@ -87,40 +93,50 @@ class _Recoloured:
 
 
 @torch.no_grad()
-def _recolour_all(subject: Subject, label: int | None) -> Iterator[_Recoloured | None]:
-    """For every image its recoloured versions; None where it has no object of the category."""
+def _recolour_all(subject: Subject, label: int | None) -> Iterator[list[_Recoloured]]:
+    """For every image its recoloured versions by category, the largest first; nothing where it has none."""
     for batch in subject.batches:
         for index, target in enumerate(batch.targets):
-            mask = category_mask(target, (batch.images.shape[-2], batch.images.shape[-1]), label)
-            yield None if mask is None else _recolour_one(subject, batch, index, mask.to(batch.images.device))
+            masks = category_masks(target, (batch.images.shape[-2], batch.images.shape[-1]), label)
+            yield _recolour_one(subject, batch, index, [mask.to(batch.images.device) for mask in masks])
 
 
-def _recolour_one(subject: Subject, batch: Batch, index: int, mask: Tensor) -> _Recoloured:
-    image = batch.images[index]
-    changed = torch.stack([recolour(image, name, mask) for name in SIX])
+def _recolour_one(subject: Subject, batch: Batch, index: int, masks: Sequence[Tensor]) -> list[_Recoloured]:
+    if not masks:
+        return []
+    image, hues = batch.images[index], [name for name in SIX if name != "grey"]
+    changed = [recolour(image, name, mask) for mask in masks for name in hues]
+    given = torch.stack([*changed, recolour(image, "grey")])
     valid = None if batch.valid is None else batch.valid[index]
-    masks = None if valid is None else valid.expand(len(changed), -1, -1)
-    features = subject.model.features(changed, subject.stages, masks)
-    stages = {INPUT: torch.cat([image[None], changed])[None]}
+    features = subject.model.features(
+        given, subject.stages, None if valid is None else valid.expand(len(given), -1, -1)
+    )
+    stages = {INPUT: torch.cat([image[None], given])[None]}
     for stage in subject.stages:
         clean = subject.reconstruct(batch, stage)[:, index, None]  # through no filter: what other experiments use too
         stages[stage] = torch.cat([clean, subject.invert(features[stage], stage)], 1)
     rows, columns = batch.cut(index, image).shape[-2:]
-    return _Recoloured(stages, mask, valid, (rows, columns))
+    found = []
+    for number, mask in enumerate(masks):
+        own = [0, *range(1 + number * len(hues), 1 + (number + 1) * len(hues)), len(given)]  # none, the hues, grey
+        versions = {stage: pictures[:, own] for stage, pictures in stages.items()}
+        found.append(_Recoloured(versions, mask, valid, (rows, columns)))
+    return found
 
 
 def _measure_objects(subject: Subject, label: int | None, num_pictures: int) -> tuple[list[Measurement], list[Picture]]:
     values = _unanswered(subject)
     pictures: list[Picture] = []
     shown = 0
-    for column, image in enumerate(_recolour_all(subject, label)):
-        if image is None:
+    for column, categories in enumerate(_recolour_all(subject, label)):
+        if not categories:
             continue
-        for stage in image.stages:
-            for (metric, region), found in _compare(image, stage).items():
-                values[stage, metric, region][:, column] = found.cpu()
+        for stage in categories[0].stages:
+            compared = [_compare(each, stage) for each in categories]
+            for kind in compared[0]:
+                values[stage, *kind][:, column] = torch.stack([each[kind] for each in compared]).nanmean(0).cpu()
         if shown < num_pictures:
-            pictures += _pictures(subject, image, shown)
+            pictures += _pictures(subject, categories[0], shown)
             shown += 1
     labels = ({"model": subject.name, "stage": stage, "metric": metric, "region": region}
               for stage, metric, region in values)  # fmt: skip
@@ -204,41 +220,44 @@ def _measure_task(subject: Subject, name: str) -> list[Measurement]:
             return subject.trace(batch)
         return subject.model.run(recolour(batch.images, name), valid=batch.valid)
 
-    scores = task_scores(subject.model, subject.batches, run=trace)
+    labels = {"model": subject.name, "filter": name}
+    if subject.model.spec.task != "detect":
+        scores = task_scores(subject.model, subject.batches, run=trace)
+        return [Measurement({**labels, "metric": each}, found) for each, found in scores.items()]
+    targets = [target for batch in subject.batches for target in batch.targets]
+    found = [answer for batch in subject.batches for answer in on_cpu(subject.model.predict(trace(batch)))]
+    scores = score_detections(found, targets)
+    if not scores:
+        return []
+    interval, groups = average_precision_interval(found, targets)
     return [
-        Measurement({"model": subject.name, "filter": name, "metric": each}, found) for each, found in scores.items()
+        Measurement({**labels, "metric": FOUND}, scores[FOUND]),
+        Measurement({**labels, "metric": PRECISION}, scores[PRECISION], interval),
+        Measurement({**labels, "metric": f"{PRECISION} by group"}, groups[None]),
     ]
 
 
 # ---- the figure
 
 
-def draw(result: Result) -> Figure:
+def draw(result: Result) -> list[Figure]:
     """Pairwise error and retention over stages, the task over filters; under them the first image of each model."""
     apart, kept = (lines_of(result, metric=metric, region=region) for metric, region in _DRAWN)
     panels = [
         Panel("How far six recolourings are apart", apart, label="pairwise MSE"),
         Panel("Hue found again in the object", kept, {"": 0.0}, label="hue retention", limits=(-0.15, 1.08)),
     ]
-    tasks = {metric: lines_of(result, "filter", metric=metric) for metric in ("accuracy", "AP")}
-    if any(tasks.values()):
-        label = " or ".join(metric for metric, lines in tasks.items() if lines)
-        lines = {name: list(map(_renamed, points)) for found in tasks.values() for name, points in found.items()}
-        panels.append(Panel("The task on recoloured images", lines, label=label, limits=(0, 1)))
-    blocks = [block for model in result.values_of("model") for block in _blocks(result, str(model))]
-    return page([panel_part(panels), *picture_parts(blocks)])
+    for metric in ("accuracy", "AP"):
+        lines = {name: list(map(_renamed, line)) for name, line in lines_of(result, "filter", metric=metric).items()}
+        if lines:
+            panels.append(Panel("The task on recoloured images", lines, label=metric, limits=(0, 1)))
+    blocks = [pictures_of(result, str(model), "filter", image=0) for model in models_of(result)]
+    blocks = [replace(each, names=[NAMES.get(name, name) for name in each.names]) for each in blocks]
+    return pages([panel_part(panels), *picture_parts(blocks)])
 
 
 def _renamed(point: ErrorPoint) -> ErrorPoint:
     return replace(point, stage=NAMES.get(point.stage, point.stage))
-
-
-def _blocks(result: Result, model: str) -> list[Block]:
-    """A row for every filter, a column for every stage."""
-    stages = list(dict.fromkeys(str(each.labels["stage"]) for each in result.shown(model=model, image=0)))
-    rows = [[each.image for each in result.shown(model=model, image=0, filter=name)] for name in FILTERS]
-    names = [NAMES.get(name, name) for name in FILTERS]
-    return [Block(title_of(result, model), stages, names, rows)] if stages else []
 
 
 COLOR_PERTURBATION = Experiment(

@@ -58,9 +58,17 @@ def detections_of(subject: Subject, batch: Batch) -> list[Detections]:
     Raises:
         TypeError: the model classifies.
     """
-    answers = subject.model.predict(subject.trace(batch))
+    return on_cpu(subject.model.predict(subject.trace(batch)))
+
+
+def on_cpu(answers: Classes | Sequence[Detections]) -> list[Detections]:
+    """The answers of a detector, on the CPU.
+
+    Raises:
+        TypeError: they are those of a classifier.
+    """
     if isinstance(answers, Classes):
-        raise TypeError(f"{subject.name} classifies: it detects nothing")
+        raise TypeError("a classifier detects nothing")
     return [Detections(a.boxes.cpu(), a.scores.cpu(), a.classes.cpu(), a.labels) for a in answers]
 
 

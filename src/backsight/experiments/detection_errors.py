@@ -16,13 +16,11 @@ from torch import Tensor
 from backsight.core import IMAGE
 from backsight.data import Batch
 from backsight.experiments.detection_cases import BY_QUERY, Case, find_cases, query_stages, reconstruct_without
-from backsight.experiments.lines import points, title_of
+from backsight.experiments.drawing import models_of, points, title_of
 from backsight.experiments.objects import box_notes
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
-from backsight.figures import PALETTE, Panel, Part, page, panel_part, picture_part
-from backsight.figures.bars import bar_part
-from backsight.figures.outlines import crop_around, cut_out
+from backsight.figures import PALETTE, ErrorPoint, Panel, Part, crop_around, cut_out, pages, panel_part, picture_part
 from backsight.metrics import OUTCOMES, brought_by, presence, root_mean_square, standing_out
 from backsight.results import Label, Measurement, Picture, Result
 from backsight.validation import AnyNumber, Share
@@ -227,22 +225,27 @@ _NAMES = {IMAGE: INPUT}
 _ROWS = 1  # cases of each type
 
 
-def draw(result: Result) -> Figure:
+def draw(result: Result) -> list[Figure]:
     """For all models how many of each type; for each model its lines over the stages and a case of each type."""
-    models = [str(model) for model in result.values_of("model")]
-    parts = [bar_part(_counts(result, models), "how many", heading="Detections and missed objects by type")]
+    models = models_of(result)
+    parts = [
+        panel_part(
+            [Panel("Detections and missed objects by type", _counts(result, models), label="how many", joined=False)]
+        )
+    ]
     for model in models:
         if panels := _panels(result, model):
             parts.append(panel_part(panels, columns=2, heading=title_of(result, model)))
         parts += _cases(result, model)
-    return page(parts)
+    return pages(parts)
 
 
-def _counts(result: Result, models: Sequence[str]) -> dict[str, dict[str, float]]:
+def _counts(result: Result, models: Sequence[str]) -> dict[str, list[ErrorPoint]]:
     return {
-        title_of(result, model): {
-            kind: float(result.one(model=model, type=kind, metric="count").values.sum()) for kind in OUTCOMES
-        }
+        title_of(result, model): [
+            ErrorPoint(kind, [float(result.one(model=model, type=kind, metric="count").values.sum())])
+            for kind in OUTCOMES
+        ]
         for model in models
     }
 

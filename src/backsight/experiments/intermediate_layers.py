@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from backsight.core import UserError
 from backsight.data import Batch
-from backsight.experiments.lines import points, title_of
+from backsight.experiments.drawing import models_of, points, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, by_seed, distinct_names, is_read_as, layers_of, stage_of
-from backsight.figures import Panel, Part, page, panel_part, picture_part
+from backsight.figures import Panel, Part, pages, panel_part, picture_part
 from backsight.metrics import mse, on_valid
 from backsight.results import Measurement, Picture, Result
 from backsight.validation import AnyNumber
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 WIDEST = 8
 """The most pictures in a row of the figure; of more layers every second (third, ...) is shown."""
+
+
+BLANK = "blank"
+"""The layer of tokens that hold nothing, beside those of a component that ends in a norm."""
 
 
 class Reading(NamedTuple):
@@ -41,6 +46,10 @@ def measure(subject: Subject, *, num_pictures: AnyNumber = 2) -> Result:
     encoder is read as ``encoder`` (through the whole chain) and as ``backbone`` (through the inverse of the backbone
     alone); of the decoder as ``decoder``, since queries are no feature map. In general a layer is read as its own stage
     and as the one before, wherever the layouts are the same; layers that fit neither are left out, with a note.
+
+    Where a component ends in a norm (DETR's decoder does), its layers are read through that norm, as the model itself
+    reads them. Beside them stands the layer ``blank``: tokens that hold nothing (zeros, through the same norm), as the
+    queries are that enter DETR's decoder. What the inverse makes of them it would make of any image.
 
     Labels: ``model``, ``stage`` (that the layer belongs to), ``layer``, ``reads`` (the stage it is taken for),
     ``metric`` (``mse``, RGB in [0, 1]). Layers are named as the model names them; the stage before counts as the
@@ -73,7 +82,19 @@ def readings(subject: Subject) -> list[Reading]:
             fitting = [layer for layer in layers if is_read_as(subject, layer, read_as)]
             if not set(inner).isdisjoint(fitting):
                 found += [Reading(stage, layer, read_as) for layer in fitting]
+        if final_norm(subject, stage) is not None and any(each.stage == stage for each in found):
+            found.append(Reading(stage, BLANK, stage))
     return found
+
+
+def final_norm(subject: Subject, stage: str) -> nn.Module | None:
+    """The norm that a component ends in, which its layers have not passed; None where there is none."""
+    site = subject.model.spec.stage(stage).sites[-1]
+    if site.side == "input":
+        return None
+    parts = subject.model.module.get_submodule(site.path).children()
+    norms = [each for each in parts if isinstance(each, nn.LayerNorm)]
+    return norms[-1] if len(norms) == 1 else None
 
 
 def _notes(subject: Subject) -> list[str]:
@@ -85,6 +106,13 @@ def _notes(subject: Subject) -> list[str]:
 
 def read(subject: Subject, batch: Batch, reading: Reading) -> Tensor:
     """The images that a layer gives by one reading, ``S B 3 H W`` in [0, 1]."""
+    own = reading.read_as == reading.stage and stage_of(reading.layer) in (reading.stage, BLANK)
+    norm = final_norm(subject, reading.stage) if own else None
+    if norm is not None and reading.layer != reading.stage:
+        trace = subject.trace(batch)
+        features = torch.zeros_like(trace[reading.stage]) if reading.layer == BLANK else trace[reading.layer]
+        with torch.no_grad():
+            return subject.invert(norm(features), reading.stage)
     if reading.read_as == stage_of(reading.layer):
         return subject.reconstruct(batch, reading.layer)
     return subject.reconstruct(batch, reading.layer, reads=reading.read_as)
@@ -120,23 +148,26 @@ def _pictures(subject: Subject, count: int) -> Iterator[Picture]:
 # ---- the figure
 
 
-def draw(result: Result) -> Figure:
+def draw(result: Result) -> list[Figure]:
     """For every model the error over its layers, a line for each reading; below, the first images."""
     parts = []
-    for model in result.values_of("model"):
+    for model in models_of(result):
         parts += [_curves(result, model), *_strip(result, model)]
-    return page(parts)
+    return pages(parts)
 
 
 def _curves(result: Result, model: str) -> Part:
     panels = []
     for stage in _stages(result, model):
-        found = result.select(model=model, stage=stage, metric="mse")
+        found = [m for m in result.select(model=model, stage=stage, metric="mse") if m.labels["layer"] != BLANK]
         as_what = list(dict.fromkeys(str(each.labels["reads"]) for each in found))
         table = {
-            f"read as {each}": points(result.select(model=model, stage=stage, reads=each), "layer") for each in as_what
+            f"read as {name}": points([each for each in found if each.labels["reads"] == name], "layer")
+            for name in as_what
         }
-        panels.append(Panel(f"{stage}: MSE of the image, RGB in [0, 1]", table))
+        nothing = result.select(model=model, stage=stage, layer=BLANK)
+        blank = {"blank tokens": nothing[0].mean()} if nothing else {}
+        panels.append(Panel(f"{stage}: MSE of the image, RGB in [0, 1]", table, blank))
     return panel_part(panels, columns=2, heading=title_of(result, model))
 
 
@@ -150,7 +181,8 @@ def _strip(result: Result, model: str) -> list[Part]:
     parts = []
     for stage in _stages(result, model):
         shown = result.shown(model=model, stage=stage)
-        layers = _thinned(list(dict.fromkeys(str(each.labels["layer"]) for each in shown)))
+        named = list(dict.fromkeys(str(each.labels["layer"]) for each in shown))
+        layers = _thinned([layer for layer in named if layer != BLANK]) + [layer for layer in named if layer == BLANK]
         rows, names = [], []
         for source in result.shown(model=model, stage="input"):
             for number, reads in enumerate(dict.fromkeys(str(each.labels["reads"]) for each in shown)):

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from backsight.core import IMAGE, UserError
 from backsight.data import Batch
-from backsight.experiments.lines import title_of
+from backsight.experiments.drawing import models_of, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, distinct_names, is_read_as, stage_of
-from backsight.figures import heat_map_part, page
+from backsight.figures import heat_map_part, pages
 from backsight.metrics import centred_gram, cka_shares, correlations, hsic
 from backsight.metrics.similarity import FEWEST_IMAGES
 from backsight.results import Measurement, Result
@@ -139,14 +139,14 @@ def table_of(result: Result, model: str, of: str, metric: str) -> tuple[list[str
     return names, table
 
 
-def draw(result: Result) -> Figure:
+def draw(result: Result) -> list[Figure]:
     """Four maps for each model: both measures, of features and of reconstructions."""
     parts = []
-    for model in result.values_of("model"):
+    for model in models_of(result):
         found = {title: table_of(result, model, of, metric) for (of, metric), title in TITLES.items()}
         maps = {title: each for title, each in found.items() if each[0]}
         parts.append(heat_map_part(maps, heading=f"{title_of(result, model)}: 1 alike, 0 unrelated"))
-    return page(parts)
+    return pages(parts)
 
 
 LAYER_SIMILARITY = Experiment("layer_similarity", "Which layers are alike?", measure, draw, padded=False)

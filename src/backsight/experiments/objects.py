@@ -51,6 +51,19 @@ def category_mask(target: Target, size: tuple[int, int], label: int | None = Non
     return mask if mask.any() else None
 
 
+def category_masks(target: Target, size: tuple[int, int], label: int | None = None) -> list[Tensor]:
+    """The pixels of each class in an image, ``H W`` bool, the largest first; of one class alone if ``label`` is given.
+
+    Args:
+        target: of an image.
+        size: of the image, (H, W) in pixels.
+        label: of a class.
+    """
+    labels = object_labels(target).unique().tolist() if label is None else [label]
+    masks = [mask for each in labels if (mask := category_mask(target, size, each)) is not None]
+    return sorted(masks, key=lambda mask: -int(mask.sum()))
+
+
 def find_class(classes: Mapping[int, str], name: str) -> int:
     """The label of the class called ``name``.
 

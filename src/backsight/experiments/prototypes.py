@@ -14,11 +14,11 @@ from backsight.data import Batch
 from backsight.data.world import World
 from backsight.data.world.scenes import class_hues
 from backsight.devices import exact
-from backsight.experiments.lines import lines_of, points, title_of
+from backsight.experiments.drawing import lines_of, models_of, pictures_of, points, title_of
 from backsight.experiments.objects import box_notes, category_mask, object_labels
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
-from backsight.figures import Block, ErrorPoint, Panel, page, panel_part, picture_parts
+from backsight.figures import ErrorPoint, Panel, pages, panel_part, picture_parts
 from backsight.perturb import VISIBLE, chroma, colour_vector, hue_unit, recolour, region_mean
 from backsight.results import Measurement, Picture, Result
 from backsight.validation import AnyNumber
@@ -172,9 +172,9 @@ def _pictures(subject: Subject, num: int) -> Iterator[Picture]:
 # ---- the figure
 
 
-def draw(result: Result) -> Figure:
+def draw(result: Result) -> list[Figure]:
     """Alignment and saturation over stages, and the last stage's alignment by class; under them the first images."""
-    models = [str(model) for model in result.values_of("model")]
+    models = models_of(result)
     alignment = lines_of(result, metric="alignment", against=OWN, **{"class": EVERY})
     saturation = lines_of(result, metric="saturation", **{"class": EVERY})
     by_class = {title_of(result, model): _by_class(result, model) for model in models}
@@ -183,22 +183,13 @@ def draw(result: Result) -> Figure:
         Panel("How much colour appears?", saturation, label="saturation"),
         Panel("Class by class, last stage", by_class, {"": 0.0}, label="alignment", limits=(-1.05, 1.05), joined=False),
     ]
-    return page([panel_part(panels), *picture_parts([_block(result, model) for model in models])])
+    return pages([panel_part(panels), *picture_parts([pictures_of(result, model, "image") for model in models])])
 
 
 def _by_class(result: Result, model: str) -> list[ErrorPoint]:
     found = result.select(model=model, metric="alignment", against=OWN)
     last = found[-1].labels["stage"] if found else ""
     return points([each for each in found if each.labels["stage"] == last and each.labels["class"] != EVERY], "class")
-
-
-def _block(result: Result, model: str) -> Block:
-    """A row for every image, a column for every stage."""
-    shown = result.shown(model=model)
-    stages = list(dict.fromkeys(str(each.labels["stage"]) for each in shown))
-    images = sorted({int(each.labels["image"]) for each in shown})
-    rows = [[each.image for each in result.shown(model=model, image=image)] for image in images]
-    return Block(title_of(result, model), stages, [f"image {image + 1}" for image in images], rows)
 
 
 PROTOTYPES = Experiment(

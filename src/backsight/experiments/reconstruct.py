@@ -11,10 +11,11 @@ from torch import Tensor
 from backsight.core import Classes, Detections, UserError
 from backsight.data import Batch
 from backsight.engine import StagedModel, Trace
-from backsight.experiments.lines import title_of
+from backsight.experiments.drawing import models_of, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, by_seed
-from backsight.figures import Part, draw_detections, page, picture_part
+from backsight.figures import PALETTE, Part, draw_frames, pages, picture_part
+from backsight.figures.page import Caption
 from backsight.metrics import mse, on_valid
 from backsight.results import Measurement, Picture, Result
 from backsight.validation import Number, Share
@@ -26,16 +27,19 @@ INPUT = "input"
 """The stage of the pictures of the input itself."""
 
 PLAIN, DETECTED = "plain", "detected"
-"""The rows of the input: as it is, and with the model's detections drawn on it."""
+"""The rows of the input: as it is, and with the boxes of the model's detections drawn on it."""
+
+MOST_NAMED = 4
+"""Detections that are named under an input; of more the number is given."""
 
 MEAN, SPREAD, SEEDS = "mean", "spread", "seeds"
 """The rows of a reconstruction: the mean over seeds, the spread between them, every seed by itself."""
 
+DETECTS = "detects "
+"""How the caption of a detector's input begins."""
+
 WHITE = 0.25
 """The standard deviation between seeds, of values in [0, 1], that is white in a map of the spread."""
-
-LETTERS = 0.12
-"""Height of the letters on a drawn input, as a share of its width: 7 points at eight columns."""
 
 
 def measure(
@@ -100,7 +104,6 @@ def show(
     seeds: Sequence[int],
     rows: Sequence[str],
     threshold: float = 0.5,
-    letters: float = LETTERS,
 ) -> Iterator[Picture]:
     """The pictures of a batch, each cut to its valid part: the input, and its reconstructions.
 
@@ -112,10 +115,10 @@ def show(
         seeds: of the chains.
         rows: of each reconstruction: ``mean``, ``spread``, ``seeds``.
         threshold: the least score of a detection that is drawn, in [0, 1].
-        letters: the height of the letters beside a detection, as a share of the picture's width.
 
     Yields:
-        Pictures with the labels of :func:`measure`, those of the input also with ``caption``: the model's answer.
+        Pictures with the labels of :func:`measure`, those of the input also with ``caption``: the model's answer. The
+        boxes of its detections have the colours of :data:`~backsight.figures.PALETTE`, in the order of the caption.
     """
     answers = _answers(model, trace)
     for index, name in enumerate(batch.ids):
@@ -124,8 +127,8 @@ def show(
         own = {**labels, "stage": INPUT, "caption": caption(answer, threshold)}
         yield Picture({**own, "row": PLAIN}, image)
         if isinstance(answer, Detections):
-            drawn = draw_detections(image, answer, threshold, letters)
-            yield Picture({**own, "row": DETECTED}, drawn)
+            boxes = answer.above(threshold).boxes[_surest_first(answer, threshold)]
+            yield Picture({**own, "row": DETECTED}, draw_frames(image, [(b, _colour(i)) for i, b in enumerate(boxes)]))
         for entry, images in reconstructions.items():
             for row, picture in _versions(batch.cut(index, images[:, index]).cpu(), seeds, rows):
                 yield Picture({**labels, "stage": entry, "row": row}, picture)
@@ -147,11 +150,21 @@ def caption(answer: Classes | Detections | None, threshold: float = 0.5) -> str:
 
     if isinstance(answer, Detections):
         sure = answer.above(threshold)
-        return f"detects {', '.join(name(int(each), sure.labels) for each in sure.classes) or 'nothing'}"
+        names = [f"{name(int(sure.classes[index]), sure.labels)} {sure.scores[index]:.0%}"
+                 for index in _surest_first(answer, threshold)]  # fmt: skip
+        return f"{DETECTS}{', '.join(names) or 'nothing'}"
     if isinstance(answer, Classes):
         probability, top = answer.logits.softmax(-1).max(-1)
         return f"says {name(int(top), answer.labels)} ({probability:.0%})"
     return ""
+
+
+def _surest_first(answer: Detections, threshold: float) -> list[int]:
+    return answer.above(threshold).scores.argsort(descending=True, stable=True).tolist()
+
+
+def _colour(index: int) -> str:
+    return PALETTE[index % len(PALETTE)]
 
 
 def _versions(pictures: Tensor, seeds: Sequence[int], rows: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
@@ -177,15 +190,15 @@ def spread_map(pictures: Tensor) -> Tensor:
 # ---- the figure
 
 
-def draw(result: Result) -> Figure:
+def draw(result: Result) -> list[Figure]:
     """Every image beside its reconstructions, with the error of each.
 
     Models that were shown the same images share the rows and the column of the input; others stand below each other.
     """
-    models = result.values_of("model")
+    models = models_of(result)
     shown = {tuple((p.labels["image"], tuple(p.image.shape)) for p in _inputs(result, model)) for model in models}
     groups = [models] if len(shown) == 1 else [[model] for model in models]
-    return page([_part(result, group) for group in groups])
+    return pages([_part(result, group) for group in groups])
 
 
 def _inputs(result: Result, model: str) -> list[Picture]:
@@ -200,7 +213,7 @@ def _part(result: Result, models: Sequence[str]) -> Part:
         for row in kinds:
             first = row == next(iter(kinds))
             rows.append([_picture(result, column, str(image.labels["image"]), row, first) for column in columns])
-            captions.append([_caption(result, column, place, row) for column in columns])
+            captions.append([_caption(result, column, place, row, first) for column in columns])
             names.append(str(image.labels["image"]) if first else "between seeds" if row == SPREAD else row)
     if not rows:
         raise UserError("this result has no pictures to draw: measure it with num_pictures of at least 1")
@@ -208,7 +221,8 @@ def _part(result: Result, models: Sequence[str]) -> Part:
     titles = [
         stage if not several or stage == INPUT else f"{title_of(result, model)} {stage}" for model, stage in columns
     ]
-    return picture_part(rows, titles, names, captions, "" if several else title_of(result, models[0]))
+    heading = "" if several else title_of(result, models[0])
+    return picture_part(rows, titles, names, captions, heading, together=len(kinds))
 
 
 def _columns(result: Result, leading: str, model: str) -> list[tuple[str, str]]:
@@ -228,10 +242,12 @@ def _picture(result: Result, column: tuple[str, str], image: str, row: str, firs
     return found[0].image if found else None
 
 
-def _caption(result: Result, column: tuple[str, str], place: int, row: str) -> str:
-    """The error of a picture: those that are shown are the first images that were measured."""
+def _caption(result: Result, column: tuple[str, str], place: int, row: str, first: bool) -> Caption:
+    """The model's answer to an input; the error of a reconstruction: those shown are the first that were measured."""
     model, stage = column
-    if stage == INPUT or row == SPREAD:
+    if stage == INPUT:
+        return _answer(str(_inputs(result, model)[place].labels.get("caption", ""))) if first else ""
+    if row == SPREAD:
         return ""
     of = "their mean" if row == MEAN else "seeds"
     errors = result.one(model=model, stage=stage, metric="mse", of=of).values[:, place]
@@ -239,4 +255,13 @@ def _caption(result: Result, column: tuple[str, str], place: int, row: str) -> s
     return f"MSE {errors[0 if row == MEAN else [f'seed {seed}' for seed in seeds].index(row)]:.4f}"
 
 
-RECONSTRUCT = Experiment("reconstruct", "What is seen from every stage?", measure, draw)
+def _answer(caption: str) -> Caption:
+    """Detections one below the other, each in the colour of its box."""
+    if not caption.startswith(DETECTS):
+        return caption
+    names = caption.removeprefix(DETECTS).split(", ")
+    more = [(f"and {len(names) - MOST_NAMED} more", "")] if len(names) > MOST_NAMED else []
+    return [*((name, _colour(index)) for index, name in enumerate(names[:MOST_NAMED])), *more]
+
+
+RECONSTRUCT = Experiment("reconstruct", "What is seen from every stage?", measure, draw, controlled=False)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backsight.core import UserError
+from backsight.distributed import Processes
 from backsight.experiments.subject import Subject
 from backsight.figures import to_pdf, to_png
 from backsight.io import write_bytes
@@ -31,22 +33,25 @@ class Experiment:
         name: as users type it; the file's name.
         question: what it answers, one line.
         measure: a subject and settings (keyword arguments with defaults) -> :class:`Result`; draws nothing.
-        draw: a result, of one subject or of several that were joined -> a figure; computes nothing, so that it can be
-            drawn again from ``result.json`` alone.
+        draw: a result, of one subject or of several that were joined -> the pages of its figure; computes nothing, so
+            that it can be drawn again from ``result.json`` alone.
         needs: what the data must have: ``masks``, ``boxes``, ``labels``.
         tasks: the kinds of forward model that it can be done with.
         padded: whether it knows of padding; one that compares whole images, or all their tokens, does not.
         compares_runs: ``measure`` has no subject, but reads finished runs (its first argument, ``runs``).
+        controlled: whether its effects are measured on controls as well
+            (:func:`~backsight.experiments.controls.controls_of`).
     """
 
     name: str
     question: str
     measure: Callable[..., Result]
-    draw: Callable[[Result], Figure]
+    draw: Callable[[Result], list[Figure]]
     needs: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ("detect", "classify", "features")
     padded: bool = True
     compares_runs: bool = False
+    controlled: bool = True
 
     def fits(self, subject: Subject) -> str:
         """Why the experiment cannot be done with ``subject``, in one line; empty where it can."""
@@ -95,7 +100,8 @@ def run_experiment(
     settings: Mapping[str, Any] | None = None,
     command: str = "",
 ) -> Result:
-    """Measure, write ``result.json`` and ``table.csv``, draw ``figure.png`` and ``figure.pdf`` into ``out``.
+    """Measure, write ``result.json`` and ``table.csv``, and draw into ``out``: ``figure.pdf``, and its pages as
+    ``figure.png``, ``figure-2.png``, ...
 
     Args:
         experiment: one of :data:`~backsight.experiments.EXPERIMENTS`.
@@ -113,8 +119,9 @@ def run_experiment(
             raise UserError(reason)
     measured = experiment.measure(**checked) if experiment.compares_runs else _measure(experiment, subjects, checked)
     result = replace(measured, command=command)
+    processes = subjects[0].processes if subjects else Processes()
     # Drawn from the file, so that whoever draws it again from there gets the same figure.
-    draw(experiment, Result.load(result.save(out)), out)
+    processes.from_main(lambda: draw(experiment, Result.load(result.save(out)), out))
     return result
 
 
@@ -125,9 +132,10 @@ def _measure(experiment: Experiment, subjects: Sequence[Subject], settings: Mapp
         UserError: none could.
     """
     results, reasons = [], {}
+    unseen = {name: 0 for name in ("num_pictures", "num_shown") if name in signature(experiment.measure).parameters}
     for subject in subjects:
         try:
-            results.append(experiment.measure(subject, **settings))
+            results.append(experiment.measure(subject, **{**settings, **(unseen if subject.control else {})}))
         except UserError as error:
             reasons[f"{subject.name} is left out: {error}"] = str(error)
     if not results:
@@ -139,7 +147,25 @@ def _measure(experiment: Experiment, subjects: Sequence[Subject], settings: Mapp
 
 
 def draw(experiment: Experiment, result: Result, out: str | Path) -> None:
-    """Write ``figure.png`` and ``figure.pdf`` of a result into ``out``."""
-    figure = experiment.draw(result)
-    write_bytes(Path(out) / "figure.png", to_png(figure))
-    write_bytes(Path(out) / "figure.pdf", to_pdf(figure))
+    """Write ``figure.pdf`` and its pages as ``figure.png``, ``figure-2.png``, ... into ``out``."""
+    out, sheets = Path(out), experiment.draw(result)
+    for number, sheet in enumerate(sheets, 1):
+        write_bytes(out / page_name(number), to_png(sheet))
+    write_bytes(out / "figure.pdf", to_pdf(sheets))
+    number = len(sheets) + 1
+    while (out / page_name(number)).exists():  # of an earlier figure that had more
+        (out / page_name(number)).unlink()
+        number += 1
+
+
+def page_name(number: int) -> str:
+    """The file of a page of a figure; the first is 1."""
+    return "figure.png" if number == 1 else f"figure-{number}.png"
+
+
+def figure_pages(folder: str | Path) -> list[Path]:
+    """The pages of the figure in a folder, in order."""
+    found = []
+    while (path := Path(folder, page_name(len(found) + 1))).is_file():
+        found.append(path)
+    return found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +16,10 @@ from torch import Tensor
 from backsight.chain import ChainEnsemble, InverseChain
 from backsight.chain.model import open_forward_model
 from backsight.core import IMAGE, UserError, split_entry
-from backsight.data import Batch, ImageData, collate, open_data
+from backsight.data import Batch, ImageData, open_data
+from backsight.data.loader import MadeInBatches, read_chunks
 from backsight.devices import choose_device
+from backsight.distributed import Processes
 from backsight.engine import RANDOM, StagedModel, Trace
 from backsight.evaluation import MeanImage, mean_image_of
 from backsight.io import read_record
@@ -31,6 +34,15 @@ NUM_IMAGES = 100
 CACHE_BYTES = 2 << 30
 """Bytes of traces and reconstructions that a subject keeps at most."""
 
+UNTRAINED_INVERSE, UNTRAINED_MODEL = CONTROLS = ("untrained inverse", "untrained model")
+"""What an effect is measured on as well, that must not have it (:func:`backsight.experiments.controls.controls_of`)."""
+
+KEPT_BYTES = 1 << 29
+"""Bytes of images that a subject keeps at most."""
+
+WORKERS = 2
+"""Processes that read images ahead."""
+
 _FIX = "restore it, or name the data by --data"
 
 Key = TypeVar("Key")
@@ -39,8 +51,9 @@ Key = TypeVar("Key")
 class Subject:
     """A forward model with its chains and the images that an experiment gives it.
 
-    The images are read once and stay on the model's device. Traces and reconstructions are computed when they are
-    first asked for and cached (the latest ``cache`` bytes of them), so that experiments share them.
+    Images are read batch by batch when they are asked for, and some of them are kept. Traces and reconstructions are
+    computed when they are first asked for and cached (the latest ``cache`` bytes of them), so that experiments share
+    them. Several processes measure a part of the batches each (:meth:`gather`).
 
     >>> import backsight as bs
     >>> model = bs.load_model("zoo/vit-prior")
@@ -60,6 +73,12 @@ class Subject:
         mean_image: ``3 H W`` in [0, 1], of the training data; by default what the chains' run has saved, or else that
             of these images.
         cache: bytes of traces and reconstructions to keep.
+        control: one of :data:`CONTROLS`, if it is that of another subject.
+        fit: how the images were brought to the model's size, if not as the model does it.
+        processes: those that share the work.
+
+    Attributes:
+        batches: the images on the model's device, a sequence of :class:`~backsight.data.Batch`.
 
     Raises:
         UserError: chains of another model, data that cannot be opened, or no image that can be read.
@@ -75,6 +94,9 @@ class Subject:
         batch_size: int = 16,
         mean_image: Tensor | MeanImage | None = None,
         cache: int = CACHE_BYTES,
+        control: str = "",
+        fit: str = "",
+        processes: Processes | None = None,
     ) -> None:
         if num_images is not None and num_images < 1:
             raise UserError(f"{num_images} images: it has to be at least 1")
@@ -83,16 +105,16 @@ class Subject:
         if isinstance(data, str):
             data = open_data(data, model.pixels, masks=True, vocabulary=vocabulary(model)).test
         self.model, self.ensemble, self.data = model, ensemble.to(model.device), data
-        self.batches = list(_read(data, num_images, batch_size, model.device))
-        if not self.batches:
-            raise UserError(f"{data.name} has no image that can be read: give other data")
+        self.processes = processes or Processes()
+        self.batches: Sequence[Batch] = Batches(data, num_images, batch_size, model.device, self.processes)
         self._mean_image = mean_image if mean_image is not None else training_mean(folder_of(ensemble))
         self._cache = LRUCache(cache)
+        self.control, self.fit = control, fit or model.pixels.fit
 
     @property
     def name(self) -> str:
-        """The forward model's name, the label ``model`` of every measurement."""
-        return self.model.name
+        """The forward model's name, the label ``model`` of every measurement; a control says that it is one."""
+        return f"{self.model.name}, {self.control}" if self.control else self.model.name
 
     @property
     def stages(self) -> list[str]:
@@ -107,7 +129,7 @@ class Subject:
     @property
     def num_images(self) -> int:
         """How many images there are."""
-        return sum(len(batch.ids) for batch in self.batches)
+        return len(self._ids())
 
     @cached_property
     def baseline(self) -> MeanImage:
@@ -124,6 +146,8 @@ class Subject:
     @property
     def padded(self) -> bool:
         """Whether any image is padded: then ``batch.valid`` says where the pictures are, and only that counts."""
+        if isinstance(self.batches, Batches):
+            return any(summary.padded for summary in self.batches.summaries)
         return any(batch.valid is not None for batch in self.batches)
 
     def card(self) -> dict[str, Any]:
@@ -138,9 +162,10 @@ class Subject:
             "data_fingerprint": self.data.fingerprint(),
             "num_images": self.num_images,
             "size": list(self.model.pixels.size),
-            "fit": self.model.pixels.fit,
+            "fit": self.fit,
             "value_range": "RGB in [0, 1]",
             "seeds": self.seeds,
+            **({"control": self.control, "of": self.model.name} if self.control else {}),
         }
 
     @torch.no_grad()
@@ -171,12 +196,32 @@ class Subject:
         Returns:
             ``S images`` each (``S`` = 1 without seeds), float64 on the CPU.
         """
+
+        def own() -> list[dict[Key, Tensor]]:
+            found = []
+            for batch in self.own_batches():
+                values = {key: each.detach().cpu().double() for key, each in measure(batch).items()}
+                found.append({key: each[None] if each.ndim == 1 else each for key, each in values.items()})
+            return found
+
         parts: dict[Key, list[Tensor]] = {}
-        for batch in self.batches:
-            for key, values in measure(batch).items():
-                values = values.detach().cpu().double()
-                parts.setdefault(key, []).append(values[None] if values.ndim == 1 else values)
+        for step in zip_longest(*self.processes.gathered(own)):  # in the order of the batches
+            for found in step:
+                for key, values in (found or {}).items():
+                    parts.setdefault(key, []).append(values)
         return {key: torch.cat(values, 1) for key, values in parts.items()}
+
+    def own_batches(self) -> Iterator[Batch]:
+        """Those of the :attr:`batches` that this process measures: every second of two."""
+        places = range(self.processes.rank, len(self.batches), self.processes.count)
+        if isinstance(self.batches, Batches):
+            return self.batches.at(places)
+        return (self.batches[place] for place in places)
+
+    def _ids(self) -> list[str]:
+        if isinstance(self.batches, Batches):
+            return [each for summary in self.batches.summaries for each in summary.ids]
+        return [each for batch in self.batches for each in batch.ids]
 
     def collect(self, measure: Callable[[Batch], Tensor]) -> Tensor:
         """:meth:`gather` of a single quantity, ``S images``."""
@@ -191,9 +236,8 @@ class Subject:
         notes: Sequence[str] = (),
     ) -> Result:
         """What ``experiment`` found of this subject, with its card and the ids of its images."""
-        ids = [each for batch in self.batches for each in batch.ids]
         found = list(measurements), list(pictures), settings or {}, notes
-        return Result(experiment, [self.card()], *found, images={self.name: ids})
+        return Result(experiment, [self.card()], *found, images={self.name: self._ids()})
 
     def require(self, *needs: str) -> None:
         """Refuse data that lacks what an experiment needs: ``masks``, ``boxes``, ``labels`` (of whole images).
@@ -202,7 +246,11 @@ class Subject:
             UserError: it does, in one line that says which data would do.
         """
         for need in needs:
-            if not any(_has(need, target) for batch in self.batches for target in batch.targets):
+            if isinstance(self.batches, Batches):
+                known = any(need in summary.has for summary in self.batches.summaries)
+            else:
+                known = any(_has(need, target) for batch in self.batches for target in batch.targets)
+            if not known:
                 raise UserError(f"{self.data.name} has no {_NEEDS[need]}")
 
 
@@ -225,12 +273,104 @@ def _as_ensemble(chain: InverseChain | ChainEnsemble | str | Path) -> ChainEnsem
     return ChainEnsemble([chain]) if isinstance(chain, InverseChain) else chain
 
 
-def _read(data: ImageData, num_images: int | None, batch_size: int, device: torch.device) -> Iterator[Batch]:
-    wanted = range(min(num_images or len(data), len(data)))
-    for start in wanted[::batch_size]:
-        batch = collate([data[index] for index in wanted[start : start + batch_size]])
-        if batch.ids:
-            yield batch.to(device)
+# ---- images
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is known of a batch once it was read: its number among all, its ids, whether an image of it is padded, and
+    what its targets ``has``."""
+
+    place: int
+    ids: tuple[str, ...]
+    padded: bool
+    has: frozenset[str]
+
+
+class Batches(Sequence[Batch]):
+    """The first ``num_images`` of ``data`` in batches on ``device``, read again when asked for again; the first
+    one, and the latest :data:`KEPT_BYTES`, are kept. Batches without an image that can be read are left out.
+
+    Raises:
+        UserError: there is no image that can be read.
+    """
+
+    def __init__(
+        self, data: ImageData, num_images: int | None, batch_size: int, device: torch.device, processes: Processes
+    ) -> None:
+        self.data, self.batch_size, self.device = OneByOne(data), batch_size, device
+        self.total = min(num_images or len(data), len(data))
+        self._first: Batch | None = None
+        self._kept = LRUCache(KEPT_BYTES)
+        count = -(-self.total // batch_size)
+
+        def read() -> list[Summary]:
+            own = range(processes.rank, count, processes.count)
+            return [_summarise(place, each) for place, each in self._read(own) if each.ids]
+
+        found = [each for part in processes.gathered(read) for each in part]
+        self.summaries = sorted(found, key=lambda summary: summary.place)
+        if not self.summaries:
+            raise UserError(f"{data.name} has no image that can be read: give other data")
+        self._first = self._at(self.summaries[0].place)
+
+    def __len__(self) -> int:
+        return len(self.summaries)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = self.summaries[index].place
+        if self._first is not None and place == self.summaries[0].place:
+            return self._first
+        return self._at(place)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.at(range(len(self)))
+
+    def at(self, indices: Iterable[int]) -> Iterator[Batch]:
+        """Some of them; the next ones are read ahead."""
+        places = [self.summaries[index].place for index in indices]
+        for place, batch in self._read(places):
+            yield self._first if self._first is not None and place == self.summaries[0].place else batch
+
+    def _at(self, place: int) -> Batch:
+        return next(batch for _, batch in self._read([place]))
+
+    def _read(self, places: Sequence[int]) -> Iterator[tuple[int, Batch]]:
+        missing = [place for place in places if place not in self._kept.values]
+        starts = [self.batch_size * place for place in missing]
+        chunks = [range(start, min(start + self.batch_size, self.total)) for start in starts]
+        workers = WORKERS if len(missing) > 2 and not isinstance(self.data.data, MadeInBatches) else 0
+        found = read_chunks(self.data, chunks, workers=workers, device=self.device)
+        for place in places:
+            if place in self._kept.values:
+                yield place, self._kept.get(place, lambda: None)
+            else:
+                yield place, self._kept.get(place, lambda: next(found))
+
+
+class OneByOne:
+    """The same data, asked for one sample at a time: as uint8, also where it would make whole batches."""
+
+    def __init__(self, data: ImageData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[index]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("data", "batch"):
+            raise AttributeError(name)
+        return getattr(self.data, name)
+
+
+def _summarise(place: int, batch: Batch) -> Summary:
+    has = frozenset(need for need in _NEEDS if any(_has(need, target) for target in batch.targets))
+    return Summary(place, batch.ids, batch.valid is not None, has)
 
 
 def baseline_notes(subject: Subject) -> list[str]:
@@ -260,6 +400,8 @@ def open_subject(
     num_images: int | None = NUM_IMAGES,
     batch_size: int = 16,
     device: str = "auto",
+    stretch: bool = False,
+    processes: Processes | None = None,
 ) -> Subject:
     """A forward model, the chains that invert it, and the first test images of some data.
 
@@ -270,6 +412,9 @@ def open_subject(
         num_images: how many of its test images; None for all.
         batch_size: images that pass the networks together.
         device: where to compute.
+        stretch: bring images to the model's size by stretching, where it would cut them: so several models see the
+            same of each. Padded ones stay padded.
+        processes: those that share the work.
 
     Raises:
         UserError: no chains, chains of another model, or no data is named and the chains do not say theirs.
@@ -279,7 +424,10 @@ def open_subject(
     spec = data or trained_on(ensemble)
     if spec is None:
         raise UserError(f"the chains of {staged.name} do not say what they were trained on: name the data by --data")
-    return Subject(staged, ensemble, spec, num_images=num_images, batch_size=batch_size)
+    pixels = replace(staged.pixels, fit="stretch") if stretch and staged.pixels.fit == "crop" else staged.pixels
+    images = open_data(spec, pixels, masks=True, vocabulary=vocabulary(staged)).test
+    given = {"num_images": num_images, "batch_size": batch_size, "processes": processes, "fit": pixels.fit}
+    return Subject(staged, ensemble, images, **given)
 
 
 def _shipped_chains(model: str | None) -> str:

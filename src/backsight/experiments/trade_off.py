@@ -14,9 +14,9 @@ import yaml
 
 from backsight.core import UserError
 from backsight.engine import RANDOM
-from backsight.experiments.lines import title_of
+from backsight.experiments.drawing import models_of, title_of
 from backsight.experiments.run import Experiment
-from backsight.figures import ScatterPoint, page, scatter_part
+from backsight.figures import ScatterPoint, pages, scatter_part
 from backsight.io import in_words
 from backsight.results import MEAN_IMAGE, Label, Measurement, Result
 
@@ -192,16 +192,16 @@ def _notes(runs: Sequence[FinishedRun]) -> list[str]:
 # ---- the figure
 
 
-def draw(result: Result) -> Figure:
+def draw(result: Result) -> list[Figure]:
     """A panel for each model: the error against AP or accuracy, lambda written at each point; runs without a known
     performance are dashed lines at their error."""
     panels = {}
-    for model in result.values_of("model"):
+    for model in models_of(result):
         for metric in task_metrics(result, model) or [""]:
             stage = result.select(model=model, metric="mse")[0].labels["stage"]
             points = [_point(result, each, metric) for each in result.select(model=model, metric="mse")]
             panels[f"{title_of(result, model)}, from {stage}", metric or "performance at the task (not known)"] = points
-    return page([scatter_part(panels, "MSE of the image, RGB in [0, 1]")])
+    return pages([scatter_part(panels, "MSE of the image, RGB in [0, 1]")])
 
 
 def task_metrics(result: Result, model: str) -> list[str]:
@@ -221,5 +221,10 @@ def _point(result: Result, error: Measurement, metric: str) -> ScatterPoint:
 
 
 TRADE_OFF = Experiment(
-    "trade_off", "What does a better reconstruction cost the task?", compare_runs, draw, compares_runs=True
+    "trade_off",
+    "What does a better reconstruction cost the task?",
+    compare_runs,
+    draw,
+    compares_runs=True,
+    controlled=False,
 )

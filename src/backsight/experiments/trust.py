@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from backsight.core import UserError
-from backsight.experiments.lines import lines_of
+from backsight.experiments.drawing import lines_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, baseline_notes, by_seed
-from backsight.figures import Panel, page, panel_part
+from backsight.figures import Panel, pages, panel_part
 from backsight.metrics import mse
 from backsight.results import Measurement, Result
 
@@ -143,7 +143,7 @@ def _apart(seeds: Tensor) -> Tensor:
 # ---- the figure
 
 
-def draw(result: Result) -> Figure:
+def draw(result: Result) -> list[Figure]:
     """Four panels: the distance and the retrieval of what the model sees in a reconstruction, the mean image beside
     them; and in pixels, how far the seeds agree and how far they leave the mean image."""
     images = {int(subject["num_images"]) for subject in result.subjects}
@@ -169,7 +169,7 @@ def draw(result: Result) -> Figure:
             lines_of(result, metric="mean image distance"),
         ),
     ]
-    return page([panel_part([panel for panel in panels if panel.table], columns=2)])
+    return pages([panel_part([panel for panel in panels if panel.table], columns=2)])
 
 
 def _with_mean_image(result: Result, metric: str) -> dict:

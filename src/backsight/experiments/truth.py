@@ -25,10 +25,10 @@ from backsight.data.world.render import Rendering, render
 from backsight.data.world.scenes import Scenes, recolour, with_backdrop_of, without_clutter
 from backsight.devices import exact
 from backsight.engine import StagedModel, Trace
+from backsight.experiments.drawing import models_of, points, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
-from backsight.figures import ErrorPoint
-from backsight.figures.panels import Series, panels
+from backsight.figures import Panel, pages, panel_part
 from backsight.metrics.probe import FEWEST, Probe, fit_probe
 from backsight.results import Measurement, Picture, Result
 from backsight.validation import Number
@@ -70,13 +70,14 @@ def measure(subject: Subject, *, num_scenes: Number = 200, num_training: Number 
 
 
 def _measure(subject: Subject, num_scenes: int, num_training: int) -> Iterator[Measurement]:
-    world, seeds = _world(subject), range(len(subject.seeds))
+    world, seeds = _world(subject), range(0 if subject.control else len(subject.seeds))
     # All probes first: whether there are scenes enough for them is known before anything is measured.
     fitted = {factor: [_fit_probes(subject, world, factor, num_training, seed) for seed in seeds] for factor in FACTORS}
     for factor, probes in fitted.items():
         found: dict[tuple[str, str], list[Tensor]] = {}
-        for start in range(0, num_scenes, _AT_ONCE):
-            change = edit(world, range(start, min(start + _AT_ONCE, num_scenes)), factor).to(subject.model.device)
+        count = min(num_scenes, _AT_ONCE) if subject.control else num_scenes
+        for start in range(0, count, _AT_ONCE):
+            change = edit(world, range(start, min(start + _AT_ONCE, count)), factor).to(subject.model.device)
             for key, values in _survivals(subject, change, probes):
                 found.setdefault(key, []).append(values)
         for (stage, reader), parts in found.items():
@@ -99,6 +100,8 @@ def _survivals(
         painted = subject.invert(after, stage) - subject.invert(before, stage)
         yield (stage, "inverse"), _ratio(torch.stack([_mean_colour(seed, region) for seed in painted]), known)
         yield (stage, "pixels"), _ratio((painted * region[:, None]).flatten(2), pixels.flatten(1))
+        if not probes:  # of a control, whose features are those of the model
+            continue
         features = [read_features(subject.model, trace, stage, region) for trace in (before, after)]
         read = torch.stack([each[stage](features[1]) - each[stage](features[0]) for each in probes])
         yield (stage, "probe"), _ratio(read, known)
@@ -146,6 +149,8 @@ def _fit_probes(subject: Subject, world: World, factor: str, num: int, seed: int
 @torch.no_grad()
 def _pictures(subject: Subject, num: int = 3) -> Iterator[Picture]:
     """The first scenes, their objects in the opposite hue, and both as the first seed paints them."""
+    if subject.control:
+        return
     change = edit(_world(subject), range(4 * num), "hue").to(subject.model.device)
     rows = change.region.flatten(1).any(1).nonzero()[:num, 0]
     for name, images in (("before", change.before[rows]), ("after", change.after[rows])):
@@ -296,21 +301,23 @@ def _around(region: Tensor) -> Tensor:
 # ---- the figure
 
 
-def draw(result: Result) -> Figure:
-    """A panel for each model and law: survival over the stages, in the reconstruction and as the probe reads it."""
-    charts: dict[str, list[Series]] = {}
-    for each in result.measurements:
-        reader = _READERS.get(str(each.labels["reader"]))
-        if reader:
-            lines = charts.setdefault(f"{each.labels['model']}, law: {each.labels['law']}", [])
-            what = _WORDS[str(each.labels["factor"])]
-            point = ErrorPoint(str(each.labels["stage"]), each.known().mean(1).tolist(), each.interval())
-            same = next((line for line in lines if (line.what, line.how) == (what, reader)), None)
-            if same is None:
-                lines.append(Series(what, reader, [point]))
-            else:
-                lines[lines.index(same)] = Series(what, reader, [*same.points, point])
-    return panels(charts, "share that survives")
+def draw(result: Result) -> list[Figure]:
+    """For each model and law a panel for each change: its survival over the stages, in the reconstruction and as the
+    probe reads it."""
+    parts, models = [], models_of(result)
+    laws = {str(each.labels["model"]): str(each.labels["law"]) for each in result.measurements}
+    for model, law in ((model, laws[model]) for model in models):
+        panels = []
+        for factor, title in _WORDS.items():
+            lines = {
+                words: points(result.select(model=model, law=law, factor=factor, reader=reader), "stage")
+                for reader, words in _READERS.items()
+            }
+            lines = {words: line for words, line in lines.items() if line}
+            panels.append(Panel(title, lines, {"": 1.0}, label="" if panels else "share that survives"))
+        heading = f"{title_of(result, model)}, law: {law}"
+        parts.append(panel_part([panel for panel in panels if panel.table], columns=4, heading=heading, height=1.7))
+    return pages(parts)
 
 
 TRUTH = Experiment("truth", "Does a reconstruction show what the features hold?", measure, draw)

@@ -1,17 +1,18 @@
 """Figures of results, for print and for the page. Nothing here knows a model.
 
-A figure is 7 inches wide, has no letters under 7 points, and colours that colour-blind people tell apart.
-Matplotlib is imported where it is used, so that importing the package stays quick, and pyplot is left alone.
+A figure is a list of pages of at most 7 x 9 inches, with no letters under 7 points and none on a picture, in colours
+that colour-blind people tell apart. Matplotlib is imported where it is used, so that importing the package stays quick,
+and pyplot is left alone.
 """
 
 from backsight.figures.error_panels import Panel, panel_part
 from backsight.figures.heat_maps import heat_map_part
 from backsight.figures.house_style import DARK_PALETTE, PALETTE, style, to_pdf, to_png, to_svg
 from backsight.figures.lines import ErrorPoint, curves, error_bars
-from backsight.figures.page import Block, Part, page, picture_part, picture_parts
-from backsight.figures.pictures import draw_detections, image_png, to_array
+from backsight.figures.outlines import crop_around, cut_out, draw_detections, draw_frames, outline
+from backsight.figures.page import Block, Part, grid, pages, picture_part, picture_parts
+from backsight.figures.pictures import colour_map, difference, image_png, spread, to_array
 from backsight.figures.scatter import ScatterPoint, scatter_part
-from backsight.figures.side_by_side import grid
 
 __all__ = [
     "DARK_PALETTE",
@@ -21,17 +22,24 @@ __all__ = [
     "Panel",
     "Part",
     "ScatterPoint",
+    "colour_map",
+    "crop_around",
     "curves",
+    "cut_out",
+    "difference",
     "draw_detections",
+    "draw_frames",
     "error_bars",
     "grid",
     "heat_map_part",
     "image_png",
-    "page",
+    "outline",
+    "pages",
     "panel_part",
     "picture_part",
     "picture_parts",
     "scatter_part",
+    "spread",
     "style",
     "to_array",
     "to_pdf",

@@ -81,7 +81,7 @@ def _draw_panel(
     axes: Any, panel: Panel, width: float, names: Sequence[str], baseline_names: Sequence[str]
 ) -> list[Line]:
     axes.grid(axis="y")
-    axes.set_title(wrapped(panel.title, 0.9 * width), loc="left", pad=4)
+    axes.set_title(wrapped(panel.title, 0.87 * (width - 0.45)), loc="left", pad=4)
     axes.set_ylabel(panel.label, labelpad=3)
     axes.set_xlabel(panel.across)
     lines = add_errors(axes, panel.table, panel.baselines, panel.from_zero, names, baseline_names)

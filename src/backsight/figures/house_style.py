@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 WIDTH = 7.0
 """Of a printed page, in inches."""
+
+HEIGHT = 9.0
+"""The most that a figure takes of a printed page, in inches."""
+
+RESOLUTION = 150
+"""Of a figure's PNG file, in dots per inch."""
 
 LETTERS = 7.0
 """The smallest letters, in points."""
@@ -90,7 +96,7 @@ def wrapped(text: str, width: float) -> str:
     return textwrap.fill(text, letters, break_long_words=False, break_on_hyphens=False)
 
 
-def to_png(figure: Figure, dpi: int = 200) -> bytes:
+def to_png(figure: Figure, dpi: int = RESOLUTION) -> bytes:
     """The figure as a PNG file; the same figure gives the same bytes."""
     return _saved(figure, format="png", dpi=dpi, metadata={"Software": None})
 
@@ -100,9 +106,23 @@ def to_svg(figure: Figure) -> bytes:
     return _saved(figure, format="svg", transparent=True, metadata={"Date": None})
 
 
-def to_pdf(figure: Figure) -> bytes:
-    """The figure as a PDF file, its pictures at 300 dots per inch."""
-    return _saved(figure, format="pdf", dpi=300, metadata={"CreationDate": None})
+def to_pdf(figures: Sequence[Figure]) -> bytes:
+    """Figures as one PDF file, each on a page of its size, with the very pixels of their pictures."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_pdf import PdfPages
+    from matplotlib.image import AxesImage
+
+    stream = BytesIO()
+    with (
+        style(),
+        rc_context({"image.composite_image": False}),
+        PdfPages(stream, metadata={"CreationDate": None}) as file,
+    ):
+        for figure in figures:
+            for picture in figure.findobj(AxesImage):
+                picture.set_interpolation("none")
+            file.savefig(figure)
+    return stream.getvalue()
 
 
 def _saved(figure: Figure, **options: Any) -> bytes:

@@ -1,71 +1,124 @@
-"""Figures of several parts, one below the other: panels of lines, maps, rows of pictures, each with a heading."""
+"""The layout of every figure: parts below each other, on pages that a paper can carry; tables of pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from backsight.figures.house_style import LETTER_WIDTH, LETTERS, LINE_HEIGHT, WIDTH, style, wrapped
+from backsight.figures.house_style import (
+    HEIGHT,
+    LETTER_WIDTH,
+    LETTERS,
+    LINE_HEIGHT,
+    RESOLUTION,
+    WIDTH,
+    ink,
+    style,
+    wrapped,
+)
 from backsight.figures.pictures import to_array
-from backsight.figures.side_by_side import shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_GAP = 0.05
+GAP = 0.05
 """Between two pictures, in inches."""
 
-_FEWEST = 7
+FEWEST = 7
 """Fewer columns of pictures leave the right of the page empty: large pictures show no more, and take many pages."""
 
-_MOST = 10
+MOST = 10
 """More columns make the pictures too small."""
 
-_GUTTER = 0.2
+GUTTER = 0.2
 """Between two blocks of pictures, in units of a picture."""
+
+HEADING = 1.5 * LINE_HEIGHT
+"""Of one line of a heading, in inches."""
+
+Caption = str | Sequence[tuple[str, str]]
+"""What stands under a picture: a text, which is wrapped, or lines with the colour of each."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A strip of a page across its whole width: ``height`` in inches, its ``heading`` ("" for none), and what draws
-    it into a matplotlib subfigure."""
+    """A strip across a page.
+
+    Attributes:
+        height: in inches, without the heading.
+        draw: draws it into a matplotlib figure or subfigure of that height.
+        heading: above it, or several side by side, each with how many inches from the left it begins; "" for none.
+        cut: what fits into a height in inches, and the rest; None where it cannot be cut there.
+    """
 
     height: float
     draw: Callable[[Any], object]
-    heading: str = ""
+    heading: str | Sequence[tuple[float, str]] = ""
+    cut: Callable[[float], tuple[Part, Part] | None] = lambda _: None
+
+    @property
+    def strips(self) -> list[Part]:
+        """The heading, if there is one, and the part without it."""
+        texts = [(0.0, self.heading)] if isinstance(self.heading, str) else self.heading
+        texts = [(at, wrapped(text, WIDTH - at)) for at, text in texts if text]
+        look: Any = {"fontsize": LETTERS + 1, "fontweight": "bold", "va": "center"}
+        height = HEADING * max((text.count("\n") + 1 for _, text in texts), default=0)
+        above = Part(height, lambda place: [place.text(0.008 + at / WIDTH, 0.5, text, **look) for at, text in texts])
+        return [*([above] if texts else []), replace(self, heading="")]
+
+    @property
+    def whole(self) -> float:
+        """The height with the heading, in inches."""
+        return sum(strip.height for strip in self.strips)
 
 
-def page(parts: Sequence[Part]) -> Figure:
-    """One figure of all ``parts``, from the top."""
+def pages(parts: Sequence[Part]) -> list[Figure]:
+    """Figures of ``parts`` from the top, 7 inches wide and at most 9 high, laid out.
+
+    A part that does not fit on what is left of a page is cut, or begins the next one; one that is higher than a page
+    and cannot be cut is drawn as high as the page.
+    """
+    sheets: list[list[Part]] = [[]]
+    waiting = list(parts)
+    while waiting:
+        part = waiting.pop(0)
+        room = HEIGHT - sum(each.whole for each in sheets[-1])
+        if part.whole <= room:
+            sheets[-1].append(part)
+        elif halves := part.cut(room - (part.whole - part.height)):
+            sheets[-1].append(halves[0])
+            sheets.append([])
+            waiting.insert(0, halves[1])
+        elif sheets[-1]:
+            sheets.append([])
+            waiting.insert(0, part)
+        else:
+            sheets[-1].append(replace(part, height=HEIGHT - (part.whole - part.height)))
+    return [_sheet(each) for each in sheets if each]
+
+
+def _sheet(parts: Sequence[Part]) -> Figure:
+    """One page. It is laid out once, so that it can be drawn into several files."""
     from matplotlib.figure import Figure
 
-    strips = [strip for part in parts for strip in ([_heading(part.heading)] if part.heading else []) + [part]]
+    strips = [strip for part in parts for strip in part.strips]
     heights = [strip.height for strip in strips]
     with style():
-        figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, sum(heights)), dpi=RESOLUTION, layout="constrained")
         engine: Any = figure.get_layout_engine()
-        engine.set(w_pad=_GAP / 2, h_pad=_GAP / 2, wspace=0, hspace=0)
+        engine.set(w_pad=GAP / 2, h_pad=GAP / 2, wspace=0, hspace=0)
         places = figure.subfigures(len(strips), 1, height_ratios=heights, squeeze=False)
         for place, strip in zip(places[:, 0], strips, strict=True):
             strip.draw(place)
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     return figure
 
 
-def _heading(text: str) -> Part:
-    """A strip with nothing but a heading."""
-    return _headings({0.008: wrapped(text, WIDTH)})
-
-
-def _headings(texts: Mapping[float, str]) -> Part:
-    """A strip with nothing but headings, by the share of the width at which they begin."""
-    look: Any = {"fontsize": LETTERS + 1, "fontweight": "bold", "va": "center"}
-    lines = max(text.count("\n") + 1 for text in texts.values())
-    return Part(
-        LINE_HEIGHT * 1.5 * lines, lambda place: [place.text(at, 0.5, text, **look) for at, text in texts.items()]
-    )
+# ---- tables of pictures
 
 
 @dataclass(frozen=True)
@@ -82,90 +135,182 @@ class Block:
 def picture_parts(blocks: Sequence[Block]) -> list[Part]:
     """Blocks below each other; those with the same names of rows beside each other where there is room. A block without
     pictures is left out."""
-    return [part for shelf in _shelves([block for block in blocks if block.rows]) for part in _shelf_parts(shelf)]
-
-
-def _shelves(blocks: Sequence[Block]) -> list[list[Block]]:
     shelves: list[list[Block]] = []
-    for block in blocks:
+    for block in (block for block in blocks if any(picture is not None for row in block.rows for picture in row)):
         last = shelves[-1] if shelves else []
         together = sum(len(each.columns) for each in [*last, block])
-        if last and list(last[0].names) == list(block.names) and together <= _MOST:
+        if last and list(last[0].names) == list(block.names) and together <= MOST:
             last.append(block)
         else:
             shelves.append([block])
-    return shelves
+    return [_shelf_part(shelf) for shelf in shelves]
 
 
-def _shelf_parts(shelf: Sequence[Block]) -> list[Part]:
-    """The headings, and under them one table of pictures with gaps between the blocks."""
+def _shelf_part(shelf: Sequence[Block]) -> Part:
+    """One table of pictures with gaps between the blocks, and a heading over each."""
     columns: list[str | None] = []
     rows: list[list[Tensor | None]] = [[] for _ in shelf[0].names]
     starts: list[float] = []
     for block in shelf:
         gap = [None] if columns else []
-        starts.append(_width([*columns, *gap]))
+        starts.append(_units([*columns, *gap]))
         columns += [*gap, *block.columns]
         for row, more in zip(rows, block.rows, strict=True):
             row += [*gap, *more]
-    side = _side(columns)
-    texts = {(2 * LINE_HEIGHT + start * side) / WIDTH if start else 0.008: block.heading
-             for start, block in zip(starts, shelf, strict=True)}  # fmt: skip
-    return [_headings(texts), picture_part(rows, columns, shelf[0].names)]
-
-
-def _width(columns: Sequence[str | None]) -> float:
-    """Of all columns together, in units of a picture."""
-    return sum(_GUTTER if title is None else 1.0 for title in columns)
-
-
-def _side(columns: Sequence[str | None]) -> float:
-    """The width of a picture, in inches."""
-    return (WIDTH - 2 * LINE_HEIGHT) / max(_FEWEST, _width(columns))
+    table = _table(rows, columns, shelf[0].names)
+    ends = [*starts[1:], MOST + len(shelf)]
+    headings = [
+        (table.left * (start > 0) + start * table.side, shortened(block.heading, (end - start) * table.side))
+        for start, end, block in zip(starts, ends, shelf, strict=True)
+    ]
+    return _part(table, headings, together=1)
 
 
 def picture_part(
     rows: Sequence[Sequence[Tensor | None]],
     columns: Sequence[str | None],
     row_labels: Sequence[str],
-    captions: Sequence[Sequence[str]] | None = None,
-    heading: str = "",
+    captions: Sequence[Sequence[Caption]] | None = None,
+    heading: str | Sequence[tuple[float, str]] = "",
+    together: int = 1,
 ) -> Part:
-    """Rows of pictures, as :func:`backsight.figures.grid` shows them, to go with other parts on one page.
+    """Rows of pictures, all of one width: a row for every image, say, and a column for every stage.
 
     Args:
         rows: ``3 H W`` in [0, 1] each; None leaves its place empty.
-        columns: The title of every column; None for a gap without pictures.
-        row_labels: The name of every row, "" for none.
-        captions: A line under every picture, such as its error.
-        heading: Over all of it.
+        columns: the title of every column; None for a gap without pictures.
+        row_labels: the name of every row, "" for none.
+        captions: what stands under every picture, such as its error.
+        heading: over all of it.
+        together: so many rows stay on one page.
 
     Raises:
         ValueError: there is nothing to show, or a row has not as many pictures as there are columns.
     """
+    return _part(_table(rows, columns, row_labels, captions), heading, together)
+
+
+def grid(
+    rows: Sequence[Sequence[Tensor | None]],
+    columns: Sequence[str],
+    row_labels: Sequence[str],
+    captions: Sequence[Sequence[Caption]] | None = None,
+) -> Figure:
+    """A single table of pictures as a figure of its own, 7 inches wide and as high as it needs; the arguments are those
+    of :func:`picture_part`."""
+    from matplotlib.figure import Figure
+
+    table = _table(rows, columns, row_labels, captions, fewest=1)
+    with style():
+        figure = Figure(figsize=(WIDTH, table.height))
+        table.draw(figure)
+    return figure
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Pictures and their places; lengths in inches. ``side`` is the width of a picture."""
+
+    rows: Sequence[Sequence[Tensor | None]]
+    columns: Sequence[str | None]
+    row_labels: Sequence[str]
+    captions: Sequence[Sequence[Sequence[tuple[str, str]]]]
+    left: float
+    side: float
+
+    @property
+    def titles(self) -> list[str]:
+        return [wrapped(title or "", self.side) for title in self.columns]
+
+    @property
+    def top(self) -> float:
+        """Of the titles."""
+        return LINE_HEIGHT * 1.1 * (1 + max(title.count("\n") for title in self.titles)) + GAP
+
+    @property
+    def heights(self) -> list[float]:
+        """Of every row, captions and gap included."""
+        lines = [max((len(text) for text in row), default=0) for row in self.captions]
+        return [self.side * _proportion(row) + LINE_HEIGHT * 1.1 * count + GAP * (1 + (count > 0))
+                for row, count in zip(self.rows, lines, strict=True)]  # fmt: skip
+
+    @property
+    def height(self) -> float:
+        return self.top + sum(self.heights) + GAP
+
+    def part(self, rows: slice) -> _Table:
+        """Some of the rows."""
+        return replace(self, rows=self.rows[rows], row_labels=self.row_labels[rows], captions=self.captions[rows])
+
+    def draw(self, place: Any) -> None:
+        """One pair of axes whose unit is the inch, with its origin at the upper left."""
+        axes = place.add_axes((0, 0, 1, 1))
+        axes.set(xlim=(0, WIDTH), ylim=(self.height, 0))
+        axes.set_axis_off()
+        lefts = [self.left + self.side * _units(self.columns[:index]) for index in range(len(self.columns))]
+        width = self.side - GAP
+        for left, title in zip(lefts, self.titles, strict=True):
+            axes.text(left + width / 2, self.top - GAP, title, ha="center", va="bottom", fontsize=LETTERS + 1)
+        down = self.top
+        for row, label, captions, height in zip(self.rows, self.row_labels, self.captions, self.heights, strict=True):
+            side = self.side * _proportion(row) - GAP
+            name = shortened(label, side)
+            axes.text(LINE_HEIGHT / 2, down + side / 2, name, rotation=90, ha="center", va="center", fontsize=LETTERS)
+            for left, picture, lines in zip(lefts, row, captions, strict=True):
+                if picture is not None:
+                    axes.imshow(to_array(picture), extent=(left, left + width, down + side, down), aspect="auto")
+                for number, (text, colour) in enumerate(lines):
+                    at = down + side + GAP / 2 + LINE_HEIGHT * 1.1 * (number + 0.5)
+                    axes.text(
+                        left + width / 2, at, text, color=colour or ink(), ha="center", va="center", fontsize=LETTERS
+                    )
+            down += height
+
+
+def _table(
+    rows: Sequence[Sequence[Tensor | None]],
+    columns: Sequence[str | None],
+    row_labels: Sequence[str],
+    captions: Sequence[Sequence[Caption]] | None = None,
+    fewest: int = FEWEST,
+) -> _Table:
     if not rows or any(len(row) != len(columns) for row in rows):
         raise ValueError(f"every row needs {len(columns)} pictures, one for each column; there are {len(rows)} rows")
-    side = _side(columns)
-    titles = [wrapped(title or "", side) for title in columns]
-    proportions = [_proportion(row) for row in rows]
-    lines = 1.3 * (1 + max(title.count("\n") for title in titles)) + (1.2 * len(rows) if captions else 0)
-    height = sum(side * proportion + _GAP for proportion in proportions) + LINE_HEIGHT * lines + _GAP
-    names = [shortened(label, side * proportion) for label, proportion in zip(row_labels, proportions, strict=True)]
+    left = 1.2 * LINE_HEIGHT if any(row_labels) else 0.0
+    side = (WIDTH - left) / max(fewest, _units(columns))
     texts = captions or [[""] * len(columns)] * len(rows)
-    widths = [_width([title]) for title in columns]
-    empty = max(0.0, _FEWEST - sum(widths))  # the pictures stand on the left of what is left free
-    ratios = {"height_ratios": proportions, "width_ratios": [*widths, *([empty] if empty else [])]}
+    lines = [[_lines(text, side) for text in row] for row in texts]
+    return _Table(rows, columns, row_labels, lines, left, side)
 
-    def draw(place: Any) -> None:
-        spaces = place.subplots(len(rows), len(ratios["width_ratios"]), squeeze=False, gridspec_kw=ratios)
-        for down, row in enumerate(rows):
-            for across, picture in enumerate(row):
-                _show(spaces[down, across], picture, titles[across] if down == 0 else "", texts[down][across])
-            for axes in spaces[down, len(row) :]:
-                axes.set_axis_off()
-            spaces[down, 0].set_ylabel(names[down], fontsize=LETTERS, labelpad=2)
 
-    return Part(height, draw, heading)
+def _part(table: _Table, heading: str | Sequence[tuple[float, str]], together: int) -> Part:
+    def cut(room: float) -> tuple[Part, Part] | None:
+        used, count = table.top + GAP, 0
+        for height in table.heights:
+            used += height
+            if used > room:
+                break
+            count += 1
+        count -= count % together
+        if count == 0:
+            return None
+        return _part(table.part(slice(0, count)), heading, together), _part(
+            table.part(slice(count, None)), heading, together
+        )
+
+    return Part(table.height, table.draw, heading, cut)
+
+
+def _lines(caption: Caption, width: float) -> list[tuple[str, str]]:
+    """The lines of a caption, each with its colour ("" for that of letters)."""
+    if isinstance(caption, str):
+        return [(line, "") for line in wrapped(caption, width).splitlines()]
+    return [(shortened(text, width), colour) for text, colour in caption]
+
+
+def _units(columns: Sequence[str | None]) -> float:
+    """The width of columns, in units of a picture."""
+    return sum(GUTTER if title is None else 1.0 for title in columns)
 
 
 def _proportion(row: Sequence[Tensor | None]) -> float:
@@ -173,14 +318,11 @@ def _proportion(row: Sequence[Tensor | None]) -> float:
     return next((picture.shape[-2] / picture.shape[-1] for picture in row if picture is not None), 1.0)
 
 
-def _show(axes: Any, picture: Tensor | None, title: str, caption: str) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-    if picture is not None:
-        axes.imshow(to_array(picture))
-    axes.set_title(title, pad=3)
-    axes.set_xlabel(caption, fontsize=LETTERS, labelpad=1.5)
+def shortened(text: str, width: float) -> str:
+    """At most ``width`` inches of text; what is too much goes from the middle: names often end in a number."""
+    letters = max(3, int(width / LETTER_WIDTH))
+    half = (letters - 1) // 2
+    return text if len(text) <= letters else f"{text[: letters - 1 - half]}…{text[-half:]}"
 
 
 def legend_above(place: Any, handles: Sequence[Any], names: Sequence[str]) -> None:

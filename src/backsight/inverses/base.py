@@ -21,7 +21,7 @@ class Inverse(nn.Module, ABC):
     The output is ``B N D`` as the target's layout says, or images ``B 3 H W`` in [0, 1] where the target is the image.
 
     Attributes:
-        learning_rate: Adam's, as in the paper's code.
+        learning_rate: Adam's, as in most of the authors' scripts (the paper names none).
         trainable: False for an inverse that is computed, not learned.
     """
 

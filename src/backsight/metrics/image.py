@@ -1,12 +1,13 @@
-"""How far a reconstruction is from its image: MSE, PSNR, SSIM and LPIPS, one number per image.
+"""How far a reconstruction is from its image: MSE, PSNR, SSIM at one scale and at several, LPIPS and DISTS.
 
-All take ``images`` and ``others``, both ``B 3 H W`` RGB in [0, 1], and return ``B`` in float64 (LPIPS: float32).
-Per image, because an average over images can be taken later and a bootstrap cannot do without them. They are
+All take ``images`` and ``others``, both ``B 3 H W`` RGB in [0, 1], and return ``B`` in float64 (LPIPS, DISTS: float32).
+Per image, because an average over images can be taken later and an interval cannot do without them. They are
 measures, not losses: no gradient flows back.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -119,14 +120,51 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
     """
     one, other = _checked(images, others)
     expect_measurable((one.shape[-2], one.shape[-1]))
+    luminance, structure = _similarities(one, other)
+    return (luminance * structure).mean((1, 2, 3))
+
+
+def _similarities(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """SSIM's luminance, and its contrast and structure, at every place of its window: ``B 3 H-10 W-10`` each."""
     moments = _gaussian_mean(torch.stack([one, other, one * one, other * other, one * other]))
     mean_one, mean_other, square_one, square_other, product = moments
     product_of_means, sum_of_means = mean_one * mean_other, mean_one**2 + mean_other**2
     covariance = product - product_of_means
     variances = square_one + square_other - sum_of_means
     luminance = (2 * product_of_means + SSIM_STABILISERS[0]) / (sum_of_means + SSIM_STABILISERS[0])
-    structure = (2 * covariance + SSIM_STABILISERS[1]) / (variances + SSIM_STABILISERS[1])
-    return (luminance * structure).mean((1, 2, 3))
+    return luminance, (2 * covariance + SSIM_STABILISERS[1]) / (variances + SSIM_STABILISERS[1])
+
+
+def multiscale_ssim(images: Tensor, others: Tensor) -> Tensor:
+    """SSIM over several scales, in [0, 1]; higher looks closer, 1 only for identical images (Wang et al., 2003).
+
+    Each scale halves the image by averaging 2 x 2 pixels. The contrast and structure of all scales, and the
+    luminance of the coarsest, are multiplied, with the paper's exponents :data:`SCALES`; negative ones count as 0. An
+    image too small for five scales has those that its shorter side fits (11 pixels at the coarsest), their exponents
+    scaled to the same sum. Unlike learned measures it needs no weights.
+
+    Args:
+        images: ``B 3 H W`` in [0, 1], at least 11 pixels wide and high.
+        others: ``B 3 H W`` in [0, 1].
+
+    Returns:
+        ``B``, float64.
+
+    Raises:
+        UserError: the images are smaller than the window.
+    """
+    one, other = _checked(images, others)
+    expect_measurable((one.shape[-2], one.shape[-1]))
+    window = 2 * SSIM_RADIUS + 1
+    count = min(len(SCALES), 1 + int(math.log2(min(one.shape[-2:]) / window)))
+    exponents = [scale / sum(SCALES[:count]) for scale in SCALES[:count]]
+    product = torch.ones((), dtype=one.dtype, device=one.device)
+    for number, exponent in enumerate(exponents):
+        luminance, structure = _similarities(one, other)
+        similarity = luminance * structure if number == count - 1 else structure
+        product = product * similarity.mean((2, 3)).clamp(min=0) ** exponent
+        one, other = (nn.functional.avg_pool2d(each, 2) for each in (one, other))
+    return product.mean(1)
 
 
 def _gaussian_mean(maps: Tensor) -> Tensor:
@@ -141,6 +179,10 @@ def _gaussian_mean(maps: Tensor) -> Tensor:
             total.add_(maps.narrow(axis, start, size), alpha=weight)
         maps = total
     return maps
+
+
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""The exponents of the scales of :func:`multiscale_ssim`, the finest first."""
 
 
 def lpips(images: Tensor, others: Tensor) -> Tensor:
@@ -159,13 +201,39 @@ def lpips(images: Tensor, others: Tensor) -> Tensor:
         UserError: the weights are not there; the message says how to get them.
     """
     _checked(images, others)
-    _require_perceptual_weights()
+    from torchvision.models import AlexNet_Weights
+
+    _require_weights("LPIPS", AlexNet_Weights.IMAGENET1K_V1.url, "alexnet")
     network = _perceptual_network().to(images.device)
     with torch.no_grad():
         return network(images.float(), others.float(), normalize=True).flatten()
 
 
-LEAST_SIDE: dict[Metric, int] = {ssim: 2 * SSIM_RADIUS + 1, lpips: 64}
+def dists(images: Tensor, others: Tensor) -> Tensor:
+    """Deep image structure and texture similarity of Ding et al. (2020) on VGG16; lower looks closer.
+
+    Nothing is downloaded: VGG16's weights must be in torch's local cache.
+
+    Args:
+        images: ``B 3 H W`` in [0, 1], at least 64 pixels wide and high.
+        others: ``B 3 H W`` in [0, 1].
+
+    Returns:
+        ``B``, float32.
+
+    Raises:
+        UserError: the weights are not there; the message says how to get them.
+    """
+    _checked(images, others)
+    from torchvision.models import VGG16_Weights
+
+    _require_weights("DISTS", VGG16_Weights.IMAGENET1K_V1.url, "vgg16")
+    network = _structure_network().to(images.device)
+    with torch.no_grad():
+        return network(images.float(), others.float()).flatten()
+
+
+LEAST_SIDE: dict[Metric, int] = {ssim: 11, multiscale_ssim: 11, lpips: 64, dists: 64}
 """The least height and width of an image, in pixels, of metrics that ask for more than 1."""
 
 
@@ -198,14 +266,11 @@ def on_valid(metric: Metric, valid: Tensor | None) -> Metric:
     return measure
 
 
-def _require_perceptual_weights() -> None:
-    from torchvision.models import AlexNet_Weights
-
-    name = Path(AlexNet_Weights.IMAGENET1K_V1.url).name
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+def _require_weights(metric: str, url: str, network: str) -> None:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if not path.is_file():
-        command = "python -c \"import torchvision; torchvision.models.alexnet(weights='IMAGENET1K_V1')\""
-        raise UserError(f"LPIPS needs {path}, which is not there: with a network, {command} puts it there")
+        command = f"python -c \"import torchvision; torchvision.models.{network}(weights='IMAGENET1K_V1')\""
+        raise UserError(f"{metric} needs {path}, which is not there: with a network, {command} puts it there")
 
 
 @lru_cache(maxsize=1)
@@ -213,6 +278,13 @@ def _perceptual_network() -> nn.Module:
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     return cast(nn.Module, LearnedPerceptualImagePatchSimilarity(net_type="alex").net)
+
+
+@lru_cache(maxsize=1)
+def _structure_network() -> nn.Module:
+    from torchmetrics.functional.image.dists import DISTSNetwork
+
+    return cast(nn.Module, DISTSNetwork()).eval()
 
 
 def _checked(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

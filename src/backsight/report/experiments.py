@@ -14,7 +14,10 @@ from PIL import Image
 from backsight.core import UserError
 from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Result
 from backsight.experiments.claims import VERDICTS, Effect, Judgement, load_claims
+from backsight.experiments.run import figure_pages
+from backsight.figures.forest import Bar
 from backsight.io import in_words, read_json, write_text
+from backsight.report.claims import bar_of, control_words, hanging
 from backsight.report.render import environment, write_report
 from backsight.report.views import data_uri, format_bounds, format_effect
 
@@ -45,17 +48,6 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """An interval as it is drawn, on a scale of 0 to 100: ``expected`` is what the claim expects, from and to."""
-
-    mean: float
-    low: float
-    high: float
-    null: float
-    expected: tuple[float, float]
-
-
-@dataclass(frozen=True)
 class Row:
     """A claim on the page: the part that its verdict hangs on, and how that is drawn; None where it was not tested."""
 
@@ -65,7 +57,18 @@ class Row:
     @property
     def part(self) -> Effect | None:
         """The effect that the verdict hangs on."""
-        return self.claim.parts[0] if self.claim.parts else None
+        return hanging(self.claim)
+
+    @property
+    def controls(self) -> str:
+        """The effect of untrained things, in words."""
+        return control_words(self.claim)
+
+    @property
+    def chance(self) -> str:
+        """The p-value that the verdict goes by."""
+        adjusted = self.claim.adjusted
+        return "" if adjusted is None else "p < 0.001" if adjusted < 0.001 else f"p = {adjusted:.3f}"
 
     @property
     def hint(self) -> str:
@@ -92,12 +95,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Section:
-    """An experiment on the page: ``figure`` is a data URI, ``columns`` are the labels of the measurements."""
+    """An experiment on the page: ``figures`` are data URIs, a figure's pages; ``columns`` are the labels of the
+    measurements."""
 
     name: str
     question: str
     result: Result
-    figure: str
+    figures: Sequence[str]
     columns: Sequence[str]
     rows: Sequence[Line]
 
@@ -121,7 +125,8 @@ def write_experiments_report(folder: str | Path) -> Path:
             title="What survives, stage by stage" if steps else sections[0].question,
             command=command or sections[0].result.command,
             sections=sections,
-            rows=[Row(claim, _bar(claim)) for claim in claims],
+            rows=[Row(claim, bar_of(claim)) for claim in claims],
+            methods=_methods(folder),
             counts={verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS},
             cards=_cards(sections),
             steps=steps,
@@ -154,13 +159,14 @@ def _section(folder: Path) -> Section:
         )
     columns = list(dict.fromkeys(name for each in result.measurements for name in each.labels))
     rows = [_line(each, columns) for each in result.measurements]
-    return Section(experiment.name, experiment.question, result, _figure(folder / "figure.png"), columns, rows)
+    figures = [_figure(path) for path in figure_pages(folder)]
+    if not figures:
+        raise UserError(f"{folder / 'figure.png'} is missing: do the experiment again")
+    return Section(experiment.name, experiment.question, result, figures, columns, rows)
 
 
 def _figure(path: Path) -> str:
     """A figure as a data URI: as it is, or where it is large (of many pictures) as WebP of quality 90."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing: do the experiment again")
     if path.stat().st_size <= LARGEST_FIGURE:
         return data_uri(path.read_bytes(), "image/png")
     stream = io.BytesIO()
@@ -181,26 +187,13 @@ def _line(measurement: Measurement, columns: Sequence[str]) -> Line:
 
 def _cards(sections: Sequence[Section]) -> list[Mapping[str, Any]]:
     """A card for each model and data that was measured, in order of appearance."""
-    cards = [card for section in sections for card in section.result.subjects]
+    cards = [card for section in sections for card in section.result.subjects if not card.get("control")]
     return list({(card["model"], card["data"], card.get("num_images")): card for card in cards}.values())
 
 
-def _bar(claim: Judgement) -> Bar | None:
-    """The interval on a scale of its own that has the null, what is expected, and all of the interval in it."""
-    if not claim.parts:
-        return None
-    part = claim.parts[0]
-    low, high = (math.inf if bound is None else bound for bound in claim.bounds)
-    marks = [*part.ends, claim.null, *(each for each in (low, high) if math.isfinite(each))]
-    start, width = min(marks), max(max(marks) - min(marks), 1e-12)
-    start, width = start - 0.12 * width, 1.24 * width
-
-    def place(value: float) -> float:
-        return round(100 * (value - start) / width, 2)
-
-    expected = (0.0 if claim.bounds[0] is None else place(low), 100.0 if claim.bounds[1] is None else place(high))
-    ends = [place(end) for end in part.ends]
-    return Bar(place(part.mean), ends[0], ends[1], place(claim.null), expected)
+def _methods(folder: Path) -> str:
+    path = folder / "methods.txt"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 # ---- the page of a folder, whatever is in it

@@ -21,7 +21,7 @@ from backsight.engine import RANDOM, StagedModel
 from backsight.evaluation import MeanImage, evaluate
 from backsight.experiments.reconstruct import DETECTED, INPUT, PLAIN, SEEDS, show
 from backsight.experiments.subject import training_mean
-from backsight.figures import image_png, page, picture_part, to_png
+from backsight.figures import image_png, pages, picture_part, to_png
 from backsight.io import read_json, write_bytes
 from backsight.old_results import convert
 from backsight.report.render import write_report
@@ -31,9 +31,6 @@ from backsight.training import RunFolder, command
 
 AT_ONCE = 8
 """Pictures that go through the model together."""
-
-LETTERS = 0.05
-"""Height of the letters on an input with detections, as a share of its width."""
 
 PICTURE = re.compile(r"pictures/[a-z0-9-]*-[0-9a-f]{8}/[a-z0-9-]*-[0-9a-f]{8}\.\d+\.png")
 """The names that :func:`picture_file` gives."""
@@ -103,7 +100,7 @@ def _pictures(model: StagedModel, ensemble: ChainEnsemble, batch: Batch, out: Pa
     """The input of each image, with detections drawn on it, and its reconstructions, each written to its file."""
     trace = model.run(batch.images, valid=batch.valid)
     images = {entry: ensemble.reconstruct(trace, entry).clamp(0, 1) for entry in ensemble.entries}
-    found = list(show(model, batch, trace, images, [chain.seed for chain in ensemble.chains], [SEEDS], letters=LETTERS))
+    found = list(show(model, batch, trace, images, [chain.seed for chain in ensemble.chains], [SEEDS]))
     input_row = DETECTED if any(each.labels["row"] == DETECTED for each in found) else PLAIN
     numbers: dict[tuple[str, str], int] = {}
     for each in found:
@@ -160,7 +157,7 @@ def _losses(run: str | Path, model: str) -> Iterator[Measurement]:
 
 
 def _figure(pictures: Sequence[Picture], warning: str) -> Any:
-    """The first pictures beside their reconstructions by the first seed, for print."""
+    """The first pictures beside their reconstructions by the first seed, as many as fit on a page, for print."""
     rows: dict[str, dict[str, Picture]] = {}
     for each in pictures:
         rows.setdefault(str(each.labels["image"]), {}).setdefault(str(each.labels["stage"]), each)
@@ -168,7 +165,7 @@ def _figure(pictures: Sequence[Picture], warning: str) -> Any:
     stages = list(next(iter(shown.values())))
     titles = [stage if stage == INPUT or not warning else f"{stage}, {warning}" for stage in stages]
     images = [[row[stage].image for stage in stages] for row in shown.values()]
-    return page([picture_part(images, titles, [Path(name).name for name in shown])])
+    return pages([picture_part(images, titles, [Path(name).name for name in shown])])[0]
 
 
 # ---- the folder that pictures go to

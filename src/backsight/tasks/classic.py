@@ -8,9 +8,9 @@ from torch import Tensor
 
 from backsight.chain import InverseChain
 from backsight.core import IMAGE, Key
-from backsight.data import Batch, Target
+from backsight.data import Target
 from backsight.engine import StagedModel
-from backsight.tasks.task import Loss, Task, image_loss
+from backsight.tasks.task import Counts, Loss, Task, image_loss
 
 
 class Classic(Task):
@@ -35,16 +35,17 @@ class Classic(Task):
             for chain in self.chains
         }
 
-    def losses(self, images: Tensor, valid: Tensor | None = None, targets: Sequence[Target] = ()) -> Iterator[Loss]:
+    def losses(
+        self,
+        images: Tensor,
+        valid: Tensor | None = None,
+        targets: Sequence[Target] = (),
+        counts: Counts | None = None,
+    ) -> Iterator[Loss]:
         """``B 3 H W`` in [0, 1] -> ``Key(seed, "image")``, the error of the image, of one seed after the other."""
         del targets
         features = self.model.features(images, [self.stage], valid)[self.stage].float()
         for chain in self.chains:
             key = Key(chain.seed, IMAGE)
-            yield key, image_loss(self.model, chain, features, self.stage, images, valid), self.covers[key]
-
-    def weights(self, batch: Batch) -> dict[Key, Tensor | float]:
-        """How much each loss counts: by the images of ``batch``, or the valid pixels of padded ones."""
-        if self.model.pixels.fit != "pad":
-            return super().weights(batch)
-        return dict.fromkeys(self.covers, batch.shown.sum() * bool(batch.ids))  # a tensor in every process alike
+            loss = image_loss(self.model, self.path(chain, self.stage), features, images, valid)
+            yield key, loss if counts is None else loss * counts.share(key), self.covers[key]

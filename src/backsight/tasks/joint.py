@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from backsight.chain import InverseChain
 from backsight.core import IMAGE, Classes, Key, UserError, split_entry, valid_sizes
-from backsight.data import ImageData, Target
+from backsight.data import Batch, ImageData, Target
 from backsight.engine import StagedModel
 from backsight.models import duplicate
 from backsight.options import Update
-from backsight.tasks.task import Loss, Task, image_loss, stage_loss
+from backsight.tasks.task import Counts, Loss, Number, Task, image_loss, stage_loss
 
 UPDATES: tuple[Update, ...] = get_args(Update)
 """Which loss trains which weights, see :class:`Joint`."""
@@ -29,6 +29,9 @@ LEARNING_RATE = 1e-5
 
 CLIPS = {"detect": 0.1, "classify": 1.0}
 """The largest norm of a forward model's gradient (the authors' choice)."""
+
+LABELLED, OBJECTS, QUERIES = "labelled images", "objects", "weight of queries"
+"""What a forward model's own loss is a mean over, beside the losses in :meth:`Joint.weights`."""
 
 NUM_CHECKED = 100
 """Images that are searched for ground truth before a run begins."""
@@ -79,8 +82,13 @@ class Joint(Task):
         self.stage, self.trade_off, self.update = stage, trade_off, update
         self.entries = self.chains[0].path(stage)
         self.forwards = {chain.seed: duplicate(model) for chain in self.chains}
+        stages = [stage] if self._errors == [IMAGE] else self._stages()
+        learned = [split_entry(self.entries[-1])[0]] if update == "isolated" else stages
         for chain in self.chains:
             self.covers.update(self._losses_of(chain.seed))
+            forward = ForwardPass(self.forwards[chain.seed], stages, learned, trade_off)
+            self.modules[Key(chain.seed, FORWARD)] = forward
+        self.over = {key: self._over(key.entry) for key in self.covers if key.entry in (IMAGE, *self.entries)}
         if update != "backwards-only":
             for seed, forward in self.forwards.items():
                 key = Key(seed, FORWARD)
@@ -107,38 +115,57 @@ class Joint(Task):
             **{key: (key,) for key in isolated},
         }
 
-    def losses(self, images: Tensor, valid: Tensor | None = None, targets: Sequence[Target] = ()) -> Iterator[Loss]:
+    def losses(
+        self,
+        images: Tensor,
+        valid: Tensor | None = None,
+        targets: Sequence[Target] = (),
+        counts: Counts | None = None,
+    ) -> Iterator[Loss]:
         """``B 3 H W`` in [0, 1] -> for every seed the forward model's own loss (``"task"``) and the errors that are
         added to it, which are only logged; then equation 3 (``"joint"``); of isolated inverses one more each."""
         for chain in self.chains:
-            names = [self.stage] if self._errors == [IMAGE] else self._stages()
-            found, objective = answer(self.forwards[chain.seed], images, names, targets, valid)
-            features = {IMAGE: images, **{name: value.float() for name, value in found.items()}}
+            learned, features, objective = self.modules[Key(chain.seed, FORWARD)](images, valid, targets, counts)
             yield self._loss(chain, TASK, objective.detach())
-            weighed = {name: scale_gradient(value, self.trade_off) for name, value in features.items()}
-            errors = {name: self._error(chain, name, weighed, valid) for name in self._errors}
+            errors = {name: self._error(chain, name, learned, valid, counts) for name in self._errors}
             for name, error in errors.items():
                 yield self._loss(chain, name, error.detach())
             yield self._loss(chain, TOTAL, self._total(torch.stack([*errors.values()]).sum(), objective))
             if self.update == "isolated":
-                alone = {name: value.detach() for name, value in features.items()}
                 for entry in self.entries[:-1]:
-                    yield self._loss(chain, entry, self._error(chain, entry, alone, valid))
+                    yield self._loss(chain, entry, self._error(chain, entry, features, valid, counts))
+
+    def weights(self, batch: Batch) -> dict[Any, Number]:
+        """How much each loss counts, and what the forward model's own loss is a mean over."""
+        return {**super().weights(batch), **truth_in(self.model, batch.targets)}
 
     def _loss(self, chain: InverseChain, name: str, value: Tensor) -> Loss:
         key = Key.of(chain.seed, name)
         return key, value, self.covers[key]
 
-    def _error(self, chain: InverseChain, name: str, features: Mapping[str, Tensor], valid: Tensor | None) -> Tensor:
+    def _error(
+        self,
+        chain: InverseChain,
+        name: str,
+        features: Mapping[str, Tensor],
+        valid: Tensor | None,
+        counts: Counts | None,
+    ) -> Tensor:
         if name == IMAGE:
-            return image_loss(self.model, chain, features[self.stage], self.stage, features[IMAGE], valid)
-        return stage_loss(self.model, chain.inverses[name], split_entry(name)[0], features, valid)
+            path = self.path(chain, self.stage)
+            error = image_loss(self.model, path, features[self.stage], features[IMAGE], valid)
+        else:
+            inverse = self.modules.get(Key.of(chain.seed, name), chain.inverses[name])
+            error = stage_loss(self.model, inverse, split_entry(name)[0], features, valid)
+        return error if counts is None else error * counts.share(Key.of(chain.seed, name))
+
+    def _over(self, name: str) -> str:
+        return IMAGE if name == IMAGE else self.model.spec.before(split_entry(name)[0])
 
     def _total(self, error: Tensor, objective: Tensor) -> Tensor:
         """Equation 3. What ``error`` hands to the forward model is weighed on the way, so here lambda is in the value
         alone: one pass of the inverses serves both of its places."""
-        task = objective if self.trade_off < 1 else objective.detach()
-        return error + self.trade_off * error.detach() + (1 - self.trade_off) * task
+        return error + self.trade_off * error.detach() + (1 - self.trade_off) * objective
 
     def _stages(self) -> list[str]:
         """The stages that the inverses read, or paint."""
@@ -148,6 +175,35 @@ class Joint(Task):
     def forward_model(self, seed: int) -> StagedModel:
         """The copy that the chain of ``seed`` inverts."""
         return self.forwards[seed]
+
+
+class ForwardPass(nn.Module):
+    """A pass of a forward model that is trained, whose outputs are all that a loss may go back from: what several
+    processes wrap, since theirs follow from these which weights have no gradient.
+
+    Args:
+        model: the forward model.
+        names: the stages whose features are given.
+        learned: those among them through which the reconstruction reaches the model.
+        trade_off: lambda.
+    """
+
+    def __init__(self, model: StagedModel, names: Sequence[str], learned: Sequence[str], trade_off: float) -> None:
+        super().__init__()
+        self.module, self.model = model.module, model
+        self.names, self.learned, self.trade_off = names, learned, trade_off
+
+    def forward(
+        self, images: Tensor, valid: Tensor | None, targets: Sequence[Target], counts: Counts | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """``B 3 H W`` in [0, 1] -> the features that it learns from, their gradient weighed by lambda; the same as they
+        are, without any; its own loss (without a gradient where lambda is 1)."""
+        found, objective = answer(self.model, images, self.names, targets, valid, counts)
+        features = {name: found[name].float() for name in self.names if name != IMAGE}
+        learned = {name: scale_gradient(features[name], self.trade_off) for name in self.learned if name != IMAGE}
+        alone = {name: value.detach() for name, value in features.items()}
+        objective = objective if self.trade_off < 1 else objective.detach()
+        return {**alone, **learned, IMAGE: images}, {**alone, IMAGE: images}, objective
 
 
 class _Scaled(torch.autograd.Function):
@@ -176,14 +232,33 @@ def has_truth(model: StagedModel, target: Target) -> bool:
     return bool((~target.crowd).any())
 
 
+def truth_in(model: StagedModel, targets: Sequence[Target]) -> dict[Any, Number]:
+    """What the model's own loss is a mean over: images with a label, objects, and the weight of all queries."""
+    known = [target for target in targets if has_truth(model, target)]
+    if model.spec.task == "classify":
+        return {LABELLED: float(len(known))}
+    objects = float(sum(int((~target.crowd).sum()) for target in known))
+    if not _is_softmax(model):
+        return {OBJECTS: objects}
+    config: Any = model.module.config
+    queries = getattr(config, "num_queries", None) or config.num_detection_tokens
+    return {OBJECTS: objects, QUERIES: objects + config.eos_coefficient * (queries * len(known) - objects)}
+
+
 def answer(
-    model: StagedModel, images: Tensor, names: Sequence[str], targets: Sequence[Target], valid: Tensor | None = None
+    model: StagedModel,
+    images: Tensor,
+    names: Sequence[str],
+    targets: Sequence[Target],
+    valid: Tensor | None = None,
+    counts: Counts | None = None,
 ) -> tuple[Mapping[str, Tensor], Tensor]:
     """One pass of ``B 3 H W`` in [0, 1] -> the features at ``names`` (``B N D``) and the model's own loss, a scalar.
 
     A detector's loss is the one that its library computes in its forward, with the coefficients and auxiliary terms of
     the model's own configuration; a classifier's is the cross-entropy. It is over the images with ground truth (a class
     of the whole image; an object that is no crowd), 0 where none has any. The others give their features all the same.
+    Of a part of a batch (``counts``) it is what the part adds to the loss of the whole.
     """
     known = [index for index, target in enumerate(targets) if has_truth(model, target)]
     if model.spec.task == "classify":
@@ -192,23 +267,64 @@ def answer(
         if not known or not isinstance(found, Classes):
             return trace.features, images.new_zeros(())
         labels = torch.tensor([targets[index].label for index in known], device=images.device)
-        return trace.features, functional.cross_entropy(found.logits[known].float(), labels)
-    if not known:
+        loss = functional.cross_entropy(found.logits[known].float(), labels)
+        return trace.features, loss if counts is None else loss * counts.share(LABELLED)
+    if not known and (counts is None or counts.processes == 1):
         return model.answer(images, names, valid).features, images.new_zeros(())
 
     def part(indices: list[int]) -> Tensor | None:
         return None if valid is None else valid[indices]
 
+    # Libraries average the number of boxes over all processes, so all of them have to come to their loss alike.
+    taught = known or list(range(len(images)))
+    given = [targets[index] for index in known] or [Target()] * len(images)
     # Images with and without objects pass apart, which they do not notice: no statistics of a batch are in use.
-    objects = as_labels([targets[index] for index in known], images[known], part(known))
-    trace = model.answer(images[known], names, part(known), labels=objects)
-    loss = trace.output.loss.float()
-    others = [index for index in range(len(images)) if index not in known]
+    objects = as_labels(given, images[taught], part(taught))
+    trace = model.answer(images[taught], names, part(taught), labels=objects)
+    loss = _detection_loss(model, trace.output, counts) if known else 0 * trace.output.loss.float()
+    others = [index for index in range(len(images)) if index not in taught]
     if not others:
         return trace.features, loss
     rest = model.answer(images[others], names, part(others))
-    place = torch.tensor(known + others).argsort()
+    place = torch.tensor(taught + others).argsort()
     return {name: torch.cat([trace[name], rest[name]])[place] for name in trace.features}, loss
+
+
+def _detection_loss(model: StagedModel, output: Any, counts: Counts | None) -> Tensor:
+    """The library's own loss; of a part of a batch what the part adds to that of the whole.
+
+    Its terms are sums over boxes (or all queries), divided by a number of objects; DETR's cross-entropy alone is a
+    weighted mean over its own queries.
+    """
+    loss = output.loss.float()
+    if counts is None:
+        return loss
+    divisor = max(1.0, float(_divisors(model)(counts)))
+    share = divisor / max(1.0, float(counts.whole[OBJECTS]))
+    if not _is_softmax(model):
+        return loss * share
+    means = torch.stack([each for name, each in output.loss_dict.items() if name.startswith("loss_ce")]).sum()
+    return (loss - means) * share + means * counts.share(QUERIES)
+
+
+def _divisors(model: StagedModel) -> Callable[[Counts], Number]:
+    """By how many objects the library's loss divides, where that is not less than one."""
+    name = _name_of_loss(model)
+    if name in ("RTDetrForObjectDetectionLoss", "DFineForObjectDetectionLoss"):
+        return lambda counts: counts.own[OBJECTS]
+    if name.startswith(("LwDetr", "RfDetr")):
+        return lambda counts: counts.together[OBJECTS] / counts.processes
+    # The sum that accelerate's `reduce` gives is a mean already, which the library divides once more.
+    return lambda counts: counts.together[OBJECTS] / counts.processes**2
+
+
+def _name_of_loss(model: StagedModel) -> str:
+    return getattr(getattr(model.module, "loss_function", None), "__name__", "")
+
+
+def _is_softmax(model: StagedModel) -> bool:
+    """Whether a detector's loss is that of DETR itself; later ones have a focal loss, a sum as well."""
+    return _name_of_loss(model) == "ForObjectDetectionLoss"
 
 
 def as_labels(targets: Sequence[Target], images: Tensor, valid: Tensor | None = None) -> list[dict[str, Tensor]]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from backsight.chain import InverseChain
 from backsight.core import Key
-from backsight.data import Batch, Target
+from backsight.data import Target
 from backsight.engine import StagedModel
-from backsight.tasks.task import Loss, Task, stage_loss
+from backsight.tasks.task import Counts, Loss, Task, stage_loss
 
 
 class Modular(Task):
@@ -24,13 +23,19 @@ class Modular(Task):
     def __init__(self, model: StagedModel, chains: Sequence[InverseChain]) -> None:
         super().__init__(model, chains)
         self.covers = {key: (key,) for key in self.networks}
-        self.targets = {key: model.spec.before(key.stage) for key in self.networks}
+        self.over = {key: model.spec.before(key.stage) for key in self.networks}
         """The stage whose features each inverse has to give."""
-        self.stages = list(dict.fromkeys([*(key.stage for key in self.networks), *self.targets.values()]))
+        self.stages = list(dict.fromkeys([*(key.stage for key in self.networks), *self.over.values()]))
         self.features = model.features
         """Where the features come from, a drop-in for the forward model's own."""
 
-    def losses(self, images: Tensor, valid: Tensor | None = None, targets: Sequence[Target] = ()) -> Iterator[Loss]:
+    def losses(
+        self,
+        images: Tensor,
+        valid: Tensor | None = None,
+        targets: Sequence[Target] = (),
+        counts: Counts | None = None,
+    ) -> Iterator[Loss]:
         """``B 3 H W`` in [0, 1] -> the loss of every inverse, each named after its network.
 
         Of padded images, whose pictures are where ``valid`` (``B H W``, bool) says, only that part counts: the pixels
@@ -39,18 +44,9 @@ class Modular(Task):
         """
         del targets
         features = {name: value.float() for name, value in self.features(images, self.stages, valid).items()}
-        for key, network in self.networks.items():
-            yield key, stage_loss(self.model, network, key.stage, features, valid), self.covers[key]
-
-    def weights(self, batch: Batch) -> dict[Key, Tensor | float]:
-        """How much each loss counts: by the images of ``batch``, or the tokens (and pixels) of padded ones."""
-        if self.model.pixels.fit != "pad":
-            return super().weights(batch)
-        valid = batch.shown
-        under = {target: self.model.layout(target).under(valid) for target in self.targets.values()}
-        everywhere = valid.new_full((), len(valid), dtype=torch.int64)
-        counts = {target: everywhere if counted is None else counted.sum() for target, counted in under.items()}
-        return {key: counts[target] * bool(batch.ids) for key, target in self.targets.items()}
+        for key in self.networks:
+            loss = stage_loss(self.model, self.modules[key], key.stage, features, valid)
+            yield key, loss if counts is None else loss * counts.share(key), self.covers[key]
 
     def stop(self, loss: Key) -> list[Key]:
         """Train the network of ``loss`` no more: no other depends on it."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,28 @@ Loss = tuple[Key, Tensor, tuple[Key, ...]]
 """The name of a loss, its value (a scalar), and the networks that it trains: none where it is only logged."""
 
 
+Number = Tensor | float
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the losses of a part of a batch are means over, by loss: images, or the tokens and pixels under pictures.
+
+    ``own`` has those of the part, ``together`` those of all parts that the ``processes`` of a run compute at the same
+    time, ``whole`` those of the whole batch.
+    """
+
+    own: Mapping[Any, Number]
+    together: Mapping[Any, Number]
+    whole: Mapping[Any, Number]
+    processes: int = 1
+
+    def share(self, name: Any) -> Number:
+        """How much of a loss of the whole batch comes from this part, 0 to 1."""
+        whole = self.whole[name]
+        return self.own[name] / (whole.clamp(min=1) if isinstance(whole, Tensor) else whole or 1.0)
+
+
 class Task(ABC):
     """A forward pass, and losses for the networks of every seed. The loop that minimises them is in ``training``.
 
@@ -27,9 +50,11 @@ class Task(ABC):
         model: the forward model.
         chains: the inverses, a chain for each seed.
         networks: what is trained; a forward model that is trained too is ``Key(seed, "forward")``.
+        modules: what is called for each of them: the network itself, or what several processes wrap it in.
         learning_rates: of Adam, for each network.
         clips: the largest norm of a network's gradient, where it is not the usual one.
         covers: every loss -> the networks that it trains.
+        over: the stage whose tokens (of the image: pixels) a loss is a mean over; of the image where it is not named.
 
     Args:
         model, chains: as above.
@@ -47,20 +72,33 @@ class Task(ABC):
             for entry, inverse in chain.items()
             if inverse.trainable and (stage is None or entry in chain.path(stage))
         }
+        self.modules: dict[Key, Callable[..., Any]] = dict(self.networks)
         plans = self.chains[0].plans
         self.learning_rates = {key: learning_rate(plans[key.entry], each) for key, each in self.networks.items()}
         self.clips: dict[Key, float] = {}
         self.covers: dict[Key, tuple[Key, ...]] = {}
+        self.over: dict[Key, str] = {}
 
     @abstractmethod
-    def losses(self, images: Tensor, valid: Tensor | None = None, targets: Sequence[Target] = ()) -> Iterator[Loss]:
+    def losses(
+        self,
+        images: Tensor,
+        valid: Tensor | None = None,
+        targets: Sequence[Target] = (),
+        counts: Counts | None = None,
+    ) -> Iterator[Loss]:
         """The losses of a batch one after the other, so that each graph can be freed before the next is made.
 
         Args:
             images: ``B 3 H W`` in [0, 1].
             valid: where the pictures are in padded images, ``B H W`` bool; only that part counts. None: everywhere.
             targets: what is known of each image, for the tasks that use it.
+            counts: where these images are a part of a batch: each loss is then what it adds to that of the whole batch.
         """
+
+    def path(self, chain: InverseChain, stage: str) -> list[Callable[[Tensor], Tensor]]:
+        """What is called for the inverses of ``chain`` that lead from ``stage`` to the image, one after the other."""
+        return [self.modules.get(Key.of(chain.seed, entry), chain.inverses[entry]) for entry in chain.path(stage)]
 
     def errors(self, losses: Mapping[Key, float]) -> dict[Key, float]:
         """The mean of every loss on the validation images -> the error of every network, which picks its best weights.
@@ -73,9 +111,17 @@ class Task(ABC):
             totals[key.seed] += losses[key] if networks else 0.0
         return {key: totals[key.seed] for key in self.networks}
 
-    def weights(self, batch: Batch) -> dict[Key, Tensor | float]:
-        """How much each loss of ``batch`` counts beside that of another batch, or part of one: by the images in it."""
-        return dict.fromkeys(self.covers, float(len(batch.ids)))
+    def weights(self, batch: Batch) -> dict[Any, Number]:
+        """How much each loss of ``batch`` counts beside that of another batch, or part of one: by the images in it, or
+        the tokens (and pixels) of padded ones."""
+        if self.model.pixels.fit != "pad":
+            return dict.fromkeys(self.covers, float(len(batch.ids)))
+        valid, num = batch.shown, bool(batch.ids)
+        everywhere = valid.new_full((), len(valid), dtype=torch.int64)
+        over = {key: self.over.get(key, IMAGE) for key in self.covers}
+        under = {stage: self.model.layout(stage).under(valid) for stage in set(over.values())}
+        counts = {stage: everywhere if each is None else each.sum() for stage, each in under.items()}
+        return {key: counts[stage] * num for key, stage in over.items()}
 
     def stop(self, loss: Key) -> list[Key]:
         """Train the networks of ``loss`` no more, nor the others of its seed: they are judged together.
@@ -115,16 +161,25 @@ def component_loss(output: Tensor, target: Tensor, stage: str, pixels: Pixels, c
 
 
 def image_loss(
-    model: StagedModel, chain: InverseChain, features: Tensor, stage: str, images: Tensor, valid: Tensor | None = None
+    model: StagedModel,
+    path: Sequence[Callable[[Tensor], Tensor]],
+    features: Tensor,
+    images: Tensor,
+    valid: Tensor | None = None,
 ) -> Tensor:
-    """The error of the image that ``chain`` makes of the ``features`` (``B N D``) of ``stage``, in normalised space."""
+    """The error of the image that the inverses on a ``path`` make of ``features`` (``B N D``), in normalised space."""
     counted = None if valid is None else model.layout(IMAGE).under(valid)
-    output = chain.reconstruct(features, stage).float()
-    return component_loss(output, images, IMAGE, model.pixels, counted)
+    for inverse in path:
+        features = inverse(features)
+    return component_loss(features.float(), images, IMAGE, model.pixels, counted)
 
 
 def stage_loss(
-    model: StagedModel, inverse: nn.Module, stage: str, features: Mapping[str, Tensor], valid: Tensor | None = None
+    model: StagedModel,
+    inverse: Callable[[Tensor], Tensor],
+    stage: str,
+    features: Mapping[str, Tensor],
+    valid: Tensor | None = None,
 ) -> Tensor:
     """The error of one ``inverse`` on the ``features`` of its ``stage``, against those of the stage before (eq. 1)."""
     target = model.spec.before(stage)
@@ -139,7 +194,7 @@ COMMA = re.compile(r",(?![^\[]*\])")
 
 
 def learning_rate(plan: Plan, network: nn.Module) -> float:
-    """Adam's learning rate: the plan's own, else that of the inverse's class (the paper's)."""
+    """Adam's learning rate: the plan's own, else that of the inverse's class (the authors' scripts')."""
     return float(plan.learning_rate or getattr(network, "learning_rate", 1e-3))
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from backsight.core import IMAGE
-from backsight.data import Batch, ImageData
+from backsight.data import Batch
 from backsight.engine import StagedModel
 from backsight.io import write_bytes, write_json
 from backsight.options import TrainOptions
@@ -210,13 +210,13 @@ def _drop(path: Path) -> None:
 
 
 def open_feature_cache(
-    task: Task, options: TrainOptions, data: ImageData, precision: str, processes: int
+    task: Task, options: TrainOptions, fingerprint: str, precision: str, processes: int
 ) -> FeatureCache | None:
     """Let ``task`` take its features from ``--feature-cache``, where that is given."""
     if options.feature_cache is None or not isinstance(task, Modular):
         return None
     limit, own = options.feature_cache_gb * 1e9, {"precision": precision, "processes": processes}
-    cache = FeatureCache(task.model, options.feature_cache, task.stages, data.fingerprint(), limit, **own)
+    cache = FeatureCache(task.model, options.feature_cache, task.stages, fingerprint, limit, **own)
     task.features = cache.features
     return cache
 

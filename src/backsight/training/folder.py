@@ -7,7 +7,6 @@ inverses, and so every file: whatever else lies in the folder is the user's, and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -18,12 +17,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from filelock import FileLock, Timeout
 
 from backsight.core import UserError
-from backsight.io import read_yaml, write_checkpoint, write_text
+from backsight.io import read_yaml, write_text
+from backsight.training.checkpoints import Checkpoints, Mirror
 from backsight.validation import check_folder
 
 logger = logging.getLogger(__name__)
@@ -51,12 +50,15 @@ class RunFolder:
 
     Args:
         path: of the folder.
-        keep: how many checkpoints to keep, the newest ones.
+        keep: how many checkpoints to keep while it goes on, the newest ones.
         writes: whether this process writes into it: of several that share a run, one does.
+        mirror: where its checkpoints go as well.
     """
 
-    def __init__(self, path: str | Path, *, keep: int = 2, writes: bool = True) -> None:
-        self.path, self.keep, self.writes = Path(path), keep, writes
+    def __init__(self, path: str | Path, *, keep: int = 2, writes: bool = True, mirror: str | None = None) -> None:
+        self.path, self.writes = Path(path), writes
+        self.mirror = None if mirror is None else Mirror(mirror, self.path)
+        self.checkpoints = Checkpoints(self.path / "checkpoints", keep, self.mirror)
 
     @property
     def finished(self) -> bool:
@@ -204,65 +206,6 @@ class RunFolder:
         if self.writes:
             kept = [json.dumps(record) for record in self.metrics() if record["step"] <= step]
             write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
-
-    # ---- checkpoints: each with its SHA-256 beside it, the last few kept, a damaged one never loaded
-
-    def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state after ``step`` batches, then drop all but the last few checkpoints.
-
-        The checksum is computed from what is on the disk, and written last: a checkpoint without one was never
-        finished.
-        """
-        if not self.writes:
-            return
-        folder = self.path / "checkpoints"
-        path = folder / f"step-{step:08d}.pt"
-        _checksum(path).unlink(missing_ok=True)
-        write_checkpoint(path, state)
-        write_text(_checksum(path), f"{_sha256(path)}  {path.name}\n")
-        for old in set(folder.glob("step-*.pt")).difference(self.checkpoints()[-self.keep :]):
-            _checksum(old).unlink(missing_ok=True)
-            old.unlink()
-
-    def checkpoints(self) -> list[Path]:
-        """The checkpoints that were finished, oldest first."""
-        return [path for path in sorted((self.path / "checkpoints").glob("step-*.pt")) if _checksum(path).is_file()]
-
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest checkpoint that is whole, None if there is none yet; a damaged one is named and set aside.
-
-        Raises:
-            UserError: all of them are damaged.
-        """
-        paths = self.checkpoints()
-        while paths:
-            path = paths.pop()
-            if _is_whole(path):
-                return torch.load(path, map_location="cpu", weights_only=True)
-            path.replace(path.with_suffix(".damaged"))
-            _checksum(path).unlink()
-            if not paths:
-                raise UserError(f"{path} is damaged, and there is no checkpoint before it: --overwrite begins again")
-            logger.warning("%s is damaged and set aside: trying %s, the one before it", path, paths[-1].name)
-        return None
-
-
-def _checksum(path: Path) -> Path:
-    """Where the checksum of a checkpoint is, as ``sha256sum --check`` reads it."""
-    return path.with_name(f"{path.name}.sha256")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether the bytes of a checkpoint are the ones that were written."""
-    try:
-        return _checksum(path).read_text(encoding="ascii").split()[:1] == [_sha256(path)]
-    except (OSError, ValueError):
-        return False
 
 
 # ---- the files of a run, among the user's own

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import logging
 import math
-import random
+import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from backsight.core import Key, UserError
 from backsight.data import Batch, sum_images
 from backsight.devices import autocast
-from backsight.tasks import Task
-from backsight.tasks.task import Loss
-from backsight.training.distributed import Processes
+from backsight.distributed import Processes
+from backsight.tasks import FORWARD, Task
+from backsight.tasks.task import Counts, Loss
+from backsight.training.checkpoints import State, copied_aside, random_states, restore_random_states
 from backsight.training.folder import RunFolder
-from backsight.training.signals import Interrupted, StopRequested
 
 logger = logging.getLogger(__name__)
 
@@ -68,62 +71,24 @@ class Budget:
         return rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-@dataclass
-class State:
-    """Where a run is: all that a checkpoint holds beside networks and optimisers.
-
-    ``best`` has the best weights of every network so far, ``stopped`` when and why a network stopped before the end.
-    ``image_sum`` (``3 H W``) is the sum of all training images seen, over ``pixel_counts`` images.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    images: int = 0
-    image_sum: Tensor | None = None
-    pixel_counts: Tensor | int = 0
-    best: dict[Key, dict[str, Any]] = field(default_factory=dict)
-    stopped: dict[Key, dict[str, Any]] = field(default_factory=dict)
-    evaluation_due: bool = False
-
-    def add_images(self, total: Tensor, counts: Tensor | int) -> None:
-        """Add the sum of some images, over ``counts`` of them."""
-        self.image_sum = total if self.image_sum is None else self.image_sum + total
-        self.pixel_counts = self.pixel_counts + (counts.to(total.device) if isinstance(counts, Tensor) else counts)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it: keys are text there."""
-        stopped = {str(key): {**each, "loss": str(each["loss"])} for key, each in self.stopped.items()}
-        return {**vars(self), "best": {str(key): each for key, each in self.best.items()}, "stopped": stopped}
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any], device: torch.device) -> State:
-        """The inverse of :meth:`state_dict`, on ``device``."""
-        state = {name: each.to(device) if isinstance(each, Tensor) else each for name, each in state.items()}
-        if "looking" in state:  # written by version 0.1
-            state["evaluation_due"] = state.pop("looking")
-        state["best"] = {Key.parse(name): each for name, each in state["best"].items()}
-        stopped = {Key.parse(name): each for name, each in state["stopped"].items()}
-        state["stopped"] = {key: {**each, "loss": Key.parse(each["loss"])} for key, each in stopped.items()}
-        return cls(**state)
-
-
 class Loop:
     """Trains the networks of a task, each with its own optimiser and from its own loss.
 
     Args:
         task: what is optimised.
-        epoch: (number, first batch) -> the batches of an epoch from there on.
+        epoch: (number, first batch) -> this process's part of the batches of an epoch from there on.
         batches_an_epoch: how many there are.
         validate: -> the mean of every loss on the validation images; how well the forward model of each seed does its
             task, a number a seed.
         folder: where metrics and checkpoints go.
         budget: when to stop.
         evaluate_every, checkpoint_every: batches, minutes.
+        micro_batch: how many images pass the networks at once; None: the whole batch.
+        compression: of gradients between GPUs, ``bf16``.
         processes: those that share the run.
-        signals: the signals to stop that have come; see :func:`~backsight.training.signals.stop_signals`.
+        signals: the signals to stop that have come; see :func:`stop_signals`.
 
     Attributes:
-        micro_batch: how many images pass the networks at once; None: the whole batch.
         watchers: called after every batch: (state, losses last logged, share of the run that is over).
     """
 
@@ -140,6 +105,8 @@ class Loop:
         device: torch.device,
         evaluate_every: int,
         checkpoint_every: float,
+        micro_batch: int | None = None,
+        compression: str | None = None,
         processes: Processes | None = None,
         signals: list[int] | None = None,
     ) -> None:
@@ -148,9 +115,9 @@ class Loop:
         self.precision, self.device = precision, device
         self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
         self.watchers: list[Callable[[State, Mapping[Key, float], float], None]] = []
-        self.micro_batch: int | None = None
-        self.state = State()
+        self.micro_batch, self.state = micro_batch, State()
         self.processes, self.signals = processes or Processes(), [] if signals is None else signals
+        self.parallel = distribute(task, self.processes, compression)
         self.optimisers = {
             key: torch.optim.Adam(network.parameters(), lr=task.learning_rates[key], fused=True)
             for key, network in task.networks.items()
@@ -174,23 +141,25 @@ class Loop:
         """
         state = self.state
         if state.evaluation_due or not state.step:  # a signal cut it short; or the run is new: is there room to save?
-            self.evaluate_and_save(signal=0)
+            self.pause(0)
+            self.folder.checkpoints.wait()
         while self.progress < 1:
             start = time.monotonic()
             for batch in self.epoch(*divmod(state.step, self.batches_an_epoch)):
                 self.step(batch)
                 state.seconds += time.monotonic() - start
                 # Processes decide alike: by the slowest one's clock, and by a signal to any of them.
-                state.seconds, unlogged_for, signal = self.processes.highest(
+                state.seconds, unlogged_for, number = self.processes.highest(
                     state.seconds, time.monotonic() - self._logged_at, self.signals[0] if self.signals else 0
                 )
-                if state.step % LOG_EVERY == 0 or unlogged_for > LOG_AFTER or self._pause_is_due(signal):
+                if state.step % LOG_EVERY == 0 or unlogged_for > LOG_AFTER or self._pause_is_due(number):
                     self.log_losses()  # before anything else: the clock goes on while it waits, and may end the run
                 for watch in self.watchers:
                     watch(state, self.losses, self.progress)
                 state.evaluation_due = state.step % self.evaluate_every == 0 or self.progress >= 1
-                if self._pause_is_due(signal):
-                    self.evaluate_and_save(int(signal))
+                if self._pause_is_due(number):
+                    self.pause(int(number))
+                self.folder.checkpoints.check()
                 if self.progress >= 1:
                     break
                 start = time.monotonic()
@@ -200,39 +169,51 @@ class Loop:
         """One pass forward; then for each loss backward, and a step of the networks that it trains."""
         state, losses = self.state, dict[Key, Tensor]()
         factor = self.budget.learning_rate(state.step, self.progress)
-        self.processes.standing_in = not batch.ids
-        (num_images,) = self.processes.total(len(batch.ids))
-        shares = self.processes.shares(self.task.weights(batch)) if num_images else {}
-        micro_batches = split(batch, self.micro_batch, self.task) if num_images else []
-        for number, (part, part_shares) in enumerate(micro_batches, 1):
-            for key, loss, networks in self._forward(part):
-                loss = loss * (shares[key] * part_shares[key])
-                losses[key] = losses[key] + loss.detach() if key in losses else loss.detach()
-                if networks:
-                    loss.backward()
-                if number < len(micro_batches):  # gradients are only added up
-                    continue
-                for network in networks:
-                    optimiser = self.optimisers[network]
-                    self.processes.add_gradients(self.task.networks[network].parameters())
-                    adam_step(optimiser, self.task.learning_rates[network] * factor, self.task.clips.get(network, CLIP))
-                    optimiser.zero_grad(set_to_none=True)  # so that one loss at a time has gradients
+        num_images, parts = split(batch, self.micro_batch, self.task, self.processes)
+        for number, (part, counts) in enumerate(parts, 1):
+            last = number == len(parts)  # gradients of the others are only added up
+            with self._gradients_stay_here(not last), self._standing_in(part):
+                for key, loss, networks in self._forward(part, counts):
+                    losses[key] = losses[key] + loss.detach() if key in losses else loss.detach()
+                    if networks:
+                        loss.backward(torch.full_like(loss, self.processes.count))  # DDP gives the mean of processes
+                    for network in networks if last else ():
+                        optimiser, clip = self.optimisers[network], self.task.clips.get(network, CLIP)
+                        adam_step(optimiser, self.task.learning_rates[network] * factor, clip)
+                        optimiser.zero_grad(set_to_none=True)  # so that one loss at a time has gradients
         if batch.ids:
             state.add_images(*sum_images(batch))
         state.step += 1
-        state.images += int(num_images)
+        state.images += num_images
         if losses:
             self._unlogged.append((state.step, losses))
 
-    def _forward(self, batch: Batch) -> Iterator[Loss]:
-        """The losses of ``batch``, computed one after the other under autocast, which backward passes are not to be."""
-        losses = self.task.losses(batch.images, batch.valid, batch.targets)
+    def _forward(self, part: Batch, counts: Counts | None) -> Iterator[Loss]:
+        """The losses of ``part``, computed one after the other under autocast, which backward passes are not to be."""
+        losses = self.task.losses(part.images, part.valid, part.targets, counts)
         while True:
             with autocast(self.precision, self.device):
                 loss = next(losses, None)
             if loss is None:
                 return
             yield loss
+
+    # ---- parts of a batch
+
+    @contextmanager
+    def _standing_in(self, part: Batch) -> Iterator[None]:
+        """Where this process has no image it computes with one that does not count, so that all do the same; the
+        statistics of a BatchNorm do not follow that one."""
+        self.task.train(bool(part.ids))
+        yield
+        self.task.train()
+
+    @contextmanager
+    def _gradients_stay_here(self, here: bool) -> Iterator[None]:
+        with ExitStack() as stack:
+            for each in self.parallel if here else ():
+                stack.enter_context(each.no_sync())
+            yield
 
     # ---- log
 
@@ -287,21 +268,21 @@ class Loop:
             raise UserError(f"no loss is finite any longer: {stopped_in_words(state.stopped)}")
 
     def _saved_weights(self, key: Key) -> dict[str, Any]:
-        checkpoint = self.folder.load_checkpoint()
+        checkpoint = self.folder.checkpoints.load()
         if checkpoint is None:
             raise UserError(f"{in_words(key)} has no weights to go back to: begin again with --overwrite")
         return {"error": math.inf, "step": checkpoint["state"]["step"], "weights": checkpoint["networks"][str(key)]}
 
     # ---- evaluate and checkpoint
 
-    def _pause_is_due(self, signal: float) -> bool:
-        """Whether an evaluation, the end, the ``signal`` (0: none) or a checkpoint is due now."""
+    def _pause_is_due(self, number: float) -> bool:
+        """Whether an evaluation, the end, the signal ``number`` (0: none) or a checkpoint is due now."""
         state = self.state
         over = state.step % self.evaluate_every == 0 or self.progress >= 1
-        return bool(over or signal or state.seconds - self._saved_at > 60 * self.checkpoint_every)
+        return bool(over or number or state.seconds - self._saved_at > 60 * self.checkpoint_every)
 
-    def evaluate_and_save(self, signal: int) -> None:
-        """Evaluate if that is due, write a checkpoint, and stop if a ``signal`` (0: none) asks for it.
+    def pause(self, number: int) -> None:
+        """Evaluate if that is due, write a checkpoint, and stop if the signal ``number`` (0: none) asks for it.
 
         An evaluation that a signal cuts short stays due when the run goes on.
 
@@ -310,15 +291,17 @@ class Loop:
         """
         state = self.state
         self.log_losses()
-        if state.evaluation_due and not signal:
+        self._share_statistics()
+        if state.evaluation_due and not number:
             try:
                 self.keep_best(*self.validate())
                 state.evaluation_due = False
             except StopRequested as stop:
-                signal = stop.number
+                number = stop.number
         self.save()
-        if signal:
-            raise Interrupted(signal, state.step)
+        if number:
+            self.folder.checkpoints.wait()
+            raise Interrupted(number, state.step)
 
     def keep_best(self, losses: Mapping[Key, float], task_metrics: Mapping[str, list[float]]) -> None:
         """Log an evaluation, and keep the weights of every network that was never better on the validation images."""
@@ -339,16 +322,19 @@ class Loop:
         self.log_losses()
         self._saved_at = self.state.seconds
         self._gather_image_sums()
-        self.folder.save_checkpoint(
-            self.state.step,
-            {
-                "state": self.state.state_dict(),
-                "networks": {str(key): network.state_dict() for key, network in self.task.networks.items()},
-                "optimisers": {str(key): optimiser.state_dict() for key, optimiser in self.optimisers.items()},
-                "random": self.processes.gather(random_states()),
-            },
-        )
-        self.processes.wait()
+        states = self.processes.gather(random_states())
+        if not self.processes.main:
+            return
+        networks = {str(key): network.state_dict() for key, network in self.task.networks.items()}
+        optimisers = {str(key): optimiser.state_dict() for key, optimiser in self.optimisers.items()}
+        # The best weights, and sums of images, are made anew: nobody changes them in their place.
+        checkpoint = {
+            "state": self.state.state_dict(),
+            "networks": copied_aside(networks),
+            "optimisers": copied_aside(optimisers),
+            "random": states,
+        }
+        self.folder.checkpoints.save(self.state.step, checkpoint)
 
     def load(self, checkpoint: Mapping[str, Any]) -> None:
         """Go back to where ``checkpoint`` was written."""
@@ -380,6 +366,66 @@ class Loop:
             if total is not None:
                 state.add_images(total.to(self.device), counts)
 
+    def _share_statistics(self) -> None:
+        """Give every BatchNorm that is trained the mean of its running statistics over all processes."""
+        norms = [each for network in self.task.networks.values() for each in network.modules() if each.training]
+        for name in ("running_mean", "running_var") if self.processes.count > 1 else ():
+            for tensor in (getattr(norm, name, None) for norm in norms):
+                if tensor is not None:
+                    self.processes.add(tensor).div_(self.processes.count)
+
+
+def split(
+    batch: Batch, size: int | None, task: Task, processes: Processes
+) -> tuple[int, list[tuple[Batch, Counts | None]]]:
+    """How many images a batch of all ``processes`` has; this one's part of it in micro-batches of at most ``size``
+    images, as many as the others have, and what their losses are means over.
+
+    Gradients are added up. The result is that of the whole batch, to rounding, since its loss is the weighted mean of
+    theirs. The exception is BatchNorm, as everywhere: it normalises each by that one's own mean and variance.
+    """
+    own = len(batch.ids)
+    numbers = [int(number) for (number,) in processes.every(own)]
+    size = size or max(numbers)
+    if processes.count == 1 and own <= size:
+        return own, [(batch, None)] if own else []
+    nothing = Batch(torch.zeros(1, 3, *task.model.pixels.size, device=task.model.device), (), ())
+    starts = range(0, max(numbers), size or 1)
+    parts = [batch.part(start, min(start + size, own)) if start < own else nothing for start in starts]
+    counts = [task.weights(part) for part in parts]
+    together = processes.sums(counts)
+    whole = {name: sum(table[name] for table in together) for name in (together[0] if together else ())}
+    given = zip(parts, counts, together, strict=True)
+    return sum(numbers), [(part, Counts(mine, all_, whole, processes.count)) for part, mine, all_ in given]
+
+
+def distribute(task: Task, processes: Processes, compression: str | None = None) -> list[DistributedDataParallel]:
+    """Wrap every network of ``task``, where there are several processes: torch then takes the mean of their gradients
+    while it still goes backward.
+
+    Raises:
+        UserError: ``compression`` without GPUs that are connected by NCCL.
+    """
+    found = []
+    for key in task.networks if processes.count > 1 else ():
+        with warnings.catch_warnings():  # of another name that `broadcast_buffers` has in new versions
+            warnings.simplefilter("ignore", FutureWarning)
+            parallel = DistributedDataParallel(
+                task.modules[key],
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                # Of a forward model some weights have no gradient, in ways that depend on the images.
+                find_unused_parameters=key.stage == FORWARD,
+            )
+        if compression:
+            try:
+                parallel.register_comm_hook(None, bf16_compress_hook)
+            except TypeError as error:
+                raise UserError("--gradient-compression is for GPUs: leave it out") from error
+        task.modules[key] = parallel
+        found.append(parallel)
+    return found
+
 
 def adam_step(optimiser: Any, learning_rate: float, clip: float = CLIP) -> None:
     """One step of a fused Adam (paper, section 4.1) on gradients whose joint norm is clipped to ``clip``.
@@ -395,21 +441,6 @@ def adam_step(optimiser: Any, learning_rate: float, clip: float = CLIP) -> None:
     optimiser.grad_scale = (norm / clip).clamp(min=1.0)
     optimiser.found_inf = (~norm.isfinite()).float()
     optimiser.step()
-
-
-def split(batch: Batch, size: int | None, task: Task) -> list[tuple[Batch, Mapping[Key, Tensor | float]]]:
-    """``batch`` in micro-batches of at most ``size`` images (None: in one), and how much of every loss comes from each.
-
-    Their gradients are added up. The result is that of the whole batch, to rounding, since its loss is the weighted
-    mean of theirs. The exception is BatchNorm, as everywhere: it normalises each by that one's own mean and variance,
-    and its running statistics follow them.
-    """
-    num = len(batch.ids)
-    if size is None or num <= size:
-        return [(batch, dict.fromkeys(task.covers, 1.0))]
-    parts = [batch.part(start, min(start + size, num)) for start in range(0, num, size)]
-    whole = task.weights(batch)
-    return [(part, {key: weight / whole[key] for key, weight in task.weights(part).items()}) for part in parts]
 
 
 def _as_text(losses: Mapping[Key, float]) -> dict[str, float]:
@@ -437,25 +468,53 @@ def _match_strides(optimiser: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(weight).copy_(value)
 
 
-def random_states() -> dict[str, Any]:
-    """The states of python's, numpy's and torch's random generators, as tensors and numbers."""
-    version, words, gauss = random.getstate()
-    state: Any = np.random.get_state(legacy=True)
-    kind, keys, position, has_gauss, cached = state
-    return {
-        "python": (version, list(words), gauss),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, float(cached)),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-    }
+# ---- signals
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Ctrl-C; what Kubernetes and Slurm send before they take a machine away; what Slurm sends on request."""
 
 
-def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Go on drawing where :func:`random_states` was called."""
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+class Interrupted(Exception):
+    """A signal stopped the run; its checkpoint is written.
+
+    Attributes:
+        status: the command line's exit status: 130 for Ctrl-C, 0 for a scheduler's signal, who may start it again.
+    """
+
+    def __init__(self, number: int, steps: int) -> None:
+        name = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+        super().__init__(f"{name} after {steps} steps: the same command with --resume goes on from there")
+        self.status = 130 if number == signal.SIGINT else 0
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list to which the first signal to stop is written: no batch is left half done. A second Ctrl-C stops at once.
+
+    Schedulers send theirs several times, and to several processes that pass them on: once is as good as often.
+    """
+    found: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        del frame
+        if found and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        found.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in STOPPING}
+    except ValueError:  # not in the main thread: whoever runs it there has to stop it
+        before = {}
+    try:
+        yield found
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class StopRequested(Exception):
+    """A signal to stop came during something that can be done again, as an evaluation."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number

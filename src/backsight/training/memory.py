@@ -1,10 +1,10 @@
-"""How many images of a batch fit into memory at once, found by passing one of them."""
+"""What a run needs of memory, estimated before it begins, and how many images of a batch pass at once to fit."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,46 +12,63 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from backsight.core import UserError
-from backsight.data import Batch
-from backsight.devices import autocast
+from backsight.data import Batch, Target
+from backsight.devices import autocast, free_memory, memory_in_use
+from backsight.distributed import Processes
 from backsight.options import UNITS, TrainOptions, parse_bytes
 from backsight.tasks import Task
+
+logger = logging.getLogger(__name__)
 
 PASSING = 3
 """The largest tensors that exist for a moment beside what is saved for the backward pass: gradients of two maps, and
 what an operation itself works on."""
 
+LEFT = 0.1
+"""The share of the free memory that ``--memory auto`` leaves to others, and to what is not counted."""
 
-def in_units(number: int) -> str:
+
+def in_units(number: float) -> str:
     """A number of bytes as a user writes it, in the largest unit that it has one of."""
     unit = next((unit for unit in ("GiB", "MiB", "KiB") if number >= UNITS[unit.lower()]), "B")
     return f"{number / UNITS[unit.lower()]:.4g}{unit}"
 
 
-def images_that_fit(task: Task, batch: Batch, limit: int, precision: str) -> int:
-    """How many images of ``batch`` may pass the networks at once, so that training stays below ``limit`` bytes.
+@dataclass(frozen=True)
+class Need:
+    """The bytes that a run takes whatever its batches are, and for each image that passes its networks."""
 
-    To the memory in use come gradients and moments of all that is trained, and for each image what autograd saves for
-    the backward pass of the network that needs most.
+    fixed: int
+    image: int
 
-    Raises:
-        UserError: not even one image does.
-    """
-    device = batch.images.device
-    weights = [each for network in task.networks.values() for each in network.parameters()]
-    learned = sum(each.numel() * each.element_size() for each in weights)
-    fixed = in_use(device) + 3 * learned
-    one = bytes_of_one(task, batch.part(0, 1), precision)
-    if fixed + one > limit:
-        raise UserError(
-            f"--memory {in_units(limit)} is too little: one image needs {in_units(fixed + one)}; "
-            "train fewer --seeds at once, or a smaller --size"
-        )
-    return (limit - fixed) // one
+    def of(self, images: int) -> int:
+        """The peak with so many images at once."""
+        return self.fixed + images * self.image
 
 
-def bytes_of_one(task: Task, batch: Batch, precision: str) -> int:
-    """The bytes that a ``batch`` of one image takes on its way forward and back; nothing is changed by it."""
+def need_of(task: Task, precision: str, processes: int = 1) -> Need:
+    """What is in use, gradients, moments, and where the CPU computes the best weights and a checkpoint beside them;
+    for each image what autograd saves for the backward pass of the network that needs most. One is tried."""
+    sizes = [sum(each.nbytes for each in network.parameters()) for network in task.networks.values()]
+    device = task.model.device
+    gradients = sum(sizes) if processes > 1 or len(task.networks) == 1 else _largest_together(task)
+    beside = 0 if device.type == "cuda" else (1 + 3) * sum(sizes)
+    return Need(memory_in_use(device) + gradients + 2 * sum(sizes) + beside, bytes_of_one(task, precision))
+
+
+def _largest_together(task: Task) -> int:
+    """The bytes of the networks that a single loss trains: those have gradients at the same time."""
+    together = [networks for networks in task.covers.values() if networks]
+    return max(sum(w.nbytes for key in each for w in task.networks[key].parameters()) for each in together)
+
+
+def bytes_of_one(task: Task, precision: str) -> int:
+    """The bytes that one image takes on its way forward and back; nothing is changed by it."""
+    device, size = task.model.device, task.model.pixels.size
+    valid = torch.ones(1, *size, dtype=torch.bool, device=device) if task.model.pixels.fit == "pad" else None
+    box = torch.tensor([[0.0, 0.0, size[1] / 2, size[0] / 2]])
+    target = Target(box, torch.zeros(1, dtype=torch.int64), None, torch.zeros(1, dtype=torch.bool), 0)
+    batch = Batch(torch.zeros(1, 3, *size, device=device), ("one",), (target,), valid)
     statistics = {buffer: buffer.clone() for network in task.networks.values() for buffer in network.buffers()}
     own = {weight.data_ptr() for network in task.networks.values() for weight in network.parameters()}
     saved: dict[int, int] = {}
@@ -63,44 +80,61 @@ def bytes_of_one(task: Task, batch: Batch, precision: str) -> int:
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    devices = [batch.images.device] if batch.images.is_cuda else []
-    with torch.random.fork_rng(devices), saved_tensors_hooks(save, lambda tensor: tensor):
-        losses = task.losses(batch.images, batch.valid, batch.targets)
-        with autocast(precision, batch.images.device):
-            for _ in losses:
-                most = max(most, sum(saved.values()) + PASSING * max(saved.values(), default=0))
-                saved.clear()
+    generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with generators, saved_tensors_hooks(save, lambda tensor: tensor), autocast(precision, device):
+        for _ in task.losses(batch.images, batch.valid, batch.targets):
+            most = max(most, sum(saved.values()) + PASSING * max(saved.values(), default=0))
+            saved.clear()
     for buffer, value in statistics.items():
         buffer.copy_(value)
     return max(1, most)
 
 
-def in_use(device: torch.device) -> int:
-    """The bytes in use now: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return 0  # no such file on this system: what is learned and what passes is all that is counted
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 def choose_micro_batch(
-    task: Task, options: TrainOptions, batches: Iterator[Batch], precision: str, before: Mapping[str, Any]
-) -> int | None:
-    """How many images pass the networks at once: as many as ``--micro-batch`` says, or as fit into ``--memory``.
+    task: Task, options: TrainOptions, precision: str, before: Mapping[str, Any], processes: Processes | None = None
+) -> tuple[int | None, Need | None]:
+    """How many images pass the networks at once, None for the whole batch: as many as ``--micro-batch`` says, or as fit
+    into ``--memory``; and what was estimated, where that was.
 
-    None stands for the whole batch. An image of ``batches`` is tried, if one is needed. A run that is resumed keeps to
-    what it began with (``before``, its configuration): the memory in use is never the same twice, and BatchNorm depends
-    on the number.
+    A run that is resumed keeps to what it began with (``before``, its configuration): the memory in use is never the
+    same twice, and BatchNorm depends on the number.
+
+    Raises:
+        UserError: not even one image fits.
     """
-    if options.memory is None:
-        return options.micro_batch
-    if "micro_batch" in before and before["options"]["memory"] == options.memory:
-        return before["micro_batch"]
-    batch = next((batch for batch in batches if batch.ids), None)
-    if batch is None:
-        raise UserError(f"none of the training images of {options.data} can be read")
-    fitting = images_that_fit(task, batch, parse_bytes(options.memory), precision)
-    return fitting if fitting < options.batch_size else None
+    processes = processes or Processes()
+    if options.micro_batch is not None:
+        return options.micro_batch, None
+    had = before.get("options", {}).get("memory") or "auto"  # earlier versions have none
+    if "micro_batch" in before and had == options.memory:
+        return before["micro_batch"], None
+    need = need_of(task, precision, processes.count)
+    own = -(-options.batch_size // processes.count)
+    limit = _limit(options.memory, task.model.device)
+    if limit is None:
+        return None, need
+    (short, most) = processes.highest(need.of(1) - limit, -((limit - need.fixed) // need.image))
+    if short > 0:
+        checkpoints = "" if task.model.device.type == "cuda" else " (and a checkpoint, before it is on the disk)"
+        raise UserError(
+            f"{'--memory ' + options.memory if options.memory != 'auto' else in_units(limit) + ' of memory'} is too "
+            f"little: one image needs {in_units(need.of(1))}{checkpoints}; train fewer --seeds at once, or a smaller "
+            "--size"
+        )
+    fitting = int(-most)
+    if fitting >= own:
+        return None, need
+    if processes.main:
+        logger.info(
+            "%d images at once take %s and %s are there: batches pass in parts of %d (--micro-batch or --memory choose "
+            "another number; BatchNorm sees a part alone)", own, in_units(need.of(own)), in_units(limit), fitting,
+        )  # fmt: skip
+    return fitting, need
+
+
+def _limit(memory: str, device: torch.device) -> int | None:
+    """The bytes that this process may hold; None where nobody knows."""
+    if memory != "auto":
+        return parse_bytes(memory)
+    free = free_memory(device)
+    return None if free is None else memory_in_use(device) + int((1 - LEFT) * free)

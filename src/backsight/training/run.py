@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from backsight.chain import ChainEnsemble, InverseChain, describe
-from backsight.core import Key, UserError
-from backsight.data import Batch, ImageData, Splits, mean_of, open_data
-from backsight.devices import autocast, choose_precision, keep_memory, peak_memory
+from backsight.core import Fit, Key, UserError
+from backsight.data import READ_ONCE, Batch, ImageData, Splits, check_data, mean_of, open_data
+from backsight.data.loader import worker_lost
+from backsight.devices import autocast, choose_device, choose_precision, gain_of_bf16, keep_memory, peak_memory
+from backsight.distributed import Processes, joined, restarted
 from backsight.engine import StagedModel
 from backsight.io import write_bytes, write_text
-from backsight.models import vocabulary
-from backsight.options import TrainOptions
+from backsight.metrics import expect_measurable
+from backsight.models import load_model, vocabulary
+from backsight.options import ModelOptions, Precision, TaskName, TrackerName, TrainOptions, Update, parse_size
 from backsight.tasks import Task, check_truth, make_task, settings_of
-from backsight.training.batches import cache_images, count_batches, length, train_batches
-from backsight.training.compiling import compile_task
-from backsight.training.distributed import Processes
-from backsight.training.evaluator import Evaluator
+from backsight.training.batches import HeldOut, cache_images, count_batches, length, print_nothing, train_batches
+from backsight.training.checkpoints import State, from_main, step_of
 from backsight.training.feature_cache import FeatureCache, open_feature_cache
-from backsight.training.folder import RunFolder
-from backsight.training.loop import Budget, Loop, NotFinite, State, stopped_in_words
-from backsight.training.memory import choose_micro_batch
-from backsight.training.memory_format import choose_memory_format, freeze_biases
-from backsight.training.norms import share_statistics
+from backsight.training.folder import RunFolder, files_of_run
+from backsight.training.kernels import choose_memory_format, compile_task, freeze_biases
+from backsight.training.loop import Budget, Interrupted, Loop, NotFinite, StopRequested, stop_signals, stopped_in_words
+from backsight.training.memory import Need, choose_micro_batch, in_units
 from backsight.training.outputs import measure, save_models, score_by_seed, task_in_words, versions, write_card
+from backsight.training.tracking import ProgressLine, Tracker
+
+logger = logging.getLogger(__name__)
 
 TASK = ("task", "trade_off", "update", "stage", "forward_learning_rate", "begins_with")
 
@@ -44,47 +50,203 @@ EVALUATE_EVERY = 25
 """Batches between two evaluations, at the least: one costs several batches."""
 
 
+KEPT = 2
+"""Checkpoints of a run that goes on."""
+
+
+def train(
+    model: StagedModel | str,
+    *,
+    data: str = "world",
+    out: str | Path = "runs/backsight",
+    steps: int | None = None,
+    epochs: float | None = None,
+    minutes: float | None = None,
+    task: TaskName = "modular",
+    trade_off: float | None = None,
+    update: Update | None = None,
+    stage: str | None = None,
+    forward_learning_rate: float | None = None,
+    learning_rate: float | None = None,
+    chain: str | None = None,
+    seeds: int = 3,
+    seed: int = 0,
+    batch_size: int = 32,
+    inverse: Sequence[str] = (),
+    precision: Precision = "auto",
+    compile: Literal["auto", "on", "off"] = "auto",
+    micro_batch: int | None = None,
+    memory: str = "auto",
+    feature_cache: str | Path | None = None,
+    feature_cache_gb: float = 50.0,
+    image_cache: str | Path | None = None,
+    image_cache_gb: float = 50.0,
+    workers: int = 2,
+    evaluate_every: int | None = None,
+    checkpoint_every: float = 5.0,
+    keep_checkpoints: int | None = None,
+    mirror: str | None = None,
+    sync_batch_norm: bool = False,
+    gradient_compression: Literal["bf16"] | None = None,
+    max_validation: int = 512,
+    max_test: int = 2000,
+    strict: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    tracker: TrackerName = "none",
+    size: str | None = None,
+    weights: str | Path | None = None,
+    random_weights: bool = False,
+    device: str = "auto",
+    spec: str | Path | None = None,
+    fit: Fit | None = None,
+) -> ChainEnsemble:
+    """Train every inverse of ``model`` (a staged one, or what :func:`~backsight.load_model` takes), all stages and
+    seeds in one pass of the forward model over the images. The arguments are the fields of
+    :class:`~backsight.options.TrainOptions`, and of :class:`~backsight.options.ModelOptions` for a model that is named.
+
+    Returns the chains with their best weights on the validation images; ``out`` holds the same.
+
+    Raises:
+        UserError: a mistake that the user can correct, in one line.
+        Interrupted: Ctrl-C or SIGTERM; the run can be resumed.
+    """
+    given = locals()
+    options = TrainOptions(**{each.name: given[each.name] for each in fields(TrainOptions)})
+    return train_run(model, options, ModelOptions(**{each.name: given[each.name] for each in fields(ModelOptions)}))
+
+
+def train_run(
+    model: StagedModel | str, options: TrainOptions, model_options: ModelOptions | None = None
+) -> ChainEnsemble:
+    """:func:`train` with its options in two objects, as the command line has them.
+
+    Processes that torchrun has started again go on from the last checkpoint.
+    """
+    model_options = model_options or ModelOptions()
+    if restarted():
+        options = replace(options, resume=True, overwrite=False)
+    with joined(model_options.device) as processes:
+        check_data(options.data)
+        keep = options.keep_checkpoints or KEPT
+        folder = RunFolder(options.out, keep=keep, writes=processes.main, mirror=options.mirror)
+        processes.from_main(partial(_check_folder, folder, options))
+        device = choose_device(model_options.device)
+        if options.sync_batch_norm and device.type != "cuda":
+            raise UserError("--sync-batch-norm is for GPUs: leave it out")
+        model = (open_model(model, model_options) if isinstance(model, str) else model).to(device)
+        expect_measurable(model.pixels.size)
+        with stop_signals() as signals:
+            try:
+                return _train(Run.of(model, options, folder, processes, signals))
+            except RuntimeError as error:
+                raise worker_lost(error) or error from error
+
+
+def _check_folder(folder: RunFolder, options: TrainOptions) -> None:
+    folder.check_free()
+    if folder.mirror is not None and options.resume and not folder.finished:
+        folder.mirror.fetch(than=max(map(step_of, folder.checkpoints.paths()), default=-1))
+    folder.check(resume=options.resume, overwrite=options.overwrite)
+
+
+def _train(run: Run) -> ChainEnsemble:
+    """From the first batch to the card, in the process that shows and tracks it or in one beside it."""
+    options = run.options
+    tracker = options.tracker if run.processes.main else "none"
+    progress, curves = ProgressLine(run.task.covers), Tracker(tracker, run.folder.path)
+    with ExitStack() as stack, progress, curves:
+        loop = run.loop()
+        # Only now: whatever can be refused has been, and a run that is replaced was still there.
+        claimed = run.folder.claimed(resume=options.resume, overwrite=options.overwrite)
+        run.processes.from_main(lambda: (stack.enter_context(claimed), None)[1])
+        if run.processes.main:
+            loop.watchers, run.watch = [progress.show, curves.log], progress.show_images
+        run.begin(loop)
+        state = loop.run()
+        try:
+            return run.finish(state)
+        except StopRequested as stop:
+            raise Interrupted(stop.number, state.step) from None
+
+
+def open_model(name: str, options: ModelOptions) -> StagedModel:
+    """The model that a user names, with the options of a command."""
+    size, device = parse_size(options.size), choose_device(options.device)
+    given = {"weights": options.weights, "random_weights": options.random_weights, "spec": options.spec}
+    return load_model(name, size=size, device=device, **given).fitting(options.fit)
+
+
 @dataclass
 class Run:
-    """Everything that one run consists of."""
+    """Everything that one run consists of.
+
+    Attributes:
+        fingerprints: of the three parts of the data: the main process finds them.
+        signals: the signals to stop that have come.
+        need: the memory that was estimated, if it was.
+        cache: the forward model's features of the training images, where they are cached.
+        frozen_performance: what a forward model that is not trained does on the validation images: always the same.
+    """
 
     model: StagedModel
     task: Task
     splits: Splits
+    fingerprints: dict[str, str]
     budget: Budget
     precision: str
     options: TrainOptions
     folder: RunFolder
     processes: Processes = field(default_factory=Processes)
     signals: list[int] = field(default_factory=list)
-    """The signals to stop that have come."""
+    need: Need | None = None
     cache: FeatureCache | None = None
-    """The forward model's features of the training images, where they are cached."""
     frozen_performance: dict[str, list[float]] | None = None
-    """What a forward model that is not trained does on the validation images: the same at every evaluation."""
+    micro_batch: int | None = None
+    watch: Any = print_nothing
 
     @classmethod
     def of(
-        cls, model: StagedModel, options: TrainOptions, folder: RunFolder, processes: Processes | None = None
+        cls,
+        model: StagedModel,
+        options: TrainOptions,
+        folder: RunFolder,
+        processes: Processes | None = None,
+        signals: list[int] | None = None,
     ) -> Run:
         """Open the data, build the inverses, and choose what was left open. Writes nothing."""
-        words = vocabulary(model)
-        splits = open_data(options.data, model.pixels, seed=options.seed, strict=options.strict, vocabulary=words)
-        splits = cache_images(splits, options, model.pixels)
+        processes = processes or Processes()
+
+        def opened() -> Splits:
+            given = {"seed": options.seed, "strict": options.strict, "vocabulary": vocabulary(model)}
+            return open_data(options.data, model.pixels, **given)
+
+        if options.data.partition(":")[0] in READ_ONCE:
+            splits = processes.from_main(opened)
+        else:
+            with processes.main_first():  # others find in a cache what it has fetched
+                splits = opened()
+        fingerprints = processes.from_main(lambda: {part: data.fingerprint() for part, data in vars(splits).items()})
+        splits = cache_images(splits, options, model.pixels, fingerprints)
         an_epoch = count_batches(splits.train, options.batch_size)
         budget = Budget.of(options.steps, options.epochs, options.minutes, an_epoch)
         if options.task == "joint":
             check_truth(model, splits.train)
-        precision = choose_precision(options.precision, model.device)
-        task, processes = make_task(model, options), processes or Processes()
+        task = make_task(model, options)
         processes.same_weights([model.module, *task.networks.values()])
+        before = processes.from_main(lambda: {} if options.overwrite else folder.config())
+        precision = processes.from_main(lambda: _precision(options, task, before))
         keep_memory(model.device)
         freeze_biases(task.networks.values())
         choose_memory_format(task.networks.values(), model.device)
-        for network in task.networks.values():
-            share_statistics(network, processes)
-        cache = open_feature_cache(task, options, splits.train, precision, processes.count)
-        return cls(model, task, splits, budget, precision, options, folder, processes, cache=cache)
+        if options.sync_batch_norm and processes.count > 1:
+            for network in task.networks.values():
+                nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        micro_batch, need = choose_micro_batch(task, options, precision, before, processes)
+        cache = open_feature_cache(task, options, fingerprints["train"], precision, processes.count)
+        found = {"need": need, "cache": cache, "micro_batch": micro_batch}
+        signals = [] if signals is None else signals
+        return cls(model, task, splits, fingerprints, budget, precision, options, folder, processes, signals, **found)
 
     @property
     def chains(self) -> list[InverseChain]:
@@ -104,7 +266,7 @@ class Run:
     def config(self) -> dict[str, Any]:
         """All that is needed to run it again, in YAML's own types."""
         data = {
-            name: {"images": length(each), "fingerprint": each.fingerprint()}
+            name: {"images": length(each), "fingerprint": self.fingerprints[name]}
             for name, each in vars(self.splits).items()
         }
         return _plain(
@@ -140,13 +302,13 @@ class Run:
             device=self.device,
             evaluate_every=options.evaluate_every or every,
             checkpoint_every=options.checkpoint_every,
+            micro_batch=self.micro_batch,
+            compression=options.gradient_compression,
             processes=self.processes,
             signals=self.signals,
         )
-        batches, before = self.epoch(0, 0), {} if options.overwrite else self.folder.config()
-        loop.micro_batch = choose_micro_batch(self.task, options, batches, self.precision, before)
         own = max(1, len(self.processes.part(range(options.batch_size))))
-        compile_task(self.task, options.compile, loop.micro_batch or own, self.precision)
+        compile_task(self.task, options.compile, self.micro_batch or own, self.precision)
         return loop
 
     def begin(self, loop: Loop) -> None:
@@ -156,11 +318,15 @@ class Run:
         def saved() -> dict[str, Any] | None:
             if not folder.started:
                 folder.write_config(config)
+                size = sum(4 * each.nbytes for network in self.task.networks.values() for each in network.parameters())
+                logger.info(
+                    "a checkpoint has about %s, and the last %d stay until the run is done", in_units(size), KEPT
+                )
                 return None
             folder.check_config(config, SAME_TO_RESUME)
-            return folder.load_checkpoint()
+            return folder.checkpoints.load()
 
-        checkpoint = self.processes.from_main(saved)
+        checkpoint = from_main(self.processes, saved)
         if checkpoint is not None:
             loop.load(checkpoint)
         folder.forget_after(loop.state.step)
@@ -168,19 +334,15 @@ class Run:
     # ---- data
 
     def epoch(self, number: int, start: int) -> Iterator[Batch]:
-        """This process's part of the batches of epoch ``number``, from batch ``start`` on.
-
-        Where it has no image it gets one that does not count, so that all processes compute the same.
-        """
-        nothing = torch.zeros(1, 3, *self.model.pixels.size, device=self.device)
+        """This process's part of the batches of epoch ``number``, from batch ``start`` on."""
         found = train_batches(self.splits.train, self.options, self.processes, self.device, number, start)
-        for batch in found if self.cache is None else self.cache.over(found):
-            yield batch if batch.ids or self.processes.count == 1 else Batch(nothing, (), ())
+        return iter(found if self.cache is None else self.cache.over(found))
 
     @property
-    def evaluator(self) -> Evaluator:
+    def held_out(self) -> HeldOut:
         """What gives validation and test images, to every process its part."""
-        return Evaluator(self.options.batch_size, self.device, self.processes, self.signals)
+        size, own = self.options.batch_size, (self.micro_batch, self.options.workers, self.watch)
+        return HeldOut(size, self.device, self.processes, self.signals, *own)
 
     @property
     def validation(self) -> tuple[ImageData, int]:
@@ -192,7 +354,7 @@ class Run:
         """Every loss on the validation images, as in training, and how well the forward models do their task there."""
         self.task.train(False)
         try:
-            losses = self.evaluator.losses(self.task, *self.validation, self.precision)
+            losses = self.held_out.losses(self.task, *self.validation, self.precision)
             return losses, self.performance()
         finally:
             self.task.train()
@@ -202,8 +364,8 @@ class Run:
         if self.frozen_performance is not None:
             return self.frozen_performance
         with autocast(self.precision, self.device):
-            evaluator = self.evaluator
-            found = score_by_seed(self.task, lambda: evaluator.batches(*self.validation), evaluator.gather)
+            images = self.held_out
+            found = score_by_seed(self.task, lambda: images.batches(*self.validation), images.gather)
         if self.options.task != "joint":
             self.frozen_performance = found
         return found
@@ -226,7 +388,7 @@ class Run:
             save_models(self.task, self.folder.path)
             write_bytes(self.folder.path / "mean_image.safetensors", save({"mean_image": mean.cpu()}))
         with autocast(self.precision, self.device):
-            result = measure(self.task, self.test_batches, mean, self.evaluator.gather)
+            result = measure(self.task, self.test_batches, mean, self.held_out.gather)
         facts = self.facts(state)
         data = {"data": self.options.data, "data_fingerprint": facts["data_fingerprint"]}
         card = {**result.subjects[0], **data, "training": facts}
@@ -234,6 +396,11 @@ class Run:
         if self.processes.main:
             result.write(self.folder.path / "evaluation.json")
             write_text(self.folder.path / "card.md", write_card(result))
+            if self.options.keep_checkpoints is None:
+                self.folder.checkpoints.remove()
+            if self.folder.mirror is not None:
+                paths = files_of_run(self.folder.path)
+                self.folder.mirror.put_result(paths, remove=self.options.keep_checkpoints is None)
         self.processes.wait()
         if state.stopped:
             raise NotFinite(f"{self.folder.path} is done, but some stopped: {stopped_in_words(state.stopped)}")
@@ -247,18 +414,30 @@ class Run:
 
     def test_batches(self) -> Iterator[Batch]:
         """The test images that figures are reported on."""
-        return self.evaluator.batches(self.splits.test, self.options.max_test)
+        return self.held_out.batches(self.splits.test, self.options.max_test, "testing")
+
+    def _memory(self) -> dict[str, Any]:
+        """What the card says of memory: the estimate, and in how many images a batch passes."""
+        own = min(self.micro_batch or sys.maxsize, -(-self.options.batch_size // self.processes.count))
+        estimate = {} if self.need is None else {"estimated_memory_GiB": round(self.need.of(own) / 2**30, 2)}
+        return {**estimate, **({} if self.micro_batch is None else {"micro_batch": self.micro_batch})}
+
+    def _precision_in_words(self) -> str:
+        if self.options.precision != "auto" or self.device.type == "mps":
+            return self.precision
+        gain = gain_of_bf16(self.device, convolutions=has_convolutions(self.task))
+        return f"{self.precision} (measured here: bf16 {gain:.1f} times as fast as fp32)"
 
     def facts(self, state: State) -> dict[str, Any]:
         """What the card states of the run."""
         pixels, splits = self.model.pixels, self.splits
         unreadable = [set(getattr(data, "unreadable", ())) for data in vars(splits).values()]
-        skipped = [set().union(*found) for found in zip(*self.evaluator.gather(unreadable), strict=True)]
+        skipped = [set().union(*found) for found in zip(*self.held_out.gather(unreadable), strict=True)]
         return {
             "model": self.model.name,
             "weights": self.model.weights,
             "data": self.options.data,
-            "data_fingerprint": splits.test.fingerprint(),
+            "data_fingerprint": self.fingerprints["test"],
             "images": f"{length(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test",
             "unreadable_images_skipped": sum(map(len, skipped)),
             "image_size": f"{pixels.size[0]}x{pixels.size[1]} (H x W), {pixels.fit}, crop {pixels.crop_fraction:g}",
@@ -271,11 +450,25 @@ class Run:
             "processes": self.processes.count,
             "device_hours": round(self.processes.count * state.seconds / 3600, 4),
             "peak_memory_GiB": round(peak_memory(self.device) / 2**30, 2),
-            "precision": self.precision,
+            **self._memory(),
+            "precision": self._precision_in_words(),
             **({"stopped_early": stopped_in_words(state.stopped)} if state.stopped else {}),
             "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
             "command": command(),
         }
+
+
+def _precision(options: TrainOptions, task: Task, before: Mapping[str, Any]) -> str:
+    """What is asked for or, by ``auto``, measured; a run that goes on keeps to what was measured when it began."""
+    if options.precision == "auto" and before.get("options", {}).get("precision") == "auto":
+        return before["precision"]
+    return choose_precision(options.precision, task.model.device, convolutions=has_convolutions(task))
+
+
+def has_convolutions(task: Task) -> bool:
+    """Whether a network that is trained has convolutions larger than a patch's projection."""
+    kinds = (nn.Conv2d, nn.ConvTranspose2d)
+    return any(isinstance(each, kinds) for network in task.networks.values() for each in network.modules())
 
 
 def command() -> str:

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from backsight.core import Key, UserError
-from backsight.training.loop import LOG_EVERY, State
+from backsight.training.checkpoints import State
+from backsight.training.loop import LOG_EVERY
 
 SECONDS_BETWEEN_LINES = 15.0
 """Where the output is no terminal."""
@@ -60,6 +61,15 @@ class ProgressLine:
         if not self._console.is_terminal and (now - self._printed_at > SECONDS_BETWEEN_LINES or share >= 1):
             self._printed_at = now
             print(f"step {state.step}  {100 * share:.0f} %  {facts}", file=sys.stderr, flush=True)
+
+    def show_images(self, what: str, done: int, total: int) -> None:
+        """How far an evaluation is: as training, but by images."""
+        now = time.monotonic()
+        facts = f"{what} {done} of {total} images"
+        self._bar.update(self._task, facts=facts)
+        if not self._console.is_terminal and now - self._printed_at > SECONDS_BETWEEN_LINES:
+            self._printed_at = now
+            print(facts, file=sys.stderr, flush=True)
 
     def _speed(self, state: State, share: float, now: float) -> str:
         start, images, begun = self._begun or (now, state.images, share)

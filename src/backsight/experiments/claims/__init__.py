@@ -1,18 +1,8 @@
 """The paper's findings, and ours, as claims that the results of experiments decide on."""
 
 from backsight.experiments.claims.changes import CHANGES_CLAIMS, TRUTH_CLAIMS
-from backsight.experiments.claims.claim import (
-    VERDICTS,
-    Claim,
-    Comparison,
-    Effect,
-    Evidence,
-    Judgement,
-    Role,
-    judge,
-    load_claims,
-    save_claims,
-)
+from backsight.experiments.claims.claim import Claim, Comparison, Evidence, Role
+from backsight.experiments.claims.judge import VERDICTS, Control, Effect, Judgement, judge, load_claims, save_claims
 from backsight.experiments.claims.layers import LAYER_CLAIMS
 from backsight.experiments.claims.objects import OBJECT_CLAIMS
 from backsight.experiments.claims.stages import STAGE_CLAIMS
@@ -25,6 +15,7 @@ __all__ = [
     "VERDICTS",
     "Claim",
     "Comparison",
+    "Control",
     "Effect",
     "Evidence",
     "Judgement",

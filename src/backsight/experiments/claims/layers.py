@@ -11,8 +11,10 @@ from torch import Tensor
 
 from backsight.core import IMAGE, UserError
 from backsight.experiments.claims.claim import CLASSIFIER, DETECTOR, Claim, Comparison, Evidence, for_both
+from backsight.experiments.intermediate_layers import BLANK
 from backsight.experiments.layer_similarity import FEATURES, RECONSTRUCTIONS
 from backsight.experiments.subject import stage_of
+from backsight.metrics import ratio
 from backsight.results import Measurement
 
 _FEWEST_LAYERS = 3
@@ -24,7 +26,7 @@ def _readings(evidence: Evidence) -> Iterator[tuple[str, list[Measurement], int]
     """(what is read, its layers in order, which of them the inverse was trained on)."""
     found = evidence.select(metric="mse")
     for stage, reads in dict.fromkeys((str(m.labels["stage"]), str(m.labels["reads"])) for m in found):
-        layers = evidence.select(metric="mse", stage=stage, reads=reads)
+        layers = [m for m in evidence.select(metric="mse", stage=stage, reads=reads) if m.labels["layer"] != BLANK]
         names = [str(each.labels["layer"]) for each in layers]
         if reads in names:
             yield f"{stage} layers read as {reads}", layers, names.index(reads)
@@ -61,11 +63,10 @@ def rank_correlation(values: Tensor, along: Sequence[float]) -> Tensor:
 def _next_layer(evidence: Evidence) -> Iterator[Comparison]:
     for what, layers, trained in _readings(evidence):
         own = layers[trained].values
-        unit = own.nanmean().clamp(min=1e-12)
         near = [layers[index] for index in (trained - 1, trained + 1) if 0 <= index < len(layers)]
         for each in near:
             name = f"{what}: {each.labels['layer']} less {layers[trained].labels['layer']}"
-            yield Comparison(name, (each.values - own) / unit)
+            yield Comparison(name, ratio(each.values - own, own))
 
 
 # ---- how alike layers are: a column of CKA is a batch
@@ -116,6 +117,7 @@ LAYER_CLAIMS = (
         _rising_with_distance,
         "rank correlation of error and distance",
         least=0.3,
+        fails="layers near to the trained one are read no better than those far away",
     ),
     *for_both(
         "shared-code",
@@ -127,6 +129,9 @@ LAYER_CLAIMS = (
         "share of the error at the trained layer",
         expect="below",
         null=0.5,
+        fails="the next layer's error is half as high again: it speaks another code; an "
+        "inverse that paints the same of "
+        "everything passes, and is caught by its control",
     ),
     *for_both(
         "neighbours-alike",
@@ -136,6 +141,7 @@ LAYER_CLAIMS = (
         _neighbours_alike,
         "CKA",
         least=0.05,
+        fails="layers far apart are as alike as neighbours",
     ),
     Claim(
         "vit-more-alike",
@@ -146,5 +152,7 @@ LAYER_CLAIMS = (
         _more_alike,
         "CKA, less that of the detector",
         least=0.02,
+        fails="the detector's encoder changes as little from layer to layer",
+        of_inverses=False,
     ),
 )

@@ -14,45 +14,57 @@ from backsight.experiments.claims.claim import ANY, CLASSIFIER, DETECTOR, Claim,
 from backsight.experiments.stage_error import MEAN_IMAGE
 from backsight.experiments.trade_off import BACKWARDS_ONLY, CHAIN, task_metrics
 from backsight.experiments.trust import RECONSTRUCTION
+from backsight.metrics import ratio
 from backsight.results import Measurement
 
 _UNIT = "MSE in units of the mean image's"
+
+_KEPT = "share of the gap in SSIM between the mean image and the input"
 
 ERROR = "mse"
 """The metric of a run that says how far its reconstructions are from the images."""
 
 
-def _error(evidence: Evidence, stage: str, role: int = 0) -> Tensor:
-    return evidence.values(role, metric="relative mse", stage=stage)
+def _error(evidence: Evidence, stage: str, role: int = 0, less: str = "") -> Tensor:
+    """The squared error from ``stage``, less that from another stage, over the mean image's: the ratio of two means."""
+    values = evidence.values(role, metric="mse", stage=stage)
+    if less:
+        values = values - evidence.values(role, metric="mse", stage=less)
+    return ratio(values, evidence.values(role, metric="mse", stage=MEAN_IMAGE))
 
 
 def _rise(evidence: Evidence) -> Iterator[Comparison]:
+    """From below the mean image's error: that of an inverse that was never trained may rise, too, above it."""
+    first = evidence.stages()[0]
+    yield Comparison(f"the mean image less {first}", _error(evidence, MEAN_IMAGE, less=first))
     for before, after in pairwise(evidence.stages()):
-        yield Comparison(f"{after} less {before}", _error(evidence, after) - _error(evidence, before))
+        yield Comparison(f"{after} less {before}", _error(evidence, after, less=before))
 
 
 def _apart(evidence: Evidence) -> Iterator[Comparison]:
     for stage in evidence.shared_stages():
-        yield Comparison(stage, _error(evidence, stage), _error(evidence, stage, 1))
+        yield evidence.between(stage, _error(evidence, stage), _error(evidence, stage, 1))
 
 
 def _above_mean_image(evidence: Evidence) -> Iterator[Comparison]:
     for stage in evidence.stages()[evidence.stages().index(evidence.deepest()) :]:
-        difference = _error(evidence, stage) - _error(evidence, MEAN_IMAGE)
-        yield Comparison(f"{stage} less the mean image", difference)
+        yield Comparison(f"{stage} less the mean image", _error(evidence, stage, less=MEAN_IMAGE))
 
 
-def _detail_lost(evidence: Evidence, role: int = 0, last: str = "") -> Comparison:
-    """How far SSIM falls from the first stage to ``last`` (the deepest by default)."""
-    first, last = evidence.stages(role)[0], last or evidence.deepest(role)
-    fall = evidence.values(role, metric="ssim", stage=first) - evidence.values(role, metric="ssim", stage=last)
-    return Comparison(f"{first} less {last}", fall)
+def _detail(evidence: Evidence, stage: str, role: int = 0, less: str = MEAN_IMAGE) -> Tensor:
+    """How much of the structural similarity that the mean image lacks is there: 1 as in the input, 0 as in that."""
+    own, other, floor = (evidence.values(role, metric="ssim", stage=each) for each in (stage, less, MEAN_IMAGE))
+    return ratio(own - other, 1 - floor)
 
 
-def _less_detail_lost(evidence: Evidence) -> Iterator[Comparison]:
-    last = evidence.shared_stages()[-1]
-    own, other = (_detail_lost(evidence, role, last) for role in (0, 1))
-    yield Comparison(own.what, own.values, other.values)
+def _detail_lost(evidence: Evidence) -> Iterator[Comparison]:
+    first, last = evidence.stages()[0], evidence.deepest()
+    yield Comparison(f"{first} less {last}", _detail(evidence, first, less=last))
+
+
+def _more_detail(evidence: Evidence) -> Iterator[Comparison]:
+    for stage in evidence.shared_stages():
+        yield evidence.between(stage, _detail(evidence, stage), _detail(evidence, stage, 1))
 
 
 # ---- what a better reconstruction costs: the values of a run are means over its test images, a row for each seed
@@ -135,29 +147,34 @@ STAGE_CLAIMS = (
         "sec. 4.1, Fig. 3",
         "stage_error",
         (DETECTOR,),
-        lambda evidence: [_detail_lost(evidence)],
-        "SSIM lost",
+        _detail_lost,
+        _KEPT,
         least=0.05,
+        fails="the decoder's reconstructions are as far above the mean image as the "
+        "backbone's, or all are at its floor",
     ),
     Claim(
         "vit-keeps-detail",
-        "A ViT keeps detail that DETR drops: up to the encoder its structural similarity falls less.",
+        "A ViT keeps detail that DETR drops: at every stage that both have, more of the structural similarity that the "
+        "mean image lacks.",
         "sec. 4.1, Fig. 3",
         "stage_error",
         (CLASSIFIER, DETECTOR),
-        _less_detail_lost,
-        "SSIM lost, less that of the detector",
-        "below",
-        least=0.02,
+        _more_detail,
+        _KEPT + ", less that of the detector",
+        least=0.05,
+        fails="DETR's reconstructions are as far above the mean image as the ViT's at one stage",
     ),
     *for_both(
         "error-rises",
-        "The reconstruction error rises with depth, at every stage of {}.",
+        "The reconstruction error rises with depth, at every stage of {}, from below that of the mean image.",
         "sec. 4.1, Fig. 4",
         "stage_error",
         _rise,
         _UNIT,
         least=0.01,
+        fails="a deeper stage is reconstructed as well as the one before it, "
+        "or the first no better than the mean image",
     ),
     Claim(
         "vit-below-detr",
@@ -169,6 +186,7 @@ STAGE_CLAIMS = (
         _UNIT + ", less that of the detector",
         "below",
         least=0.05,
+        fails="at one stage the detector's error is as low",
     ),
     Claim(
         "decoder-above-mean-image",
@@ -178,6 +196,7 @@ STAGE_CLAIMS = (
         (DETECTOR,),
         _above_mean_image,
         _UNIT,
+        fails="the inverses learn to paint something nearer than the mean: these do where they are trained long enough",
     ),
     Claim(
         "classic-below-modular",
@@ -189,6 +208,8 @@ STAGE_CLAIMS = (
         "share of the modular MSE",
         "below",
         least=0.02,
+        fails="training all inverses for the image alone brings no lower error",
+        of_inverses=False,
     ),
     Claim(
         "classic-is-greyish",
@@ -200,6 +221,8 @@ STAGE_CLAIMS = (
         "share of the modular saturation",
         "below",
         least=0.02,
+        fails="classic reconstructions are as colourful",
+        of_inverses=False,
     ),
     Claim(
         "error-falls-with-lambda",
@@ -211,6 +234,8 @@ STAGE_CLAIMS = (
         "share of the MSE at the smallest lambda",
         "below",
         least=0.02,
+        fails="the features cannot be changed so that more of the image is left, or training is too short to",
+        of_inverses=False,
     ),
     Claim(
         "task-falls-with-lambda",
@@ -222,6 +247,8 @@ STAGE_CLAIMS = (
         "AP or accuracy",
         "below",
         least=0.005,
+        fails="the task keeps its score while the error falls: then it is no trade-off",
+        of_inverses=False,
     ),
     Claim(
         "reconstruction-is-specific",
@@ -232,6 +259,7 @@ STAGE_CLAIMS = (
         _nearer_than_mean_image,
         "mean distances between images",
         least=0.05,
+        fails="an inverse paints what all images share: its picture is then as far away as the mean image",
     ),
     Claim(
         "seeds-agree",
@@ -243,5 +271,8 @@ STAGE_CLAIMS = (
         "MSE between seeds, in units of the mean image's",
         "below",
         null=0.1,
+        fails="inverses of two seeds paint other things where the features do not say; an "
+        "untrained control has one seed",
+        of_inverses=False,
     ),
 )

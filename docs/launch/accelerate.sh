@@ -1,0 +1,6 @@
+#!/bin/bash
+# One machine. On CPUs: accelerate.sh with LAUNCH="--cpu --num_processes 2".
+set -e
+# shellcheck disable=SC2086
+accelerate launch ${LAUNCH:---multi_gpu --num_processes 8} \
+  -m backsight train "${MODEL:-detr-resnet-50}" --data "${DATA:-coco:/data/coco}" --out "${OUT:-runs/detr}" --resume "$@"

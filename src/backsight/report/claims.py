@@ -1,0 +1,189 @@
+"""Claims as a paper carries them: a table as CSV and LaTeX, a figure, and a paragraph of methods from the settings."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from backsight.experiments import Result
+from backsight.experiments.claims import Control, Effect, Judgement
+from backsight.experiments.run import page_name
+from backsight.experiments.subject import UNTRAINED_INVERSE
+from backsight.figures import to_pdf, to_png
+from backsight.figures.forest import Bar, ForestRow, forest_pages
+from backsight.io import write_bytes, write_text
+from backsight.report.views import format_bounds, format_effect
+
+COLUMNS = (
+    *("claim", "source", "verdict", "effect", "low", "high", "unit", "part", "null", "least", "most"),
+    *("control", "control effect", "p", "p (Holm)", "condition", "reason"),
+)
+"""Of ``claims.csv``; the effect is the one that the verdict hangs on."""
+
+
+def write_paper(folder: str | Path, claims: Sequence[Judgement], results: Mapping[str, Result]) -> None:
+    """Write ``claims.csv``, ``claims.tex``, ``claims.pdf``, its pages as PNG, and ``methods.txt`` into ``folder``."""
+    folder = Path(folder)
+    write_text(folder / "claims.csv", to_csv(claims))
+    write_text(folder / "claims.tex", to_latex(claims))
+    write_text(folder / "methods.txt", methods(claims, results) + "\n")
+    tested = [each for each in claims if each.verdict != "not tested"]
+    sheets = forest_pages([row_of(each) for each in [*tested, *(each for each in claims if each not in tested)]])
+    write_bytes(folder / "claims.pdf", to_pdf(sheets))
+    for number, sheet in enumerate(sheets, 1):
+        write_bytes(folder / page_name(number).replace("figure", "claims"), to_png(sheet))
+
+
+def to_csv(claims: Sequence[Judgement]) -> str:
+    """A line for each claim, with the columns :data:`COLUMNS`."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for claim in claims:
+        part, control = hanging(claim), _null(claim)
+        numbers = [part.mean, part.low, part.high] if part else [None] * 3
+        writer.writerow(
+            [
+                *(claim.statement, claim.source, claim.verdict, *map(_digits, numbers), claim.unit),
+                *(part.what if part else "", claim.null, *map(_digits, claim.bounds)),
+                *((control.kind, _digits(control.mean)) if control else ("", "")),
+                *(_digits(claim.chance), _digits(claim.adjusted), claim.condition, claim.reason),
+            ]
+        )
+    return stream.getvalue()
+
+
+def to_latex(claims: Sequence[Judgement]) -> str:
+    """A ``longtable`` (with ``booktabs``) of the claims that were tested."""
+    rows = []
+    for claim in claims:
+        part, control = hanging(claim), _null(claim)
+        if part is not None:
+            effect = (
+                f"{part.mean:.3f} [{part.low:.3f}, {part.high:.3f}]" if part.low is not None else f"{part.mean:.3f}"
+            )
+            beside = f"{control.mean:.3f}" if control else "--"
+            chance = "--" if claim.adjusted is None else "<.001" if claim.adjusted < 0.001 else f"{claim.adjusted:.3f}"
+            chance = chance.replace("<", "$<$")
+            words = [_escape(claim.statement), f"{claim.null:g}", effect, beside, chance, claim.verdict]
+            rows.append("  " + " & ".join(words) + r" \\")
+    head = r"  claim & null & effect, 95\,\% interval & untrained & $p$ & verdict \\"
+    lines = [r"\begin{longtable}{p{0.42\linewidth}lllll}", r"  \toprule", head, r"  \midrule", r"  \endhead", *rows]
+    return "\n".join([*lines, r"  \bottomrule", r"\end{longtable}"]) + "\n"
+
+
+def _escape(text: str) -> str:
+    for sign in "&%#_$":
+        text = text.replace(sign, "\\" + sign)
+    return text
+
+
+def _digits(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.6g}"
+
+
+# ---- the effect that a verdict hangs on, and its control
+
+
+def hanging(claim: Judgement) -> Effect | None:
+    """The effect that the verdict hangs on; None where the claim was not tested."""
+    return claim.parts[0] if claim.parts else None
+
+
+def _null(claim: Judgement) -> Control | None:
+    """Of an untrained inverse; of an untrained model where there is no other."""
+    order = sorted(claim.controls, key=lambda each: each.kind != UNTRAINED_INVERSE)
+    return order[0] if order else None
+
+
+def bar_of(claim: Judgement) -> Bar | None:
+    """The interval on a scale of its own that has the null, what is expected, and all of the interval in it; controls
+    beyond its ends stand at them."""
+    part = hanging(claim)
+    if part is None:
+        return None
+    low, high = (math.inf if bound is None else bound for bound in claim.bounds)
+    marks = [*part.ends, claim.null, *(each for each in (low, high) if math.isfinite(each))]
+    start, width = min(marks), max(max(marks) - min(marks), 1e-12)
+    start, width = start - 0.12 * width, 1.24 * width
+
+    def place(value: float) -> float:
+        return round(min(100.0, max(0.0, 100 * (value - start) / width)), 2)
+
+    expected = (0.0 if claim.bounds[0] is None else place(low), 100.0 if claim.bounds[1] is None else place(high))
+    controls = tuple(place(each.mean) for each in claim.controls)
+    low_end, high_end = (place(end) for end in part.ends)
+    return Bar(place(part.mean), low_end, high_end, place(claim.null), expected, controls)
+
+
+def control_words(claim: Judgement) -> str:
+    """The controls in words: ``untrained inverse 0.310``."""
+    return ", ".join(f"{each.kind} {format_effect(each.mean)}" for each in claim.controls)
+
+
+def row_of(claim: Judgement) -> ForestRow:
+    """A claim as the figure shows it."""
+    part = hanging(claim)
+    if part is None:
+        return ForestRow(claim.statement, "", f"not tested: {claim.reason}", None)
+    words = f"{format_effect(part.mean)} {format_bounds(part.low, part.high)} {claim.unit}; {part.what}"
+    controls = f"; {control_words(claim)}" if claim.controls else ""
+    chance = "" if claim.adjusted is None else f", p {claim.adjusted:.3f}" if claim.adjusted >= 0.001 else ", p < 0.001"
+    reason = f": {claim.reason}" if claim.reason else ""
+    return ForestRow(claim.statement, words + controls, f"{claim.verdict}{chance}{reason}", bar_of(claim))
+
+
+# ---- methods
+
+
+def methods(claims: Sequence[Judgement], results: Mapping[str, Result]) -> str:
+    """What was done, in a paragraph for a paper, from the cards of the models and the settings of the experiments."""
+    found = [card for result in results.values() for card in result.subjects if "run" not in card]
+    cards = {(str(card["model"]), str(card["data"])): card for card in found}
+    own = [card for card in cards.values() if not card.get("control")]
+    tested = [each for each in claims if each.chance is not None]
+    sentences = [*(_of_model(card) for card in own), *_of_experiments(results)]
+    if any(card.get("control") for card in cards.values()):
+        controls = [card for card in cards.values() if card.get("control")]
+        sentences.append(
+            "Every effect on reconstructions was measured on two controls as well, on the first "
+            f"{max(card['num_images'] for card in controls)} images: inverses of the same structure that were never "
+            "trained, and the forward model with random weights beneath them; a claim that holds for untrained "
+            "inverses counts as undecided."
+        )
+    sentences.append(
+        "Intervals are 95 % intervals of Student's t over images and seeds of inverses, both drawn at random (over "
+        "images alone where there is one seed), of ratios of means after linearisation, and of differences of shares "
+        f"by the method of Bonett and Price (2012). {len(tested)} claims were tested at once; verdicts are by the "
+        "method of Holm (1979) at a family-wise level of 5 %, a claim about several effects holding if each is as "
+        "claimed."
+    )
+    return " ".join(sentences)
+
+
+def _of_model(card: Mapping[str, Any]) -> str:
+    height, width = card.get("size", ("?", "?"))
+    weights = "random weights" if card.get("random") else f"weights {str(card.get('weights', ''))[:40]}"
+    seeds = len(card.get("seeds", ()))
+    return (
+        f"{card['model']} ({weights}) was given {card.get('num_images', 'some')} test images of {card.get('data')} "
+        f"(fingerprint {str(card.get('data_fingerprint', ''))[:12]}), {card.get('fit', 'stretch')} to {height} x "
+        f"{width} pixels, values RGB in [0, 1], and inverted at {', '.join(card.get('stages', ()))} by {seeds} "
+        f"{'chain' if seeds == 1 else 'chains of other seeds'}."
+    )
+
+
+def _of_experiments(results: Mapping[str, Result]) -> Iterator[str]:
+    for name, result in results.items():
+        shown = {key: value for key, value in result.settings.items() if value not in ("", [], None) and key != "runs"}
+        if shown:
+            settings = ", ".join(f"{key.replace('_', ' ')} {_value(value)}" for key, value in shown.items())
+            yield f"{name.replace('_', ' ').capitalize()}: {settings}."
+
+
+def _value(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
