@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from backsight import distributed
@@ -210,6 +212,17 @@ def step(self, batch):
 loop.Loop.step = step
 command(0, "vit", Path({out!r}), {{"steps": 16, "evaluate_every": 2}})
 """
+
+
+def test_processes_that_are_started_again_find_nothing_of_those_before() -> None:
+    store = dist.HashStore()
+    store.set("asks 1", "one that was killed")
+    for _ in range(2):
+        with ThreadPoolExecutor(2) as threads:
+            parts = list(threads.map(lambda rank: distributed.fresh(store, rank, 2), (0, 1)))
+        assert not parts[0].check(["address"])
+        parts[0].set("address", "mine")
+        assert parts[1].get("address") == b"mine"
 
 
 @pytest.mark.slow

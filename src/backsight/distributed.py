@@ -10,14 +10,18 @@ import atexit
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from backsight.core import UserError
 
@@ -216,13 +220,33 @@ def join(device: str = "auto") -> Processes:
         gpu = torch.cuda.is_available() and not device.startswith("cpu")
         if gpu and device in ("auto", "cuda"):
             torch.cuda.set_device(_own_gpu())
-        # It stays until the process ends: a launcher's store is that of one group alone.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=TIMEOUT)
+        store, rank, count = next(rendezvous("env://", timeout=TIMEOUT))
+        given: dict[str, Any] = {"store": fresh(store, rank, count), "rank": rank, "world_size": count}
+        # It stays until the process ends, and serves all runs of it.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=TIMEOUT, **given)
         atexit.register(_leave)
     from accelerate import PartialState
 
     state = PartialState(cpu="nccl" not in str(dist.get_backend_config()))
     return Processes(state.process_index, state.num_processes)
+
+
+def fresh(store: Store, rank: int, count: int) -> Store:
+    """A part of a launcher's ``store`` that holds nothing of processes that it had started before these: the main one
+    draws a name for it, and answers those alone that ask now."""
+    if rank:
+        own = uuid4().hex
+        store.set(f"asks {rank}", own)
+        name = store.get(f"answer to {own}").decode()
+        store.set(f"{name} {rank}", "here")
+        return PrefixStore(name, store)
+    name, missing, deadline = uuid4().hex, set(range(1, count)), time.monotonic() + TIMEOUT.total_seconds()
+    while missing and time.monotonic() < deadline:
+        for other in [each for each in missing if store.check([f"asks {each}"])]:
+            store.set(f"answer to {store.get(f'asks {other}').decode()}", name)
+        missing = {each for each in missing if not store.check([f"{name} {each}"])}
+        time.sleep(0.02)
+    return PrefixStore(name, store)
 
 
 @contextmanager

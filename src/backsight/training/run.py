@@ -161,7 +161,7 @@ def _train(run: Run) -> ChainEnsemble:
         claimed = run.folder.claimed(resume=options.resume, overwrite=options.overwrite)
         run.processes.from_main(lambda: (stack.enter_context(claimed), None)[1])
         if run.processes.main:
-            loop.watchers, run.watch = [progress.show, curves.log], progress.show_images
+            loop.watchers, run.watch = [progress.show, curves.log, run.check_memory], progress.show_images
         run.begin(loop)
         state = loop.run()
         try:
@@ -416,10 +416,22 @@ class Run:
         """The test images that figures are reported on."""
         return self.held_out.batches(self.splits.test, self.options.max_test, "testing")
 
+    def check_memory(self, state: State, losses: Mapping[Key, float], share: float) -> None:
+        """After the first batch: say so where it took more than was estimated."""
+        del losses, share
+        peak = peak_memory(self.device)
+        if state.step == 1 and self.need is not None and peak > self.need.of(self.at_once):
+            found = in_units(peak), in_units(self.need.of(self.at_once))
+            logger.warning("the first batch took %s, and %s were estimated: a smaller --micro-batch is safer", *found)
+
+    @property
+    def at_once(self) -> int:
+        """How many images pass the networks of this process at the same time."""
+        return min(self.micro_batch or sys.maxsize, -(-self.options.batch_size // self.processes.count))
+
     def _memory(self) -> dict[str, Any]:
         """What the card says of memory: the estimate, and in how many images a batch passes."""
-        own = min(self.micro_batch or sys.maxsize, -(-self.options.batch_size // self.processes.count))
-        estimate = {} if self.need is None else {"estimated_memory_GiB": round(self.need.of(own) / 2**30, 2)}
+        estimate = {} if self.need is None else {"estimated_memory_GiB": round(self.need.of(self.at_once) / 2**30, 2)}
         return {**estimate, **({} if self.micro_batch is None else {"micro_batch": self.micro_batch})}
 
     def _precision_in_words(self) -> str:
