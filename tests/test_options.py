@@ -103,11 +103,11 @@ def test_options_out_of_range_are_refused_by_name(name: str, values: list[Any]) 
         ({"feature_cache": ".", "task": "classic"}, "feature_cache is for task modular"),
         ({"feature_cache": ".", **JOINT}, "feature_cache is for task modular"),
         ({"task": "joint"}, "trade_off 0.9"),
-        ({"data": "wds:x.tar"}, "steps or minutes"),
+        ({"data": "stream:y"}, "steps or minutes"),
         ({"data": "stream:x", "epochs": 2}, "steps or minutes"),
-        ({"data": "wds:x.tar", "steps": 3, "image_cache": "."}, "image_cache"),
-        ({"data": "wds:x.tar", "steps": 3, "feature_cache": "."}, "feature_cache"),
-        ({"data": "wds:x.tar", "steps": 3, **JOINT}, "stream"),
+        ({"data": "stream:x", "steps": 3, "image_cache": "."}, "image_cache"),
+        ({"data": "stream:x", "steps": 3, "feature_cache": "."}, "feature_cache"),
+        ({"data": "stream:x", "steps": 3, **JOINT}, "stream"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], named: str) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from backsight.figures.fonts import installed
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -53,7 +55,7 @@ def style(dark: bool = False) -> Iterator[None]:
         "axes.facecolor": "none",
         "grid.color": faint,
         "grid.linewidth": 0.5,
-        "font.family": "DejaVu Sans",
+        "font.family": list(installed()),
         "font.size": LETTERS + 1,
         "axes.titlesize": LETTERS + 1,
         "axes.labelsize": LETTERS + 0.5,

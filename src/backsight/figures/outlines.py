@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +11,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from backsight.core import Detections
+from backsight.figures.fonts import font_file
 from backsight.figures.house_style import PALETTE
 from backsight.figures.pictures import to_array
 
@@ -139,17 +139,16 @@ def draw_detections(image: Tensor, detections: Detections, threshold: float = 0.
     Returns:
         ``3 kH kW`` in [0, 1]: a small image is enlarged by a whole number k first, so that letters can be read on it.
     """
-    import matplotlib
     import numpy
     from PIL import Image, ImageDraw, ImageFont
 
     factor = math.ceil(_DRAWN_SIDE / min(image.shape[-2:]))
     canvas = Image.fromarray(to_array(repeat(image, "c h w -> c (h y) (w x)", y=factor, x=factor)))
     height = max(8, round(letters * canvas.width))
-    # The letters of every other figure: they come with matplotlib, so they are the same on every machine.
-    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", height)
     pen = ImageDraw.Draw(canvas)
     chosen = detections.above(threshold)
+    names = "".join(_name_of(chosen, index) for index in range(len(chosen.scores)))
+    font = ImageFont.truetype(font_file(names), height)
     order = chosen.scores.argsort(descending=True).tolist()
     frames = {
         index: _clipped([factor * corner for corner in chosen.boxes[index].tolist()], canvas.size) for index in order
