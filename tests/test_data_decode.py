@@ -68,15 +68,6 @@ def test_jpeg_is_the_same_as_pillows(options: dict) -> None:
 
 
 @pytest.mark.usefixtures("choosing_anew")
-def test_photos_need_no_decoder_of_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torchvision.io, "decode_jpeg", raising=False)
-    monkeypatch.delattr(torchvision.io.image, "decode_jpeg", raising=False)
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
-    content = encoded(PHOTO, "JPEG")
-    assert torch.equal(read_image(content), by_pillow(content))
-
-
-@pytest.mark.usefixtures("choosing_anew")
 def test_torchcodec_is_taken_where_it_takes_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(content: bytes) -> torch.Tensor:
         if len(content) == len(refused):
@@ -95,6 +86,7 @@ def test_torchcodec_is_taken_where_it_takes_the_picture(monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("choosing_anew")
 def test_a_torchcodec_that_does_not_work_is_left_alone(monkeypatch: pytest.MonkeyPatch, decoders: dict) -> None:
     install_torchcodec(monkeypatch, **decoders)
+    monkeypatch.delattr(torchvision.io, "decode_jpeg", raising=False)  # which is not needed either
     content = encoded(PHOTO, "JPEG")
     assert torch.equal(read_image(content), by_pillow(content))
     assert jpeg_decoder() is None

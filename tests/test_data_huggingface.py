@@ -109,6 +109,7 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_text("text")
     datasets.Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "words.parquet")
     (tmp_path / "empty").mkdir()
+    datasets.DatasetDict(train=table(4)).save_to_disk(tmp_path / "saved")
     for spec, message in {
         f"parquet:{tmp_path}/brokn.parquet": r"is it '.*broken\.parquet'\?",
         f"parquet:{tmp_path}/broken.parquet": "cannot load",
@@ -116,18 +117,11 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
         f"parquet:{tmp_path}/empty": r"has no \.parquet files",
         f"hf:{tmp_path}/nowhere": "cannot load .*owner/name on the hub",
         f"hf:{tmp_path}/empty": "cannot load",
+        f"hf:{tmp_path}/saved:tset": "cannot load",
     }.items():
         with pytest.raises(UserError, match=message) as caught:
             opened(spec, PIXELS)
         assert "\n" not in str(caught.value)
-
-
-def test_a_missing_split(tmp_path: Path) -> None:
-    datasets.DatasetDict(train=table(4)).save_to_disk(tmp_path / "saved")
-    table(4).to_parquet(tmp_path / "data" / "train.parquet")
-    for name in ("saved", "data"):
-        with pytest.raises(UserError, match="cannot load"):
-            opened(f"hf:{tmp_path}/{name}:tset", PIXELS)
 
 
 def test_real_photos() -> None:

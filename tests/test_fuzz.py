@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -20,6 +21,7 @@ from backsight.chain import InverseChain, Plan, build_chain
 from backsight.core import Pixels, UserError
 from backsight.data import open_data
 from backsight.data.objects import Photos
+from backsight.experiments.subject import trained_on
 from backsight.io import read_json_lines
 from backsight.metrics import Interval
 from backsight.models.spec import read_spec
@@ -262,6 +264,19 @@ def test_results(tmp_path: Path, tries: int) -> None:
         assert found.to_table()
 
     fuzz(json.loads(path.read_text()), tries, check)
+
+
+@TRIES
+@pytest.mark.parametrize("name", ["config.yaml", "card.json"])
+def test_what_chains_were_trained_on(tmp_path: Path, tries: int, name: str) -> None:
+    ensemble: Any = SimpleNamespace(folder=tmp_path)
+    write = yaml.safe_dump if name == "config.yaml" else json.dumps
+
+    def check(content: Any) -> None:
+        (tmp_path / name).write_text(write(content))
+        assert isinstance(trained_on(ensemble), str | None)
+
+    fuzz({"command": "c", "data": {"spec": "world", "sizes": [1, 2]}, "seeds": [0]}, tries, check)
 
 
 LINES = [b'{"step": 1}', b"[1]", b'{"step":', b"null", b"[" * 9999]

@@ -140,7 +140,7 @@ def reproduce(
         data: one for all, or one for each; what the chains were trained on by default.
         images: how many test images; None for all.
         experiments: the names of some; all by default. What the folder holds of others is shown as it is.
-        runs: finished runs, which ``trade_off`` compares; by default those whose tables ship with the models.
+        runs: finished runs, for ``trade_off``; by default those whose tables ship with the models.
         settings: of experiments by name, in place of :data:`SETTINGS` and their own.
         device: where to compute.
         jobs: do each experiment as a job of its own, on Slurm or this machine.
@@ -157,32 +157,21 @@ def reproduce(
     chosen = [find_experiment(name) for name in experiments or EXPERIMENTS]
     named = bool(models or chains)
     values = _settings(settings or {}, runs or (() if named else shipped_runs()))
-    for run in values["trade_off"]["runs"]:
-        FinishedRun.read(run)  # before an hour of others
     if jobs is not None:
-        given = {"models": models, "chains": chains, "data": data, "images": images, "runs": runs, "device": device}
-        _do_as_jobs(chosen, out, settings=settings, **given)
+        same = {"models": models, "chains": chains, "data": data, "images": images, "runs": runs, "device": device}
+        _run_as_jobs(chosen, out, {**same, "settings": settings})
     choices = choose(models if named else MODELS, chains, data)
     on_all = choices if named or data else [*choices, *_other_shipped()]
     with joined(device) as processes:
         open_once = cache(lambda choice: _open(choice, images, device, processes))
         control_once = cache(lambda subject: list(controls_of(subject)))
-
-        def do(each: Experiment) -> Step:
-            own = [] if each.compares_runs else on_all if each.name in ON_ALL else choices
-            subjects = [open_once(choice) for choice in _shared(each, own, data, open_once)]
-            return _do(each, subjects, values[each.name], out / each.name, processes, control_once)
-
-        return _finish(chosen, do, out, processes)
-
-
-def _finish(chosen: Sequence[Experiment], do: Callable[[Experiment], Step], out: Path, processes: Processes) -> Path:
-    """One experiment after the other, and the page."""
-    steps = []
-    for number, each in enumerate(chosen, 1):
-        steps.append(do(each))
-        logger.info("[%d/%d] %s", number, len(chosen), steps[-1].message)
-    page = processes.from_main(lambda: _conclude(steps, out))
+        steps: list[Step] = []
+        for number, each in enumerate(chosen, 1):
+            own = _choices_of(each, on_all if each.name in ON_ALL else choices, data, open_once)
+            subjects = [open_once(choice) for choice in own]
+            steps.append(_do(each, subjects, values[each.name], out / each.name, processes, control_once))
+            logger.info("[%d/%d] %s", number, len(chosen), steps[-1].message)
+        page = processes.from_main(lambda: _conclude(steps, out))
     _expect_done(steps, page)
     return page
 
@@ -195,8 +184,9 @@ def _expect_done(steps: Sequence[Step], page: Path) -> None:
         raise UserError(f"no experiment could be done: {'; '.join(dict.fromkeys(step.reason for step in steps))}")
 
 
-def _do_as_jobs(chosen: Sequence[Experiment], out: Path, **options: Any) -> None:
-    run_jobs({each.name: partial(_job, out, experiments=[each.name], **options) for each in chosen}, out / "jobs")
+def _run_as_jobs(chosen: Sequence[Experiment], out: Path, given: Mapping[str, Any]) -> None:
+    calls = {each.name: partial(_job, out, experiments=[each.name], **given) for each in chosen}
+    run_jobs(calls, out / "jobs")
 
 
 def _job(out: Path, **options: Any) -> None:
@@ -255,10 +245,13 @@ def _settings(given: Mapping[str, Mapping[str, Any]], runs: Sequence[str | Path]
     # `DIR/*/` of a sweep names the figure of its runs too, which is no run.
     finished = [str(run) for run in runs if Path(run).name != "trade_off" or not Path(run, "result.json").is_file()]
     defaults = {**SETTINGS, "trade_off": {"runs": finished}}
-    return {
+    values = {
         name: check_settings(each.measure, {**defaults.get(name, {}), **given.get(name, {})})
         for name, each in EXPERIMENTS.items()
     }
+    for run in values["trade_off"]["runs"]:
+        FinishedRun.read(run)  # before an hour of others
+    return values
 
 
 def _other_shipped() -> list[Choice]:
@@ -267,11 +260,13 @@ def _other_shipped() -> list[Choice]:
     return [Choice(name) for name, folder in folders.items() if folder is not None and has_chains(folder)]
 
 
-def _shared(
+def _choices_of(
     experiment: Experiment, choices: Sequence[Choice], data: Sequence[str], open_once: Callable[[Choice], Subject]
 ) -> Sequence[Choice]:
-    """The choices, with the same images for all where models are set side by side: who names data for each model gets
-    that."""
+    """The choices that an experiment is done with: none where it compares runs; with the same images for all where it
+    sets models side by side, unless data is named for each."""
+    if experiment.compares_runs:
+        return []
     if experiment.name not in ON_SHARED or len(choices) < 2 or len(data) > 1:
         return choices
     shared = data[0] if data else open_once(choices[0]).data.name

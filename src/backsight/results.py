@@ -373,7 +373,9 @@ def _read_measurement(saved: _SavedMeasurement, where: str) -> Measurement:
         raise UserError(f"{where} has a measurement whose seeds have not the same images: {_FIX}")
     rows = [[_number(each) for each in row] for row in saved.values]
     stated = None if saved.stated is None else Interval(*map(_number, saved.stated))
-    return Measurement(saved.labels, torch.tensor(rows, dtype=torch.float64).reshape(len(rows), -1), stated)
+    return Measurement(
+        saved.labels, torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(rows[0]) if rows else 0), stated
+    )
 
 
 def _number(value: float | None) -> float:

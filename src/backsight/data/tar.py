@@ -1,7 +1,8 @@
 """Tar files as webdataset has them, ``wds:PATTERN``: every member is found once, and read by its place from then on.
 
 What belongs together has the same name up to the first dot of its last part: ``NAME.jpg``, or any other picture, and
-``NAME.cls``, its class as a number, if there is one. Local paths, and addresses that fsspec knows (``s3://...``).
+``NAME.cls``, its class as a number, or ``NAME.json`` with it, if there is one. Local paths, and addresses that fsspec
+knows (``s3://...``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +44,11 @@ Parts = dict[str, tuple[tarfile.TarInfo, bytes]]
 THREADS = 16
 """Files whose members are sought at the same time."""
 
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-"""``{000..127}``: the numbers between, written as wide."""
+_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+"""``{000..127}``: the numbers between, written as wide; ``{train,val}``: each of them."""
+
+MOST_PICTURES = 16
+"""Pictures of one sample: more are samples whose names have dots in them."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ class TarFiles:
             return json.loads(kept.read_text(encoding="utf-8"))
         found = [
             [key, member.offset_data, member.size, _label(parts)]
-            for key, parts in self._groups(path, "r:", {"cls"})
+            for key, parts in self._groups(path, "r:", {"cls", "json"})
             for member, _ in _pictures(parts)
         ]
         write_text(kept, json.dumps(found))
@@ -168,7 +173,7 @@ class TarFiles:
     def read(self, index: int) -> Iterator[Encoded]:
         """The pictures of one file, from its beginning to its end."""
         path = self.paths[index]
-        for key, parts in self._groups(path, "r:*", {"cls", *(suffix[1:] for suffix in SUFFIXES)}):
+        for key, parts in self._groups(path, "r:*", {"cls", "json", *(suffix[1:] for suffix in SUFFIXES)}):
             for _, content in _pictures(parts):
                 yield Encoded(f"{Path(path).name}/{key}", content, _label(parts))
 
@@ -189,6 +194,8 @@ class TarFiles:
                     kind = kind.lower()
                     content = archive.extractfile(member) if kind.rpartition(".")[2] in wanted else None
                     parts[kind] = member, b"" if content is None else content.read()
+                    if len(parts) > MOST_PICTURES:
+                        _pictures(parts)
                 yield key, parts
                 _check_end(archive)
         except DAMAGED as error:
@@ -200,13 +207,17 @@ class TarFiles:
 
 
 def expand(pattern: str) -> list[str]:
-    """``train-{00..02}.tar`` -> its three names; several pairs of braces are all expanded."""
+    """``train-{00..02}.tar`` -> its three names; several pairs of braces are all expanded.
+
+    >>> expand("{train,val}-{8..10}.tar")[2:4]
+    ['train-10.tar', 'val-8.tar']
+    """
     found = _BRACES.search(pattern)
     if found is None:
         return [pattern]
-    first, last = found.groups()
-    numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    return [each for number in numbers for each in expand(pattern[: found.start()] + number + pattern[found.end() :])]
+    first, last, words = found.groups()
+    each_of = words.split(",") if words else [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+    return [each for word in each_of for each in expand(pattern[: found.start()] + word + pattern[found.end() :])]
 
 
 def cache_folder() -> Path:
@@ -215,13 +226,29 @@ def cache_folder() -> Path:
 
 
 def _pictures(parts: Parts) -> list[tuple[tarfile.TarInfo, bytes]]:
-    """The picture of a sample, or none."""
-    return [each for kind, each in parts.items() if f".{kind.rpartition('.')[2]}" in SUFFIXES][:1]
+    """The pictures of a sample, of which the first is taken.
+
+    Raises:
+        UserError: there are so many that they are of several samples.
+    """
+    found = [each for kind, each in parts.items() if f".{kind.rpartition('.')[2]}" in SUFFIXES]
+    if len(found) > MOST_PICTURES:
+        names = ", ".join(member.name for member, _ in found[:2])
+        raise UserError(
+            f"more than {MOST_PICTURES} pictures have the same key, as {names} (webdataset's keys end at the first "
+            "dot): rename them"
+        )
+    return found[:1]
 
 
 def _label(parts: Parts) -> int | None:
-    text = parts["cls"][1].decode("ascii", "replace").strip() if "cls" in parts else ""
-    return int(text) if text.isdigit() else None
+    """The class in ``NAME.cls``, or under ``cls`` or ``label`` in ``NAME.json``."""
+    label: Any = parts["cls"][1].decode("ascii", "replace") if "cls" in parts else None
+    with suppress(ValueError, RecursionError):
+        found = json.loads(parts["json"][1]) if label is None and "json" in parts else None
+        label = found.get("cls", found.get("label")) if isinstance(found, dict) else label
+    text = str(label).strip()
+    return int(text) if text.isdecimal() and text.isascii() else None
 
 
 def _check_end(archive: tarfile.TarFile) -> None:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from backsight.core import UserError
-from backsight.io import write_json
+from backsight.io import read_record, write_json
+from backsight.validation import AnyNumber, Record
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 """The version of the manifest; a later one is refused."""
 _LISTED = re.compile(r"chains/\d+/(?:chain\.json|[\w@-]+\.safetensors)|evaluation\.json|mean_image\.safetensors")
 """The only files that are ever read from a repository: none of them is a pickle, none lies outside its folder."""
+
+
+@dataclass(frozen=True)
+class Manifest(Record):
+    """The content of the manifest."""
+
+    format: AnyNumber
+    sha256: Mapping[str, str]
 
 
 def write_manifest(folder: Path) -> Path:
@@ -32,12 +41,14 @@ def read_manifest(path: Path, name: str) -> dict[str, str]:
         UserError: it is no manifest, or of a later version, or lists something else than a chain's files.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version, files = int(content["format"]), dict(content["sha256"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"the {MANIFEST} of {name} cannot be read: its owner should push the chains again") from error
-    if version > FORMAT:
-        raise UserError(f"the {MANIFEST} of {name} has format {version}, this version reads up to {FORMAT}: upgrade")
+        found = read_record(path, Manifest, "its owner should push the chains again")
+    except UserError as error:
+        raise UserError(f"the {MANIFEST} of {name} cannot be read: {error.args[0]}") from error
+    files = dict(found.sha256)
+    if found.format > FORMAT:
+        raise UserError(
+            f"the {MANIFEST} of {name} has format {found.format}, this version reads up to {FORMAT}: upgrade"
+        )
     if strange := [file for file in files if not _LISTED.fullmatch(file)]:
         raise UserError(f"the {MANIFEST} of {name} lists '{strange[0]}', which is no file of a chain: nothing was read")
     if not any(file.endswith("/chain.json") for file in files):

@@ -124,6 +124,8 @@ class Checkpoints:
         """
         self.wait()
         paths = self.paths()
+        if not paths and (damaged := sorted(self.folder.glob("step-*.damaged"))):
+            raise UserError(f"{damaged[-1]} is damaged, and there is no checkpoint before it: --overwrite begins again")
         while paths:
             path = paths.pop()
             if _is_whole(path):

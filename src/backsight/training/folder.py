@@ -21,7 +21,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from backsight.core import UserError
-from backsight.io import read_yaml, write_text
+from backsight.io import read_json_lines, read_yaml, write_text
 from backsight.training.checkpoints import Checkpoints, Mirror
 from backsight.validation import check_folder
 
@@ -191,15 +191,9 @@ class RunFolder:
                 file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every line of ``metrics.jsonl``; a last line that was cut short is left out."""
-        path = self.path / "metrics.jsonl"
-        records = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
-        return records
+        """Every line of ``metrics.jsonl`` with a ``step``; lines that are cut short, or of others, are left out."""
+        records, _ = read_json_lines(self.path / "metrics.jsonl")
+        return [record for record in records if isinstance(record.get("step"), int)]
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of ``metrics.jsonl`` about steps after ``step``: they will be run again."""

@@ -205,8 +205,7 @@ def _controls(claim: Claim, evidence: Evidence, what: str) -> Iterator[Control]:
             continue
         shown = next((part for part in parts if part.what == what), None)
         if shown is not None:
-            failed = [part.verdict for part in parts if part.verdict != "holds"]
-            verdict: Verdict = failed[0] if failed else "holds"
+            verdict: Verdict = next((part.verdict for part in parts if part.verdict != "holds"), "holds")
             yield Control(kind, what, shown.mean, shown.low, shown.high, verdict)
 
 
