@@ -134,7 +134,6 @@ def test_options_and_commands_that_there_are_not(
         (("stages", "zoo/vit-prior", "--size", "7x7"), "smaller than its patches"),
         (("verify", "zoo/vit-prior", "--size", "7x7"), "smaller than its patches"),
         (("verify", "vit_bse_patch16_224"), "vit_base_patch16_224"),
-        (("verify", "vgg11"), "VisionTransformer"),
         (("report", "nowhere"), "results.json"),
         (("reconstruct", "nowhere", "x.jpg"), "chains"),
         (("experiment", "trade_off"), "--set 'runs=[a,b]'"),

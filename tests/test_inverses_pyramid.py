@@ -327,7 +327,7 @@ def test_what_does_not_fit_is_told_in_one_line(name: str, source: Layout, target
 @pytest.mark.parametrize("name", ["deformable_encoder", "deformable_decoder"])
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"heads": 0}, "not divisible by 0 heads: take a number"), ({"points": 0}, "looks at 0 places a level: take")],
+    [({"heads": 0}, "'heads' of the inverse .* is 0"), ({"points": 0}, "'points' of the inverse .* is 0")],
 )
 def test_an_option_of_nothing_is_told_in_one_line(name: str, options: dict[str, int], message: str) -> None:
     source = on(GRIDS) if name == "deformable_encoder" else Layout(5, WIDTH)

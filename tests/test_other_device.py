@@ -37,6 +37,10 @@ QUICK = {
 }
 
 
+# A pretended GPU needs no pinned memory.
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+
+
 @pytest.fixture(params=KINDS)
 def device(request: pytest.FixtureRequest) -> Iterator[PretendDevice]:
     with PretendDevice(request.param) as pretended:

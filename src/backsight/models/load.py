@@ -187,7 +187,11 @@ def _from_folder(
     if "architecture" in config:
         module = timm_models.build(str(config["architecture"]), folder=folder, file=file, random=random, size=size)
         return module, _family("timm", type(module).__name__), timm_models.pixels(module, size)
-    family = _family("transformers", config.get("model_type", "nothing"))
+    if "model_type" not in config:
+        raise UserError(
+            f"{folder / 'config.json'} names neither a 'model_type' nor an 'architecture': save the model again"
+        )
+    family = _family("transformers", config["model_type"])
     said = transformers_models.preprocessor(folder)
     module = transformers_models.load(folder, file, random=random)
     default = transformers_models.own_size(module) or (family.size if family else (224, 224))
