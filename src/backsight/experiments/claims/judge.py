@@ -205,8 +205,8 @@ def _controls(claim: Claim, evidence: Evidence, what: str) -> Iterator[Control]:
             continue
         shown = next((part for part in parts if part.what == what), None)
         if shown is not None:
-            verdict: Verdict = next((part.verdict for part in parts if part.verdict != "holds"), "holds")
-            yield Control(kind, what, shown.mean, shown.low, shown.high, verdict)
+            worst = next((part for part in parts if part.verdict != "holds"), parts[0])
+            yield Control(kind, what, shown.mean, shown.low, shown.high, worst.verdict)
 
 
 def _weigh(claim: Claim, comparison: Comparison) -> Effect:
