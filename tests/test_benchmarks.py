@@ -47,6 +47,7 @@ class Counter:
         os._exit(9)
 
 
+@pytest.mark.slow
 def test_a_side_in_another_process_keeps_its_state_and_passes_its_errors_on() -> None:
     with Apart(Counter, 3) as counter:
         spent = alternate({"add": counter.side("add", 2)}, rounds=2)["add"]
@@ -183,6 +184,7 @@ def test_a_benchmark_gives_its_ratios(name: str, expected: set[str]) -> None:
     assert all(0 < each.median < 1000 for each in found)
 
 
+@pytest.mark.slow
 def test_the_command_prints_writes_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "ratios.json"
     bench(("data",), rounds=1, json=path)

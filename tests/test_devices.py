@@ -109,6 +109,7 @@ print(usual, kept, faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told to keep memory")
+@pytest.mark.slow
 def test_kept_memory_causes_no_page_faults_until_it_is_given_back() -> None:
     environment = {name: value for name, value in os.environ.items() if name not in CHOSEN_ALREADY}
     said = subprocess.run([sys.executable, "-c", KEEPING], check=True, capture_output=True, text=True, env=environment)

@@ -25,7 +25,7 @@ from numerics import assert_rounding
 from pretend_device import Mixed, PretendDevice
 from small import build_small
 
-KINDS = ("cuda", "mps")
+KINDS = ("cuda", pytest.param("mps", marks=pytest.mark.slow))
 INVERSES = {
     "detr": ["backbone=local:depth=1", "encoder=encoder:depth=1", "decoder=decoder:depth=1"],
     "vit": ["encoder=blocks:depth=1"],

@@ -305,6 +305,7 @@ def do_experiments(rank: int, out: Path) -> None:
         experiment(name, out / name, models=["zoo/vit-prior"], images=24, device="cpu")
 
 
+@pytest.mark.slow
 def test_experiments_on_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     said = tmp_path / "said"
     assert codes(together(2, said, do_experiments, tmp_path / "two"), said) == [0, 0], said.read_text()
