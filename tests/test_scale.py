@@ -129,10 +129,11 @@ def test_several_processes_have_the_losses_of_one(name: str, cases: tuple[Path, 
     many = torch.load(folder / f"{name}.pt", weights_only=False)
     one = steps_of(name, folder, Processes(), num_steps)
     # A detector that is trained too carries its rounding on the furthest: an object may go to another query.
-    carried = 1e-5 if num_steps < 10 else 5e-3 if name.startswith("joint") else 5e-5
+    joint = name.startswith("joint")
+    carried = (5e-4 if joint else 2e-5) if num_steps < 10 else (5e-3 if joint else 5e-5)
     for step, (found, expected) in enumerate(zip(many["losses"], one["losses"], strict=True), 1):
         assert found == pytest.approx(expected, rel=carried), step
-    assert many["validated"] == pytest.approx(one["validated"], rel=1e-4)
+    assert many["validated"] == pytest.approx(one["validated"], rel=max(carried, 1e-4))
     assert many["images"] == one["images"]
     assert many["scores"].keys() == one["scores"].keys()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import re
 import resource
 import sys
@@ -67,6 +68,9 @@ def gain_of_bf16(device: torch.device, *, convolutions: bool = True) -> float:
     if device.type not in ("cuda", "cpu"):
         return 0.0
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return 0.0
+    old = platform.machine() in ("x86_64", "AMD64") and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    if device.type == "cpu" and old:  # torch's kernels for bf16 begin with AVX-512; some fail where it is told not to
         return 0.0
     wide = device.type == "cuda"
     layers: list[tuple[torch.nn.Module, tuple[int, ...]]] = [
