@@ -165,7 +165,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, monkeypa
     parts, whole = (RunFolder(tmp_path / name).metrics() for name in ("parts", "whole"))
     for one, other in zip(parts, whole, strict=True):
         for kind in one.keys() & {"losses", "validation"}:
-            assert one[kind] == pytest.approx(other[kind], rel=1e-4)
+            assert one[kind] == pytest.approx(other[kind], rel=1e-3)
     first, second = (Result.load(tmp_path / name / "evaluation.json") for name in ("parts", "whole"))
     assert first.images == second.images
     for each in first.measurements:
