@@ -15,7 +15,7 @@ from backsight.core import Pixels, Site, Spec, Stage
 from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, Family, stage_module
 from backsight.models import timm as timm_models
-from backsight.verification import scramble, tensors
+from backsight.verification import measure_statistics, scramble, tensors
 from numerics import assert_rounding
 
 SEED = 0
@@ -31,7 +31,9 @@ SQUARE = ("rf_detr",)
 """Families that take square images alone."""
 
 PICKING = ("rt_detr_v2", "d_fine")
-"""Families whose deep features fade to nothing in a small model, and which pick their queries by them: see settle."""
+"""Families whose deep features fade to nothing in a small model, and which pick their queries by them.
+
+With the statistics that BatchNorm is made with, which queries have the best scores would depend on the CPU."""
 
 
 def build_small(name: str, seed: int = SEED, size: tuple[int, int] | None = None) -> StagedModel:
@@ -47,27 +49,9 @@ def scrambled(family: Family, seed: int) -> nn.Module:
     module = family.small()
     scramble(module, torch.Generator().manual_seed(seed))
     if family.name in PICKING:
-        settle(module, torch.rand(2, 3, *small_pixels(family, module).size))
+        images = torch.rand(2, 3, *small_pixels(family, module).size)
+        measure_statistics(module.eval(), lambda: module(images))
     return module
-
-
-def settle(module: nn.Module, images: Tensor) -> None:
-    """Give every BatchNorm the statistics of ``images`` (``B 3 H W``), one after the other, in place.
-
-    With those it is made with, deep features differ by no more than rounding: which queries have the best scores would
-    then depend on the CPU, and with them the whole prediction.
-    """
-
-    def measure(norm: Any, inputs: tuple[Tensor, ...]) -> None:
-        norm.running_mean.copy_(inputs[0].mean((0, 2, 3)))
-        norm.running_var.copy_(inputs[0].var((0, 2, 3)))
-
-    norms = [each for each in module.eval().modules() if hasattr(each, "running_mean")]
-    hooks = [each.register_forward_pre_hook(measure) for each in norms]
-    with torch.no_grad():
-        module(images)
-    for hook in hooks:
-        hook.remove()
 
 
 def small_pixels(family: Family, module: nn.Module, size: tuple[int, int] | None = None) -> Pixels:

@@ -32,7 +32,6 @@ Number = Tensor | float
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for another that is frozen, and not gone: what one does alone has to be over by then."""
 
-
 GONE = "another process of the run is gone: the same command with --resume goes on from the last checkpoint"
 
 
@@ -266,9 +265,7 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         if processes.count == 1:
             raise
         if isinstance(error, RuntimeError) and _of_a_connection(error):
-            error = WorkerLost(
-                "another process of the run is gone: the same command with --resume goes on from the last checkpoint"
-            )
+            error = WorkerLost(GONE)
         status = getattr(error, "status", 2 if isinstance(error, UserError | OSError) else None)
         if status is not None and not _first_to_say(str(error)):
             raise SystemExit(status) from error

@@ -5,7 +5,7 @@ Replaying a site unchanged proves little: a site that nothing reads would pass. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,11 +58,12 @@ def verify(model: StagedModel, batch_size: int = 1, seed: int = 0) -> Iterator[S
     valid = _some_padding(images) if model.pixels.fit == "pad" else None
     if model.weights == RANDOM:
         scramble(model.module, generator)
-        if not _depends_on_images(model, images):
-            measure_statistics(model, images)
     trace = model.run(images, valid=valid)
+    if model.weights == RANDOM and not _depends_on_images(model, trace):
+        measure_statistics(model.module, lambda: model.answer(images, ()))
+        trace = model.run(images, valid=valid)
     expected = tensors(trace.output)
-    _check_passes(model, trace, images)
+    _check_passes(model, trace)
     moved = _moved_tokens(model, images[:1])
     for name in model.names:
         features = trace[name]
@@ -82,14 +83,14 @@ def verify(model: StagedModel, batch_size: int = 1, seed: int = 0) -> Iterator[S
         )
 
 
-def _check_passes(model: StagedModel, trace: Trace, images: Tensor) -> None:
-    again = model.run(images, valid=trace.valid)
+def _check_passes(model: StagedModel, trace: Trace) -> None:
+    again = model.answer(trace.images, (), trace.valid)
     if not all(map(torch.equal, tensors(again.output), tensors(trace.output))):
         raise UserError(
             f"two passes of {model.name} over the same images differ: its forward draws random numbers (a mask, "
             "dropout outside of nn.Dropout), which has to be switched off before it can be staged"
         )
-    if not _depends_on_images(model, images):
+    if not _depends_on_images(model, trace):
         made = "with scrambled random weights, " if model.weights == RANDOM else ""
         raise UserError(
             f"{made}the output of {model.name} is the same for every image (a ReLU at its end may give 0 everywhere), "
@@ -97,9 +98,10 @@ def _check_passes(model: StagedModel, trace: Trace, images: Tensor) -> None:
         )
 
 
-def _depends_on_images(model: StagedModel, images: Tensor) -> bool:
-    one, other = (tensors(answer(model.answer(each, ()).output)) for each in (images, 1 - images))
-    return not all(map(torch.equal, one, other))
+def _depends_on_images(model: StagedModel, trace: Trace) -> bool:
+    """Whether the images of ``trace``, turned to their negatives, have another output."""
+    other = model.answer(1 - trace.images, (), trace.valid)
+    return not all(map(torch.equal, tensors(answer(other.output)), tensors(answer(trace.output))))
 
 
 # ---- where tokens stand
@@ -185,8 +187,8 @@ def scramble(module: nn.Module, generator: torch.Generator, spread: float = 0.02
                 buffer *= 1 + 0.1 * torch.rand(buffer.shape, generator=generator).to(buffer)
 
 
-def measure_statistics(model: StagedModel, images: Tensor) -> None:
-    """Give every BatchNorm the statistics of ``images`` (``B 3 H W``), one after the other, in place.
+def measure_statistics(module: nn.Module, forward: Callable[[], object]) -> None:
+    """Give every BatchNorm in ``module`` the statistics of what reaches it in the pass ``forward``, in place.
 
     With those that a network is made with, what deep layers make of two images may differ by no more than rounding.
     """
@@ -196,9 +198,9 @@ def measure_statistics(model: StagedModel, images: Tensor) -> None:
         norm.running_mean.copy_(inputs[0].mean(axes))
         norm.running_var.copy_(inputs[0].var(axes))
 
-    norms = [each for each in model.module.modules() if getattr(each, "running_mean", None) is not None]
+    norms = [each for each in module.modules() if getattr(each, "running_mean", None) is not None]
     hooks = [each.register_forward_pre_hook(measure) for each in norms]
     with torch.no_grad():
-        model.answer(images, ())
+        forward()
     for hook in hooks:
         hook.remove()

@@ -67,11 +67,13 @@ class ChainIndex(Record):
         for entry in self.inverses:
             if not _ENTRY.fullmatch(entry) or split_entry(entry)[0] not in self.stages:
                 raise UserError(f"'{entry}' is no inverse of a stage: these are {', '.join(self.stages)}")
-        # What 0.1 wrote does not say which target is the image: it is that of the first stage.
-        first = {name: split_entry(name)[0] == self.stages[0] for name in self.inverses}
-        targets = {name: replace(each.target, image=first[name]) for name, each in self.inverses.items()}
-        known = {name: replace(each, target=targets[name]) for name, each in self.inverses.items()}
+        known = {entry: self._with_image(entry, saved) for entry, saved in self.inverses.items()}
         object.__setattr__(self, "inverses", known)
+
+    def _with_image(self, entry: str, saved: SavedInverse) -> SavedInverse:
+        """What 0.1 wrote does not say which target is the image: it is that of the first stage."""
+        first = split_entry(entry)[0] == self.stages[0]
+        return replace(saved, target=replace(saved.target, image=first))
 
 
 def read_index(folder: Path) -> tuple[ChainIndex, dict[str, Any]]:

@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 _WORDS, _SCALE, _VERDICT = (0.05, 3.55), (3.7, 5.4), (5.55, 7.0)
 """Where the three columns begin and end, in inches."""
 
-_SIGNS = "shaded: claimed; dashed: null; hollow: controls"
-
 _LEGEND = 0.4
-"""Its height, in inches."""
+"""The height of what says what shades, dashes and hollow marks are, in inches."""
 
 COLOURS = {"holds": GREEN, "does not hold": VERMILLION}
 """Of intervals, by verdict; others are grey."""

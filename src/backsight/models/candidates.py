@@ -31,6 +31,10 @@ class Place:
     grid: tuple[int, int] | None
     prefix: int = 0
 
+    def stage(self, name: str, *parts: Any) -> Stage:
+        """The stage called ``name`` that is here; ``parts`` are its layers and inverses."""
+        return Stage(name, (self.site,), *parts, prefix=self.prefix, gridded=self.grid is not None)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -60,17 +64,7 @@ def spec_of(module: nn.Module, found: Sequence[Found], family: str, task: Any) -
             continue
         options = {key: value for key, value in inverse.items() if key != "name"}
         layers = tuple(place.site for place in each.layers)
-        place = each.place
-        stages.append(
-            Stage(
-                name,
-                (place.site,),
-                layers,
-                {"": (inverse["name"], options)},
-                prefix=place.prefix,
-                gridded=place.grid is not None,
-            )
-        )
+        stages.append(each.place.stage(name, layers, {"": (inverse["name"], options)}))
         before = each
     if not stages:
         raise UserError("nothing in the model gives tokens (B N D) or maps (B D h w) that an inverse leads back from")

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from torch import Tensor, nn
 
-from backsight.core import Pixels, UserError
-from backsight.models.candidates import Found, find_stages, inverse_of, names_of
-from backsight.models.custom import stage
+from backsight.core import Pixels, Spec, UserError
+from backsight.engine import StagedModel
+from backsight.models.candidates import Found, Place, find_stages, inverse_of, names_of
 from backsight.models.shape_tracing import ShapeTrace, trace_shapes
 
 
@@ -56,7 +56,7 @@ def propose(
         )
     if not pixels_known:
         unknown.append("what images it was trained on: mean, std, interpolation and fit are ImageNet's and bilinear")
-    found = [each for each in find_stages(module, seen) if _is_accepted(each, module, pixels, arguments, unknown)]
+    found = [each for each in find_stages(module, seen) if _is_accepted(each.place, module, pixels, arguments, unknown)]
     if not found:
         raise UserError(f"nothing in {name} gives tokens (B N D) or maps (B D h w) of {pixels.size}: is that its size?")
     answer = _answer(seen[0], unknown)
@@ -71,17 +71,14 @@ def propose(
 
 
 def _is_accepted(
-    found: Found, module: nn.Module, pixels: Pixels, arguments: Mapping[str, Any] | None, unknown: list[str]
+    place: Place, module: nn.Module, pixels: Pixels, arguments: Mapping[str, Any] | None, unknown: list[str]
 ) -> bool:
-    site = {"path": found.place.site.path, "side": found.place.site.side, "pattern": found.place.site.pattern}
-    site |= {} if found.place.site.field is None else {"field": found.place.site.field}
-    one: dict[str, Any] = {"name": "stage", "site": site, "prefix": found.place.prefix}
-    spec = {"pixels": {"size": pixels.size}, "arguments": dict(arguments or {})}
+    """Whether a model can be staged at this place alone; why not goes to ``unknown``."""
+    spec = Spec("proposed", "features", (place.stage("stage"),))
     try:
-        model = stage(module, {**spec, "stages": [{**one, "gridded": found.place.grid is not None}]}, pixels=pixels)
-        model.layout("stage")
+        StagedModel(module, spec, pixels, name="the model", arguments=arguments).layout("stage")
     except UserError as error:
-        unknown.append(f"whether '{site['path']}' is a stage: {error}")
+        unknown.append(f"whether '{place.site.path}' is a stage: {error}")
         return False
     return True
 
