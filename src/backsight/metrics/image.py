@@ -200,13 +200,10 @@ def lpips(images: Tensor, others: Tensor) -> Tensor:
     Raises:
         UserError: the weights are not there; the message says how to get them.
     """
-    _checked(images, others)
     from torchvision.models import AlexNet_Weights
 
-    _require_weights("LPIPS", AlexNet_Weights.IMAGENET1K_V1.url, "alexnet")
-    network = _perceptual_network().to(images.device)
-    with torch.no_grad():
-        return network(images.float(), others.float(), normalize=True).flatten()
+    _check_learned("LPIPS", AlexNet_Weights.IMAGENET1K_V1.url, "alexnet", images, others)
+    return _distances(_perceptual_network(), images, others, normalize=True)
 
 
 def dists(images: Tensor, others: Tensor) -> Tensor:
@@ -224,13 +221,10 @@ def dists(images: Tensor, others: Tensor) -> Tensor:
     Raises:
         UserError: the weights are not there; the message says how to get them.
     """
-    _checked(images, others)
     from torchvision.models import VGG16_Weights
 
-    _require_weights("DISTS", VGG16_Weights.IMAGENET1K_V1.url, "vgg16")
-    network = _structure_network().to(images.device)
-    with torch.no_grad():
-        return network(images.float(), others.float()).flatten()
+    _check_learned("DISTS", VGG16_Weights.IMAGENET1K_V1.url, "vgg16", images, others)
+    return _distances(_structure_network(), images, others)
 
 
 LEAST_SIDE: dict[Metric, int] = {ssim: 11, multiscale_ssim: 11, lpips: 64, dists: 64}
@@ -266,7 +260,15 @@ def on_valid(metric: Metric, valid: Tensor | None) -> Metric:
     return measure
 
 
-def _require_weights(metric: str, url: str, network: str) -> None:
+@torch.no_grad()
+def _distances(network: nn.Module, images: Tensor, others: Tensor, **options: bool) -> Tensor:
+    """What a learned measure says of each pair, ``B``."""
+    return network.to(images.device)(images.float(), others.float(), **options).flatten()
+
+
+def _check_learned(metric: str, url: str, network: str, images: Tensor, others: Tensor) -> None:
+    """Refuse images that are no pairs, and a learned measure whose weights are not in torch's cache."""
+    _checked(images, others)
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if not path.is_file():
         command = f"python -c \"import torchvision; torchvision.models.{network}(weights='IMAGENET1K_V1')\""
