@@ -86,7 +86,8 @@ def library(images: list[Tensor], size: tuple[int, int]) -> Any:
     return processor(images=images, return_tensors="pt")
 
 
-@pytest.mark.parametrize("original", [(75, 100), (231, 73), (60, 300), (64, 96), (31, 47), (300, 8)])
+# None that becomes a single column: without AVX2 torch gets those wrong in the processor's memory format.
+@pytest.mark.parametrize("original", [(75, 100), (231, 73), (60, 300), (64, 96), (31, 47), (300, 10)])
 def test_a_padded_picture_is_the_detr_processor_s(original: tuple[int, int]) -> None:
     theirs = library([picture(*original)], PAD.size)
     pixels, valid = PAD.normalise(fit(picture(*original), PAD) / 255), fit_valid(original)
