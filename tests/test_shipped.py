@@ -107,6 +107,10 @@ def test_together_they_are_small() -> None:
     assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) < 40e6
 
 
+def shipped_entries(name: str) -> list[str]:
+    return ChainEnsemble.from_pretrained(name).entries
+
+
 def test_the_demo_leaves_its_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backsight.demos.MEASURED", 12)
     pages = demo(tmp_path, minutes=0.02, seeds=1)
@@ -119,6 +123,10 @@ def test_the_demo_leaves_its_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert found["figures"] == card
         assert len(results.shown(stage="input")) == 12
         run = tmp_path / "runs" / subject.model.removeprefix("zoo/")
-        assert ChainEnsemble.from_pretrained(run).entries == [row.stage for row in error_table(results)[1][:-1]]
+        entries = [row.stage for row in error_table(results)[1][:-1]]
+        assert ChainEnsemble.from_pretrained(run).entries == entries
+        shipped = Result.load(tmp_path / "shipped" / subject.page)
+        assert [row.stage for row in error_table(shipped)[1][:-1]] == shipped_entries(subject.model)
+        assert len(shipped.shown(stage="input")) == 12
     with pytest.raises(UserError, match="is a file"):
         demo(tmp_path / "results.json")

@@ -405,15 +405,11 @@ def test_a_wait_that_ends_the_run_is_followed_by_the_last_evaluation(
     assert [each.stem for each in RunFolder(tmp_path / "run").checkpoints.paths()] == ["step-00000000", "step-00000020"]
 
 
-def test_budget_ends_and_schedules() -> None:
+def test_a_budget_ends() -> None:
     budget = Budget.of(None, 2, None, steps_an_epoch=50)
     assert budget.steps == 100
     assert budget.share(100, 0.0) == 1
-    rates = [budget.learning_rate(step, budget.share(step, 0)) for step in range(101)]
-    assert max(rates) <= 1
-    assert rates[0] < 0.2
-    assert rates[-1] == pytest.approx(0.01)
-    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert budget.share(50, 0.0) == 0.5
     assert Budget.of(None, None, 2.0, 10).share(7, 60) == pytest.approx(0.5)
 
 

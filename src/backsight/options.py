@@ -24,6 +24,7 @@ from backsight.validation import (
 
 Precision = Literal["auto", "fp32", "bf16"]
 TaskName = Literal["modular", "classic", "joint"]
+Recipe = Literal["fast", "paper", "ridge"]
 Update = Literal["chain", "sum", "isolated", "backwards-only"]
 TrackerName = Literal["none", "tensorboard", "trackio", "wandb"]
 ModelName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -86,7 +87,7 @@ class RunOptions:
     forward_learning_rate: Positive | None = None
     """Joint training's learning rate of the forward model; 1e-5 if not given."""
     learning_rate: Positive | None = None
-    """The learning rate of all inverses, in place of each one's own: a lower one, where they begin well trained."""
+    """The learning rate of all inverses, in place of the recipe's: a lower one, where they begin well trained."""
     chain: str | None = None
     """Begin with the inverses of a run, of zoo/... or of a name on the hub, instead of new ones."""
     seeds: Number = 3
@@ -98,6 +99,9 @@ class RunOptions:
     inverse: tuple[str, ...] = ()
     """Another inverse for a stage (backbone=local), one more beside it (backbone@local=local), options after a
     colon (backbone=deconvolution:expansion=2,learning_rate=1e-3), or none (prediction@onehot=none)."""
+    recipe: Recipe = "fast"
+    """fast (Muon for matrices, outputs that begin with the mean and spread of what they have to give), paper (Adam at a
+    constant rate), or ridge (every inverse a linear one in closed form: no training)."""
     precision: Precision = "auto"
     """bf16 autocast, or plain fp32; auto takes bf16 where the machine is quick at it."""
     compile: Literal["auto", "on", "off"] = "auto"

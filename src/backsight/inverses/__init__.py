@@ -9,10 +9,11 @@ from torch import Tensor
 
 from backsight.core import Layout, UserError
 from backsight.inverses.analytic import Analytic
-from backsight.inverses.base import Inverse
+from backsight.inverses.base import Inverse, Moments
 from backsight.inverses.conv import Deconvolution, Local, Patch, Pyramid, ResidualStage
 from backsight.inverses.deformable import DeformableDecoder, DeformableEncoder
 from backsight.inverses.prediction import PredictionMLP
+from backsight.inverses.ridge import Ridge
 from backsight.inverses.swin import SwinStage
 from backsight.inverses.transformer import Blocks, Decoder, Encoder, sine_positions
 from backsight.validation import convert_arguments
@@ -22,6 +23,7 @@ INVERSES: dict[str, type[Inverse]] = {
     "local": Local,
     "patch": Patch,
     "analytic": Analytic,
+    "ridge": Ridge,
     "encoder": Encoder,
     "decoder": Decoder,
     "blocks": Blocks,
@@ -63,10 +65,12 @@ __all__ = [
     "Encoder",
     "Inverse",
     "Local",
+    "Moments",
     "Patch",
     "PredictionMLP",
     "Pyramid",
     "ResidualStage",
+    "Ridge",
     "SwinStage",
     "build_inverse",
     "sine_positions",

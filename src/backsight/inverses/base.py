@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from backsight.core import Layout
+from backsight.devices import exact
 
 
 class Inverse(nn.Module, ABC):
@@ -23,10 +24,12 @@ class Inverse(nn.Module, ABC):
     Attributes:
         learning_rate: Adam's, as in most of the authors' scripts (the paper names none).
         trainable: False for an inverse that is computed, not learned.
+        muon: whether its matrices are Muon's in the fast recipe, or Adam's like all else.
     """
 
     learning_rate: ClassVar[float] = 1e-3
     trainable: ClassVar[bool] = True
+    muon: ClassVar[bool] = True
 
     def __init__(self, source: Layout, target: Layout, constants: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
@@ -70,6 +73,28 @@ class Inverse(nn.Module, ABC):
     def forward(self, features: Tensor) -> Tensor:
         """Features of the source stage, ``B N D`` -> features of the target stage or images."""
 
+    @property
+    def last(self) -> nn.Module | None:
+        """The layer that gives the output, if it is a LayerNorm, or a linear layer behind one."""
+        return None
+
+    def moments(self) -> Moments | None:
+        """What has to be known of true features before it begins (:meth:`begin`); None: nothing."""
+        return None if self.last is None else Moments()
+
+    @torch.no_grad()
+    def begin(self, moments: Moments) -> None:
+        """Let the output begin with the mean and the spread of what it has to be, by ``moments`` of true features."""
+        match self.last:
+            case nn.LayerNorm() as norm:
+                norm.weight.copy_(moments.target.std)
+                norm.bias.copy_(moments.target.mean)
+            case nn.Linear() as linear:  # torch draws its weights with a variance of 1 / (3 D)
+                linear.weight.mul_(3**0.5 * moments.target.std[:, None])
+                linear.bias.copy_(moments.target.mean)
+            case _:
+                pass
+
     def as_map(self, features: Tensor) -> Tensor:
         """``B N D`` without its prefix tokens -> ``B D h w``."""
         h, w = self.source.grid
@@ -89,6 +114,58 @@ class Inverse(nn.Module, ABC):
         if not self.target.image:
             raise ValueError(f"{type(self).__name__} reconstructs images, not {self.target}")
         return times_finer(self.target.grid, self.source.grid)
+
+
+class Spread:
+    """The mean and the standard deviation of every channel, added up in float64."""
+
+    def __init__(self) -> None:
+        self.count = self.total = self.squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, values: Tensor) -> None:
+        """Add ``B N D``, or images ``B 3 H W``."""
+        rows = exact(values.flatten(2).transpose(1, 2) if values.dim() == 4 else values).flatten(0, 1)
+        self.count = self.count + rows.new_full((), len(rows))
+        self.total, self.squares = self.total + rows.sum(0), self.squares + rows.square().sum(0)
+
+    @property
+    def mean(self) -> Tensor:
+        """``D``."""
+        return (self.total / self.count).float()
+
+    @property
+    def std(self) -> Tensor:
+        """``D``."""
+        return (self.squares / self.count - (self.total / self.count).square()).clamp(min=0).sqrt().float()
+
+
+class Moments:
+    """What is known of true features before an inverse begins: here the spread of what it reads and is to give.
+
+    Args:
+        images: how many are to be seen.
+        reads: what it makes of features before its first layer.
+    """
+
+    def __init__(self, images: int = 64, reads: Callable[[Tensor], Tensor] = torch.Tensor.detach) -> None:
+        self.images, self.reads = images, reads
+        self.source, self.target = Spread(), Spread()
+
+    def add(self, features: Tensor, target: Tensor, counted: Tensor | None = None) -> None:
+        """Add a batch: features ``B N D``, what they are to become (``B N' D'`` or images ``B 3 H W``), and which
+        tokens of the source count (``B N`` bool; None: all)."""
+        del counted
+        self.source.add(self.reads(features))
+        self.target.add(target)
+
+    def tensors(self) -> Iterable[Tensor]:
+        """All sums, to be added up over processes in their places."""
+        return [total for each in (self.source, self.target) for total in (each.count, each.total, each.squares)]
+
+
+def class_distribution(logits: Tensor, layout: Layout) -> Tensor:
+    """Logits ``B Q C`` -> the class distribution that ``layout`` says they mean."""
+    return logits.sigmoid() if layout.scores == "sigmoid" else logits.softmax(-1)
 
 
 def expect_heads(width: int, heads: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ class Deconvolution(Inverse):
 
     Args:
         expansion: channels of the first layer in units of D.
+        head: pixels that the last layer paints at once, a power of two. 1 is the paper's; with 4, the last two layers
+            of stride 2 are left out and a pixel shuffle follows the last one, which costs less and leaves no
+            checkerboard.
     """
 
     learning_rate: ClassVar[float] = 3e-3
@@ -36,10 +39,13 @@ class Deconvolution(Inverse):
         *,
         expansion: Positive = 8.0,
         batch_norm: bool = True,
+        head: Literal[1, 2, 4, 8] = 1,
     ) -> None:
         super().__init__(source, target, constants)
         unit = expansion * source.width / 8
-        doublings = (self.stride() - 1).bit_length()
+        doublings = (self.stride() - 1).bit_length() - (head.bit_length() - 1)
+        if doublings < 0:
+            raise ValueError(f"a head of {head} pixels is larger than a stride of {self.stride()}")
         before = [8 * unit, 7 * unit, 6 * unit] if batch_norm else [8 * unit]
         after = [4 * unit / 2**step for step in range(doublings)]
         widths = [max(1, round(width)) for width in before + after]
@@ -47,7 +53,11 @@ class Deconvolution(Inverse):
         for index, (wide, narrow) in enumerate(pairwise(widths)):
             stride = 1 if index + 1 < len(before) else 2
             steps += _step(wide, narrow, kernel=3, stride=stride, batch_norm=batch_norm)
-        self.layers = nn.Sequential(*steps, nn.ConvTranspose2d(widths[-1], 3, 3, padding=1), nn.Sigmoid())
+        if head == 1:
+            steps.append(nn.ConvTranspose2d(widths[-1], 3, 3, padding=1))
+        else:
+            steps += [nn.Conv2d(widths[-1], 3 * head**2, 3, padding=1), nn.PixelShuffle(head)]
+        self.layers = nn.Sequential(*steps, nn.Sigmoid())
 
     def forward(self, features: Tensor) -> Tensor:
         """``B N D`` -> ``B 3 H W`` in [0, 1]."""

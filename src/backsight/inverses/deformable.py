@@ -178,6 +178,11 @@ class DeformableEncoder(Inverse):
         layers = (Mixing(grids, width, heads, points, feedforward, dropout) for _ in range(depth))
         self.layers, self.end = nn.ModuleList(layers), nn.Linear(width, target.width)
 
+    @property
+    def last(self) -> nn.Module:
+        """The linear layer at the end."""
+        return self.end
+
     def forward(self, features: Tensor) -> Tensor:
         """``B N D`` -> ``B N D'``."""
         position = self.position()
@@ -216,6 +221,11 @@ class DeformableDecoder(Inverse):
         self.reading = nn.ModuleList(Reading(width, heads, dropout) for _ in range(depth))
         self.mixing = nn.ModuleList(Mixing(grids, width, heads, points, feedforward, dropout) for _ in range(depth))
         self.end = nn.Linear(width, target.width)
+
+    @property
+    def last(self) -> nn.Module:
+        """The linear layer at the end."""
+        return self.end
 
     def forward(self, features: Tensor) -> Tensor:
         """``B Q D`` -> ``B N D'``."""

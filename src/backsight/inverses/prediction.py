@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from backsight.core import Layout
-from backsight.inverses.base import Inverse
+from backsight.inverses.base import Inverse, Moments, class_distribution
+
+SMALLEST = 1e-3
+"""The least standard deviation that a number is divided by."""
 
 
 class PredictionMLP(Inverse):
@@ -19,6 +23,8 @@ class PredictionMLP(Inverse):
     every class has a score of its own (sigmoid), there is no class "no object" to win: the vector is zero where no
     class is likelier than not. For the paper's sizes: 96 -> 512 -> 256 -> 256.
     """
+
+    muon: ClassVar[bool] = False  # it reads so few tokens that a step of Muon would cost three of Adam
 
     def __init__(
         self, source: Layout, target: Layout, constants: Mapping[str, Tensor] | None = None, *, onehot: bool = False
@@ -34,13 +40,30 @@ class PredictionMLP(Inverse):
 
     def forward(self, features: Tensor) -> Tensor:
         """``B Q (C + 4)`` -> ``B Q D``."""
+        return self.fc3(self.fc2(self.fc1(self.known(features)).relu()).relu())
+
+    def known(self, features: Tensor) -> Tensor:
+        """Logits and boxes ``B Q (C + 4)`` -> what the inverse reads: the class distribution, and boxes."""
         logits, boxes = features.split([self.source.classes, 4], -1)
-        known = torch.cat([self.classes(logits), boxes], -1)
-        return self.fc3(self.fc2(self.fc1(known).relu()).relu())
+        return torch.cat([self.classes(logits), boxes], -1)
 
     def classes(self, logits: Tensor) -> Tensor:
         """Logits ``B Q C`` -> the class distribution that the inverse reads."""
         if not self.onehot:
-            return logits.sigmoid() if self.source.scores == "sigmoid" else logits.softmax(-1)
+            return class_distribution(logits, self.source)
         likeliest = nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
         return likeliest * (logits > 0) if self.source.scores == "sigmoid" else likeliest
+
+    def moments(self) -> Moments:
+        """The spread of what it reads, and of the features of the decoder."""
+        return Moments(reads=self.known)
+
+    @torch.no_grad()
+    def begin(self, moments: Moments) -> None:
+        """Let the first layer begin as if it read numbers of mean 0 and variance 1 (most classes are nearly never
+        likely), and the last one with the mean and the spread of the features."""
+        read, given = moments.source, moments.target
+        self.fc1.weight.div_(read.std + SMALLEST)
+        self.fc1.bias.sub_(self.fc1.weight @ read.mean)
+        self.fc3.weight.mul_(given.std[:, None])
+        self.fc3.bias.mul_(given.std).add_(given.mean)

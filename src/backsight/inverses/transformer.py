@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from backsight.core import Layout
-from backsight.inverses.base import Inverse, expect_heads
+from backsight.inverses.base import Inverse, Moments, expect_heads
+from backsight.inverses.ridge import Ridge, RidgeMoments
 from backsight.validation import Depth, Side
 
 
@@ -98,6 +99,11 @@ class Encoder(Inverse):
         self.register_buffer("position", sine_positions(target.grid, source.width), persistent=False)
         _initialise(self.layers)
 
+    @property
+    def last(self) -> nn.Module:
+        """The last layer's second LayerNorm."""
+        return self.layers[-1].norm2  # pyright: ignore[reportReturnType]
+
     def forward(self, features: Tensor) -> Tensor:
         """``B N D`` -> ``B N D``."""
         for layer in self.layers:
@@ -140,6 +146,11 @@ class Decoder(Inverse):
         self.query_position = nn.Parameter(torch.randn(source.tokens, width))
         self.prefix_position = nn.Parameter(torch.randn(target.prefix, width)) if target.prefix else None
 
+    @property
+    def last(self) -> nn.Module:
+        """The LayerNorm at the end."""
+        return self.norm if isinstance(self.norm, nn.LayerNorm) else self.layers[-1].norm3  # pyright: ignore[reportReturnType]
+
     def forward(self, features: Tensor) -> Tensor:
         """``B Q D`` -> ``B N D``."""
         position = self.position
@@ -157,6 +168,8 @@ class Blocks(Inverse):
 
     Args:
         epsilon: added to the variance in every LayerNorm; timm's own by default.
+        start: ``ridge`` puts a linear layer and an offset for every token before them in any case, which begin as the
+            ridge regression of the target; the blocks add nothing to it at first, and learn what it leaves.
     """
 
     learning_rate: ClassVar[float] = 1e-4
@@ -171,6 +184,7 @@ class Blocks(Inverse):
         heads: Side = 12,
         mlp_ratio: float = 4.0,
         epsilon: float = 1e-6,
+        start: Literal["none", "ridge"] = "none",
     ) -> None:
         super().__init__(source, target, constants)
         self.expect_same("tokens")
@@ -179,14 +193,37 @@ class Blocks(Inverse):
         block: Any = Block
         norm = partial(nn.LayerNorm, eps=epsilon)
         options = {"mlp_ratio": mlp_ratio, "qkv_bias": True, "norm_layer": norm}
-        same, width = source.width == target.width, target.width
+        width = target.width
         expect_heads(width, heads)
-        self.enter = nn.Identity() if same else nn.Linear(source.width, width)
+        plain = source.width == width and start == "none"
+        self.enter = nn.Identity() if plain else nn.Linear(source.width, width)
+        self.position = nn.Parameter(torch.zeros(target.tokens, width)) if start == "ridge" else None
         self.blocks = nn.Sequential(*(block(width, heads, **options) for _ in range(depth)))
 
     def forward(self, features: Tensor) -> Tensor:
         """``B N D`` -> ``B N D'``."""
-        return self.blocks(self.enter(features))
+        entering = self.enter(features)
+        return self.blocks(entering if self.position is None else entering + self.position)
+
+    def moments(self) -> Moments | None:
+        """Those of the ridge regression, if it begins with one."""
+        if self.position is None:
+            return None
+        return Ridge(self.source, self.target, reads="token").to(self.position.device).moments()
+
+    @torch.no_grad()
+    def begin(self, moments: Moments) -> None:
+        """Begin as the ridge regression."""
+        assert isinstance(moments, RidgeMoments)
+        assert isinstance(self.enter, nn.Linear)
+        assert self.position is not None
+        weight, offset = moments.solve()
+        self.enter.weight.copy_(weight.T)
+        self.enter.bias.zero_()
+        self.position.copy_(offset)
+        for name, parameter in self.blocks.named_parameters():
+            if name.endswith(("attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias")):
+                parameter.zero_()
 
 
 def _initialise(layers: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from backsight.chain import ChainEnsemble, InverseChain, Plan, describe
 from backsight.core import UserError, split_entry
 from backsight.engine import StagedModel
+from backsight.inverses import Inverse, build_inverse
 from backsight.options import TrainOptions
 from backsight.tasks.classic import Classic
 from backsight.tasks.joint import (
@@ -23,6 +25,8 @@ from backsight.tasks.joint import (
 )
 from backsight.tasks.modular import Modular
 from backsight.tasks.task import Task, build_chains, component_loss, learning_rate, make_plans
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "FORWARD",
@@ -77,6 +81,14 @@ def make_task(model: StagedModel, options: TrainOptions) -> Task:
     chains = [chain.to(model.device).train() for chain in _begin_chains(model, options)]
     for chain in chains if options.learning_rate is not None else ():
         chain.plans = {name: replace(plan, learning_rate=options.learning_rate) for name, plan in chain.plans.items()}
+    task = _task(model, chains, options)
+    for key, network in task.networks.items():
+        if isinstance(network, Inverse):
+            task.learning_rates[key] = learning_rate(chains[0].plans[key.entry], network, options.recipe)
+    return task
+
+
+def _task(model: StagedModel, chains: list[InverseChain], options: TrainOptions) -> Task:
     settings = settings_of(model, options)
     if options.task == "modular":
         return Modular(model, chains)
@@ -107,7 +119,7 @@ def _begin_chains(model: StagedModel, options: TrainOptions) -> list[InverseChai
                     f"{options.chain} has no chain of seed {seed}, it has {there}: choose by --seeds and --seed"
                 )
         return [_only(model, chains[seed], stage) for seed in seeds]
-    plans = make_plans(model, options.inverse)
+    plans = _plans(model, options)
     if stage is not None:
         beside = [entry for entry in (change.partition("=")[0] for change in options.inverse) if split_entry(entry)[1]]
         if set(beside) & plans.keys():
@@ -126,6 +138,29 @@ def _begin_chains(model: StagedModel, options: TrainOptions) -> list[InverseChai
                     f"leave it in, or give another by --inverse {before}=NAME"
                 )
     return build_chains(model, plans, seeds)
+
+
+def _plans(model: StagedModel, options: TrainOptions) -> dict[str, Plan]:
+    """What the user asks for; by ``--recipe ridge`` a ridge regression for every stage that he leaves as it is, without
+    variants. From the first stage on that can have none, stages are left out."""
+    plans = make_plans(model, options.inverse)
+    if options.recipe != "ridge":
+        return plans
+    asked = {change.partition("=")[0] for change in options.inverse}
+    found: dict[str, Plan] = {}
+    for entry, plan in plans.items():
+        stage, variant = split_entry(entry)
+        if entry in asked:
+            found[entry] = plan
+        elif not variant:
+            try:
+                build_inverse("ridge", model.layout(stage), model.layout(model.spec.before(stage)), {})
+            except UserError as error:
+                left = model.stages[model.stages.index(stage) :]
+                logger.warning("%s: %s; the chain ends before it", stage, error)
+                return {each: plan for each, plan in found.items() if split_entry(each)[0] not in left}
+            found[entry] = Plan("ridge")
+    return found
 
 
 def _on_the_way(model: StagedModel, plans: Mapping[str, Plan], stage: str) -> dict[str, Plan]:

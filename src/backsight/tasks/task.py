@@ -15,6 +15,8 @@ from backsight.chain import InverseChain, Plan, build_chain
 from backsight.core import IMAGE, Key, Pixels, UserError, split_entry
 from backsight.data import Batch, Target
 from backsight.engine import StagedModel
+from backsight.inverses import Inverse
+from backsight.options import Recipe
 from backsight.validation import Positive, convert, parse
 
 Loss = tuple[Key, Tensor, tuple[Key, ...]]
@@ -50,8 +52,9 @@ class Task(ABC):
         model: the forward model.
         chains: the inverses, a chain for each seed.
         networks: what is trained; a forward model that is trained too is ``Key(seed, "forward")``.
+        computed: the inverses that are not trained.
         modules: what is called for each of them: the network itself, or what several processes wrap it in.
-        learning_rates: of Adam, for each network.
+        learning_rates: for each network; those of the paper's recipe, unless they are changed.
         clips: the largest norm of a network's gradient, where it is not the usual one.
         covers: every loss -> the networks that it trains.
         over: the stage whose tokens (of the image: pixels) a loss is a mean over; of the image where it is not named.
@@ -71,6 +74,12 @@ class Task(ABC):
             for chain in self.chains
             for entry, inverse in chain.items()
             if inverse.trainable and (stage is None or entry in chain.path(stage))
+        }
+        self.computed: dict[Key, Inverse] = {
+            Key.of(chain.seed, entry): inverse
+            for chain in self.chains
+            for entry, inverse in chain.items()
+            if not inverse.trainable
         }
         self.modules: dict[Key, Callable[..., Any]] = dict(self.networks)
         plans = self.chains[0].plans
@@ -193,9 +202,15 @@ COMMA = re.compile(r",(?![^\[]*\])")
 """Between two options of an inverse, but not inside a list: ``depth=2,widths=[64,16]``."""
 
 
-def learning_rate(plan: Plan, network: nn.Module) -> float:
-    """Adam's learning rate: the plan's own, else that of the inverse's class (the authors' scripts')."""
-    return float(plan.learning_rate or getattr(network, "learning_rate", 1e-3))
+FAST_LEARNING_RATE = 1e-2
+"""Of all inverses in the fast recipe, whatever their width: docs/log.md."""
+
+
+def learning_rate(plan: Plan, network: nn.Module, recipe: Recipe = "paper") -> float:
+    """The plan's own, else the fast recipe's, else that of the inverse's class (the authors' scripts')."""
+    return float(
+        plan.learning_rate or (FAST_LEARNING_RATE if recipe == "fast" else getattr(network, "learning_rate", 1e-3))
+    )
 
 
 def make_plans(model: StagedModel, changes: Sequence[str] = ()) -> dict[str, Plan]:

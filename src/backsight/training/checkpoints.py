@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from backsight.core import Key, UserError
+from backsight.data import Batch, sum_images
 from backsight.distributed import Processes
 from backsight.io import write_checkpoint, write_text, write_whole
 
@@ -48,6 +49,14 @@ class State:
         """Add the sum of some images, over ``counts`` of them."""
         self.image_sum = total if self.image_sum is None else self.image_sum + total
         self.pixel_counts = self.pixel_counts + (counts.to(total.device) if isinstance(counts, Tensor) else counts)
+
+    def counting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same ``batches``, whose images are added as they pass."""
+        for batch in batches:
+            if batch.ids:
+                self.add_images(*sum_images(batch))
+                self.images += len(batch.ids)
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it: keys are text there."""

@@ -22,10 +22,12 @@ from backsight.core import Key, UserError
 from backsight.data import Batch, sum_images
 from backsight.devices import autocast
 from backsight.distributed import Processes
+from backsight.options import Recipe
 from backsight.tasks import FORWARD, Task
 from backsight.tasks.task import Counts, Loss
 from backsight.training.checkpoints import State, copied_aside, random_states, restore_random_states
 from backsight.training.folder import RunFolder
+from backsight.training.updates import CLIP, Updates, schedule
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +35,6 @@ LOG_EVERY = 10
 """Batches after which the losses are logged: to read one waits for the device."""
 LOG_AFTER = 5.0
 """Seconds after which they are logged all the same."""
-WARM_UP = 20
-"""Batches over which the learning rate rises to its full value."""
-FLOOR = 0.01
-"""The share of the learning rate that is left at the end."""
-CLIP = 1.0
-"""The largest norm of a network's gradient, where its task sets no other."""
 
 
 class NotFinite(UserError):
@@ -64,12 +60,6 @@ class Budget:
         spent = step / self.steps if self.steps else seconds / (60 * (self.minutes or math.inf))
         return min(1.0, spent)
 
-    def learning_rate(self, step: int, share: float) -> float:
-        """The factor on every learning rate: a short linear warm-up, then a cosine down to 1 %."""
-        warm_up = WARM_UP if self.steps is None else min(WARM_UP, self.steps // 10)
-        rise = min(1.0, (step + 1) / (warm_up + 1))
-        return rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * share)))
-
 
 class Loop:
     """Trains the networks of a task, each with its own optimiser and from its own loss.
@@ -82,6 +72,7 @@ class Loop:
             task, a number a seed.
         folder: where metrics and checkpoints go.
         budget: when to stop.
+        recipe: how networks are updated, see :mod:`backsight.training.updates`.
         evaluate_every, checkpoint_every: batches, minutes.
         micro_batch: how many images pass the networks at once; None: the whole batch.
         compression: of gradients between GPUs, ``bf16``.
@@ -101,6 +92,7 @@ class Loop:
         folder: RunFolder,
         budget: Budget,
         *,
+        recipe: Recipe = "fast",
         precision: str,
         device: torch.device,
         evaluate_every: int,
@@ -112,14 +104,15 @@ class Loop:
     ) -> None:
         self.task, self.epoch, self.batches_an_epoch = task, epoch, batches_an_epoch
         self.validate, self.folder, self.budget = validate, folder, budget
+        self.recipe: Recipe = recipe
         self.precision, self.device = precision, device
         self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
         self.watchers: list[Callable[[State, Mapping[Key, float], float], None]] = []
         self.micro_batch, self.state = micro_batch, State()
         self.processes, self.signals = processes or Processes(), [] if signals is None else signals
         self.parallel = distribute(task, self.processes, compression)
-        self.optimisers = {
-            key: torch.optim.Adam(network.parameters(), lr=task.learning_rates[key], fused=True)
+        self.updates = {
+            key: Updates(network, recipe, task.learning_rates[key], task.clips.get(key, CLIP))
             for key, network in task.networks.items()
         }
         self.losses: dict[Key, float] = {}
@@ -168,7 +161,7 @@ class Loop:
     def step(self, batch: Batch) -> None:
         """One pass forward; then for each loss backward, and a step of the networks that it trains."""
         state, losses = self.state, dict[Key, Tensor]()
-        factor = self.budget.learning_rate(state.step, self.progress)
+        factor = schedule(self.recipe, self.budget.steps, state.step, self.progress)
         num_images, parts = split(batch, self.micro_batch, self.task, self.processes)
         for number, (part, counts) in enumerate(parts, 1):
             last = number == len(parts)  # gradients of the others are only added up
@@ -177,10 +170,8 @@ class Loop:
                     losses[key] = losses[key] + loss.detach() if key in losses else loss.detach()
                     if networks:
                         loss.backward(torch.full_like(loss, self.processes.count))  # DDP gives the mean of processes
-                    for network in networks if last else ():
-                        optimiser, clip = self.optimisers[network], self.task.clips.get(network, CLIP)
-                        adam_step(optimiser, self.task.learning_rates[network] * factor, clip)
-                        optimiser.zero_grad(set_to_none=True)  # so that one loss at a time has gradients
+                    for network in networks if last else ():  # at once, so that one loss at a time has gradients
+                        self.updates[network].step(factor)
         if batch.ids:
             state.add_images(*sum_images(batch))
         state.step += 1
@@ -325,8 +316,8 @@ class Loop:
         states = self.processes.gather(random_states())
         if not self.processes.main:
             return
-        networks = {str(key): network.state_dict() for key, network in self.task.networks.items()}
-        optimisers = {str(key): optimiser.state_dict() for key, optimiser in self.optimisers.items()}
+        networks = {str(key): network.state_dict() for key, network in self._saved_networks().items()}
+        optimisers = {str(key): updates.state_dict() for key, updates in self.updates.items()}
         # The best weights, and sums of images, are made anew: nobody changes them in their place.
         checkpoint = {
             "state": self.state.state_dict(),
@@ -343,14 +334,16 @@ class Loop:
             self.state.image_sum, self.state.pixel_counts = None, 0
         for each in self.state.stopped.values():
             self.task.stop(each["loss"])
-        for key, network in self.task.networks.items():
+        for key, network in self._saved_networks().items():
             network.load_state_dict(checkpoint["networks"][str(key)])
-        for key, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(checkpoint["optimisers"][str(key)])
-            _match_strides(optimiser)
+        for key, updates in self.updates.items():
+            updates.load_state_dict(checkpoint["optimisers"][str(key)])
         states = checkpoint["random"]
         restore_random_states(states[self.processes.rank % len(states)])
         self._saved_at = self.state.seconds
+
+    def _saved_networks(self) -> dict[Key, nn.Module]:
+        return {**self.task.networks, **self.task.computed}
 
     def _gather_image_sums(self) -> None:
         """Add up the sums of all processes' images in the main one."""
@@ -427,22 +420,6 @@ def distribute(task: Task, processes: Processes, compression: str | None = None)
     return found
 
 
-def adam_step(optimiser: Any, learning_rate: float, clip: float = CLIP) -> None:
-    """One step of a fused Adam (paper, section 4.1) on gradients whose joint norm is clipped to ``clip``.
-
-    Gradients that are not finite change nothing: the network keeps its last good weights.
-    """
-    for group in optimiser.param_groups:
-        group["lr"] = learning_rate
-    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
-    norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
-    # Fused kernels divide the gradient by the one and look at the other on their way: no pass of its own to clip, and
-    # nobody waits for the norm.
-    optimiser.grad_scale = (norm / clip).clamp(min=1.0)
-    optimiser.found_inf = (~norm.isfinite()).float()
-    optimiser.step()
-
-
 def _as_text(losses: Mapping[Key, float]) -> dict[str, float]:
     return {str(key): loss for key, loss in losses.items()}
 
@@ -457,15 +434,6 @@ def stopped_in_words(stopped: Mapping[Key, Mapping[str, Any]]) -> str:
     networks = ", ".join(f"{in_words(key)} at step {each['step']}" for key, each in stopped.items())
     entry = next(iter(stopped)).entry
     return f"{networks}; lower the learning rate, as --inverse {entry}=NAME:learning_rate=1e-4, or use --precision fp32"
-
-
-def _match_strides(optimiser: torch.optim.Optimizer) -> None:
-    """Let the moments lie in memory as the weights do: they may come from a machine that lays them out otherwise, and
-    a fused kernel goes through both number by number, whatever their strides say."""
-    for weight, state in optimiser.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
-                state[name] = torch.empty_like(weight).copy_(value)
 
 
 # ---- signals

@@ -59,7 +59,8 @@ def need_of(task: Task, precision: str, processes: int = 1) -> Need:
 def _largest_together(task: Task) -> int:
     """The bytes of the networks that a single loss trains: those have gradients at the same time."""
     together = [networks for networks in task.covers.values() if networks]
-    return max(sum(w.nbytes for key in each for w in task.networks[key].parameters()) for each in together)
+    sizes = [sum(w.nbytes for key in each for w in task.networks[key].parameters()) for each in together]
+    return max(sizes, default=0)
 
 
 def bytes_of_one(task: Task, precision: str) -> int:

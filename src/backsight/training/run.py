@@ -26,9 +26,10 @@ from backsight.engine import StagedModel
 from backsight.io import write_bytes, write_text
 from backsight.metrics import expect_measurable
 from backsight.models import load_model, vocabulary
-from backsight.options import ModelOptions, Precision, TaskName, TrackerName, TrainOptions, Update, parse_size
+from backsight.options import ModelOptions, Precision, Recipe, TaskName, TrackerName, TrainOptions, Update, parse_size
 from backsight.tasks import Task, check_truth, make_task, settings_of
 from backsight.training.batches import HeldOut, cache_images, count_batches, length, print_nothing, train_batches
+from backsight.training.beginning import begin
 from backsight.training.checkpoints import State, from_main, step_of
 from backsight.training.feature_cache import FeatureCache, open_feature_cache
 from backsight.training.folder import RunFolder, files_of_run
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 TASK = ("task", "trade_off", "update", "stage", "forward_learning_rate", "begins_with")
 
-SAME_TO_RESUME = ("model", "data", *TASK, "inverses", "seeds", "batch_size", "budget", "precision")
+SAME_TO_RESUME = ("model", "data", *TASK, "recipe", "inverses", "seeds", "batch_size", "budget", "precision")
 """What a resumed run has to share with the one that was started."""
 
 
@@ -73,6 +74,7 @@ def train(
     seed: int = 0,
     batch_size: int = 32,
     inverse: Sequence[str] = (),
+    recipe: Recipe = "fast",
     precision: Precision = "auto",
     compile: Literal["auto", "on", "off"] = "auto",
     micro_batch: int | None = None,
@@ -163,7 +165,7 @@ def _train(run: Run) -> ChainEnsemble:
         if run.processes.main:
             loop.watchers, run.watch = [progress.show, curves.log, run.check_memory], progress.show_images
         run.begin(loop)
-        state = loop.run()
+        state = loop.run() if run.task.networks else loop.state
         try:
             return run.finish(state)
         except StopRequested as stop:
@@ -279,6 +281,7 @@ class Run:
                 "seeds": [chain.seed for chain in self.chains],
                 "batch_size": self.options.batch_size,
                 "budget": asdict(self.budget),
+                "recipe": self.options.recipe,
                 "precision": self.precision,
                 "options": asdict(self.options),
                 "versions": versions(),
@@ -298,6 +301,7 @@ class Run:
             self.validate,
             self.folder,
             self.budget,
+            recipe=options.recipe,
             precision=self.precision,
             device=self.device,
             evaluate_every=options.evaluate_every or every,
@@ -329,7 +333,19 @@ class Run:
         checkpoint = from_main(self.processes, saved)
         if checkpoint is not None:
             loop.load(checkpoint)
+        elif self.options.chain is None:
+            self.begin_inverses(loop.state)
         folder.forget_after(loop.state.step)
+
+    def begin_inverses(self, state: State) -> None:
+        """Let new inverses begin by what the first training images tell (:func:`begin`). Without any to train, the mean
+        image is that of those."""
+        task, options = self.task, self.options
+        inverses = {**task.computed, **(task.networks if options.recipe != "paper" else {})}
+        batches = train_batches(self.splits.train, options, self.processes, self.device, 0, 0)
+        if not task.networks:
+            batches = state.counting(batches)
+        begin(self.model, inverses, batches, options.batch_size, self.processes, self.watch)
 
     # ---- data
 
@@ -455,6 +471,7 @@ class Run:
             "image_size": f"{pixels.size[0]}x{pixels.size[1]} (H x W), {pixels.fit}, crop {pixels.crop_fraction:g}",
             "task": task_in_words(settings_of(self.model, self.options)),
             "seeds": ", ".join(str(chain.seed) for chain in self.chains),
+            "recipe": self.options.recipe,
             "steps": state.step,
             "images_seen": state.images,
             "images_per_second": round(state.images / max(state.seconds, 1e-9), 2),

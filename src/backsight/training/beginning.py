@@ -1,0 +1,72 @@
+"""How new inverses begin: one pass over some true features, before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import nn
+
+from backsight.core import Key
+from backsight.data import Batch
+from backsight.distributed import Processes
+from backsight.engine import StagedModel
+from backsight.inverses import Inverse, Moments
+
+
+@torch.no_grad()
+def begin(
+    model: StagedModel,
+    networks: Mapping[Key, nn.Module],
+    batches: Iterator[Batch],
+    batch_size: int,
+    processes: Processes,
+    watch: Callable[[str, int, int], None],
+) -> None:
+    """Let every inverse among ``networks`` begin by the moments that it asks for (:meth:`Inverse.moments`), which all
+    seeds share: computed ones are then done, and others give something like their target from the first step on.
+
+    Args:
+        model: the forward model.
+        networks: by key; what is no inverse stays as it is.
+        batches: this process's part of training batches, of ``batch_size`` in all processes together.
+        batch_size: as above.
+        processes: whose sums are added up.
+        watch: is told how many images are through.
+
+    Raises:
+        UserError: no image can be read.
+    """
+    inverses = {key: each for key, each in networks.items() if isinstance(each, Inverse)}
+    wanted: dict[str, Moments] = {}
+    for key, inverse in inverses.items():
+        moments = None if key.entry in wanted else inverse.moments()
+        if moments is not None:
+            wanted[key.entry] = moments
+    if not wanted:
+        return
+    most = max(each.images for each in wanted.values())
+    for number, batch in enumerate(batches):
+        _add(model, {entry: each for entry, each in wanted.items() if number * batch_size < each.images}, batch)
+        seen = (number + 1) * batch_size
+        watch("beginning", min(seen, most), most)
+        if seen >= most:
+            break
+    for moments in wanted.values():
+        for total in moments.tensors():
+            processes.add(total)
+    for key, inverse in inverses.items():
+        if key.entry in wanted:
+            inverse.begin(wanted[key.entry])
+    processes.same_weights(inverses.values())  # what is solved may differ by rounding from machine to machine
+
+
+def _add(model: StagedModel, wanted: Mapping[str, Moments], batch: Batch) -> None:
+    if not batch.ids:
+        return
+    pairs = {entry: (entry.partition("@")[0], model.spec.before(entry.partition("@")[0])) for entry in wanted}
+    names = list(dict.fromkeys(name for pair in pairs.values() for name in pair))
+    features = model.features(batch.images, names, batch.valid)
+    for entry, (source, target) in pairs.items():
+        counted = model.layout(source).under(batch.valid)
+        wanted[entry].add(features[source].float(), features[target].float(), counted)
