@@ -440,7 +440,9 @@ def test_results_and_pictures_of_an_interrupted_call_are_ours(tmp_path):
     check_output(tmp_path, ["elsewhere/photo.jpg"])
 
 
-@pytest.mark.parametrize("name", ["vit/report.html", "shipped/report.html", "runs/vit-prior/card.md", "runs/vit-prior/config.yaml"])
+@pytest.mark.parametrize(
+    "name", ["vit/report.html", "shipped/report.html", "runs/vit-prior/card.md", "runs/vit-prior/config.yaml"]
+)
 def test_a_demo_replaces_no_run_that_it_did_not_make(name: str, tmp_path):
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_text(KEYS.replace("model: {}", "model: {name: zoo/vit-prior}\noptions: {batch_size: 16}"))

@@ -153,24 +153,6 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert [each["step"] for each in one] == [2, 4, 6]
 
 
-def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has the evaluation that is due under another name; its keys are text, as ever."""
-    whole = run(tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        after_step(patch, lambda loop: loop.state.step == 3 and signal.raise_signal(signal.SIGINT))
-        with pytest.raises(Interrupted):
-            run(tmp_path / "old")
-    checkpoints = RunFolder(tmp_path / "old").checkpoints
-    checkpoint = checkpoints.load()
-    assert checkpoint is not None
-    assert list(checkpoint["networks"]) == ["0/backbone", "0/encoder", "1/backbone", "1/encoder"]
-    state = checkpoint["state"]
-    state["looking"] = state.pop("evaluation_due")
-    checkpoints.save(3, checkpoint)
-    checkpoints.wait()
-    assert same(whole, run(tmp_path / "old", resume=True))
-
-
 def test_resuming_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
     run(tmp_path / "run", steps=2, seeds=1)
     (tmp_path / "run" / "card.md").unlink()

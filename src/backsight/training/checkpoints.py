@@ -67,8 +67,6 @@ class State:
     def from_dict(cls, state: Mapping[str, Any], device: torch.device) -> State:
         """The inverse of :meth:`state_dict`, on ``device``."""
         state = {name: each.to(device) if isinstance(each, Tensor) else each for name, each in state.items()}
-        if "looking" in state:  # written by version 0.1
-            state["evaluation_due"] = state.pop("looking")
         state["best"] = {Key.parse(name): each for name, each in state["best"].items()}
         stopped = {Key.parse(name): each for name, each in state["stopped"].items()}
         state["stopped"] = {key: {**each, "loss": Key.parse(each["loss"])} for key, each in stopped.items()}

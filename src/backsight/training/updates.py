@@ -110,8 +110,9 @@ class Muon(torch.optim.Optimizer):
     matrices and on kernels, flattened from their second dimension on; ``torch.optim.Muon`` takes matrices alone.
 
     Adam steps along few directions of a matrix that many gradients agree on; an orthogonal step is as long along all
-    of them, so that what little of a picture is in most of them (colour) is learned with the rest. A step is scaled
-    to the root mean square of Adam's, .2 of the learning rate (Liu et al. 2025, arXiv:2502.16982, section 2.2).
+    of them, so that what little of a picture is in most of them (colour) is learned with the rest. The largest singular
+    value of a step is ``2 lr sqrt(max(1, rows / columns))``, and as many times more as the root of a kernel's places,
+    which overlap: the same for every width, so that the rate that is best for one is for others (docs/log.md).
 
     ``grad_scale`` and ``found_inf`` are as for Adam's fused kernel: what gradients are divided by, and whether to leave
     all as it is.
@@ -139,7 +140,8 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"].lerp_(gradient, 1 - MOMENTUM)
                 ahead = gradient.lerp(state["momentum"], MOMENTUM).flatten(1)  # Nesterov's
                 update = orthogonalised(ahead).reshape(weight.shape)
-                length = group["lr"] * 0.2 * math.sqrt(max(ahead.shape))
+                rows, columns = ahead.shape
+                length = 2 * group["lr"] * math.sqrt(max(1, rows / columns) * math.prod(weight.shape[2:]))
                 weight.sub_(torch.where(good, length * update, 0.0))
 
 
