@@ -268,7 +268,7 @@ def test_the_analytic_inverse_needs_a_patch_projection(small_model: Callable[[st
     ("name", "case", "options", "message"),
     [
         ("nose", "stride 4", {}, "no inverse 'nose': there are deconvolution, local"),
-        ("deconvolution", "stride 4", {"nose": 1}, "has no 'nose': there is expansion, batch_norm$"),
+        ("deconvolution", "stride 4", {"nose": 1}, "has no 'nose': there is expansion, batch_norm, head$"),
         ("analytic", "stride 4", {"nose": 1}, "the inverse 'analytic' has no 'nose': there is nothing$"),
         ("deconvolution", "stride 4", {"expansion": "abc"}, "'expansion' of .* is 'abc': it has to be a number$"),
         ("deconvolution", "stride 4", {"expansion": 0}, "'expansion' of .* is 0.0: it has to be more than 0"),

@@ -110,8 +110,7 @@ def train(
     Returns the chains with their best weights on the validation images; ``out`` holds the same.
 
     Raises:
-        UserError: a mistake that the user can correct, in one line.
-        Interrupted: Ctrl-C or SIGTERM; the run can be resumed.
+        UserError: a mistake of the user; Interrupted: Ctrl-C or SIGTERM, and the run can be resumed.
     """
     given = locals()
     options = TrainOptions(**{each.name: given[each.name] for each in fields(TrainOptions)})
