@@ -93,6 +93,7 @@ def open_run(model: StagedModel, settings: Settings, data: str, folder: Path, se
         steps=10**9,
         seeds=seeds,
         batch_size=settings.batch_size,
+        recipe="paper",  # as the reference loop
         precision=settings.precision,
         tracker="none",
     )
