@@ -213,7 +213,12 @@ def test_seeds_begin_by_the_same_moments_and_paper_networks_stay_as_they_are_bui
 
 def test_a_run_in_closed_form_needs_no_training(tmp_path: Path) -> None:
     given: dict[str, Any] = {"seeds": 1, "batch_size": 8, "workers": 0, "precision": "fp32"}
-    given |= {"max_validation": 8, "max_test": 32, "recipe": "ridge", "inverse": ("backbone=ridge:images=64",)}
+    given |= {
+        "max_validation": 8,
+        "max_test": 32,
+        "recipe": "ridge",
+        "inverse": ("backbone=ridge:images=64", "encoder=ridge:images=64"),
+    }
     bs.train("zoo/vit-prior", out=tmp_path / "run", data="world:prior:single", **given)
     ensemble = bs.ChainEnsemble.from_pretrained(tmp_path / "run")
     assert {plan.inverse for plan in ensemble.chains[0].plans.values()} == {"ridge"}

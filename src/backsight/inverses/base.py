@@ -147,7 +147,7 @@ class Moments:
         reads: what it makes of features before its first layer.
     """
 
-    def __init__(self, images: int = 64, reads: Callable[[Tensor], Tensor] = torch.Tensor.detach) -> None:
+    def __init__(self, images: int = 16, reads: Callable[[Tensor], Tensor] = torch.Tensor.detach) -> None:
         self.images, self.reads = images, reads
         self.source, self.target = Spread(), Spread()
 

@@ -130,19 +130,26 @@ class Muon(torch.optim.Optimizer):
         del closure
         good = self.found_inf == 0
         for group in self.param_groups:
+            alike: dict[tuple[int, ...], list[Tensor]] = {}
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight)
-                gradient = torch.where(good, weight.grad / self.grad_scale, state["momentum"])
-                state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-                ahead = gradient.lerp(state["momentum"], MOMENTUM).flatten(1)  # Nesterov's
-                update = orthogonalised(ahead).reshape(weight.shape)
-                rows, columns = ahead.shape
-                length = 2 * group["lr"] * math.sqrt(max(1, rows / columns) * math.prod(weight.shape[2:]))
-                weight.sub_(torch.where(good, length * update, 0.0))
+                if weight.grad is not None:
+                    alike.setdefault(tuple(weight.shape), []).append(weight)
+            for shape, weights in alike.items():
+                updates = orthogonalised(torch.stack([self._ahead(weight, good) for weight in weights]))
+                rows, columns = updates.shape[1:]
+                length = 2 * group["lr"] * math.sqrt(max(1, rows / columns) * math.prod(shape[2:]))
+                for weight, update in zip(weights, torch.where(good, length * updates, 0.0), strict=True):
+                    weight.sub_(update.reshape(shape))
+
+    def _ahead(self, weight: Tensor, good: Tensor) -> Tensor:
+        """The gradient with the momentum, which it changes, as a matrix (Nesterov's)."""
+        state = self.state[weight]
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        assert weight.grad is not None
+        gradient = torch.where(good, weight.grad / self.grad_scale, state["momentum"])
+        state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+        return gradient.lerp(state["momentum"], MOMENTUM).flatten(1)
 
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -152,29 +159,31 @@ WIDE = 1.5
 """From this proportion on the products of the smaller square matrix are cheaper."""
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """``N M`` -> about ``U V^T`` of its singular value decomposition ``U S V^T``, by five Newton-Schulz iterations.
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """``G N M`` -> about ``U V^T`` of each one's singular value decomposition ``U S V^T``, by five Newton-Schulz
+    iterations.
 
-    A matrix that is wide (or high) is iterated on by its Gram matrix, and is read twice only. A GPU computes in bf16.
+    Matrices that are wide (or high) are iterated on by their Gram matrix, and are read twice only. A GPU computes in
+    bf16.
     """
     a, b, c = COEFFICIENTS
-    high = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if high else matrix
+    high = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if high else matrices
     if x.is_cuda:
         x = x.bfloat16()
-    x = x / (x.norm() + 1e-7)
-    if x.shape[1] >= WIDE * x.shape[0]:
-        gram = x @ x.T
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    if x.shape[2] >= WIDE * x.shape[1]:
+        gram = x @ x.mT
         product: Tensor | None = None
         for left in range(ITERATIONS)[::-1]:
-            step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-            step.diagonal().add_(a)
+            step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            step.diagonal(dim1=1, dim2=2).add_(a)
             product = step if product is None else step @ product
             if left:
                 gram = step @ gram @ step
         x = product @ x if product is not None else x
     else:
         for _ in range(ITERATIONS):
-            gram = x @ x.T
-            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.T if high else x).to(matrix.dtype)
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if high else x).to(matrices.dtype)
