@@ -217,7 +217,7 @@ def test_a_run_in_closed_form_needs_no_training(tmp_path: Path) -> None:
         "max_validation": 8,
         "max_test": 32,
         "recipe": "ridge",
-        "inverse": ("backbone=ridge:images=64", "encoder=ridge:images=64"),
+        "inverse": ("backbone=ridge:images=64,reads=token", "encoder=ridge:images=64"),
     }
     bs.train("zoo/vit-prior", out=tmp_path / "run", data="world:prior:single", **given)
     ensemble = bs.ChainEnsemble.from_pretrained(tmp_path / "run")
