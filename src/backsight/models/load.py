@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -65,6 +64,27 @@ def load_model(
     if is_own(name):
         file = None if weights is None else Path(weights)
         return load_own(name, spec, size=size, weights=file, random_weights=random_weights, seed=seed).to(device)
+    module, family, pixels, words = load_module(name, size, weights, random_weights=random_weights, seed=seed)
+    if spec is not None:
+        staged = stage(module, spec, size=size, name=name, weights=words)
+        staged.reopen["named"] = True
+    elif family is None:
+        staged = stage_automatically(module, pixels, name=name, weights=words)
+    else:
+        staged = stage_module(module, family, pixels, name=name, weights=words)
+    return staged.to(device)
+
+
+def load_module(
+    name: str,
+    size: tuple[int, int] | None = None,
+    weights: str | Path | None = None,
+    *,
+    random_weights: bool = False,
+    seed: int = 0,
+) -> tuple[nn.Module, Family | None, Pixels, str]:
+    """What :func:`load_model` stages: the module, its family if one describes it, its pixels, and in words where its
+    weights come from."""
     file = None if weights is None else Path(weights)
     own = file is None and not random_weights
     folder, source = _folder(name) or _of_the_hub(name, weights=own), name
@@ -78,15 +98,7 @@ def load_model(
         else:
             module, family, pixels = _from_folder(folder, size, file, random=random_weights)
     align(module)
-    words = source if own else RANDOM if file is None else str(file)
-    if spec is not None:
-        staged = stage(module, spec, size=size, name=name, weights=words)
-        staged.reopen["named"] = True
-    elif family is None:
-        staged = stage_automatically(module, pixels, name=name, weights=words)
-    else:
-        staged = stage_module(module, family, pixels, name=name, weights=words)
-    return staged.to(device)
+    return module, family, pixels, source if own else RANDOM if file is None else str(file)
 
 
 def blueprint(family: Family, short: str) -> nn.Module | None:
@@ -123,7 +135,7 @@ def stage_automatically(module: nn.Module, pixels: Pixels, *, name: str, weights
     Raises:
         UserError: no stage is found that an inverse leads back from.
     """
-    arguments = transformers_models.more_arguments(module)
+    arguments = transformers_models.more_arguments(module, pixels.size)
     seen = trace_shapes(module, pixels, arguments)
     logits = next((field for field in (None, "logits") if _is_logits(seen.output, field)), "")
     kind = getattr(getattr(module, "config", None), "model_type", type(module).__name__.lower())
@@ -233,49 +245,3 @@ def _unknown(name: str) -> NoReturn:
     if Path(name).is_absolute() or name.startswith("."):
         raise UserError(f"no folder at {name}: a model's folder holds config.json and model.safetensors")
     raise UserError(f"no model '{name}': {offer}; or give a folder with config.json and model.safetensors")
-
-
-# ---- what a model calls the classes that it tells apart
-
-
-NO_NAME = re.compile(r"(LABEL_\d+|N/?A|)", re.IGNORECASE)
-"""What stands in configurations for a class whose name nobody gave."""
-
-
-@torch.no_grad()
-def vocabulary(model: StagedModel) -> dict[int, tuple[str, ...]]:
-    """Every class of ``model`` -> its names: the label, each of its synonyms, and of ImageNet's the WordNet id.
-
-    Found by a pass over a black image. Empty where the model predicts nothing.
-    """
-    if model.read is None:
-        return {}
-    answer = model.predict(model.answer(torch.zeros(1, 3, *model.pixels.size, device=model.device), ()))
-    if isinstance(answer, Classes):
-        number = answer.logits.shape[-1]
-        own = {index: _names(answer.labels.get(index, "")) for index in range(number)}
-        imagenet = _imagenet(number)
-        named = {index: names for index, names in own.items() if names}
-        if any(set(names).isdisjoint(imagenet.get(index, ())) for index, names in named.items()):
-            return own  # as many classes as ImageNet, and others
-        return {index: names + imagenet.get(index, ()) for index, names in own.items()}
-    return {index: _names(name) for index, name in answer[0].labels.items()}
-
-
-def _names(label: str) -> tuple[str, ...]:
-    """``tench, Tinca tinca`` is one name and each of its parts."""
-    parts = dict.fromkeys([label, *label.split(",")])
-    return tuple(part.strip() for part in parts if not NO_NAME.fullmatch(part.strip()))
-
-
-def _imagenet(number: int) -> Mapping[int, tuple[str, ...]]:
-    """The names of ImageNet's classes, where it, or one of its larger kinds, has so many."""
-    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
-
-    subset = infer_imagenet_subset({"num_classes": number})
-    if subset is None:
-        return {}
-    info = ImageNetInfo(subset)
-    return {
-        index: (info.index_to_label_name(index), *_names(info.index_to_description(index))) for index in range(number)
-    }

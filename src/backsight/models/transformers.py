@@ -54,6 +54,7 @@ def load(folder: Path, file: Path | None = None, *, random: bool = False) -> nn.
     except Exception as error:  # every type checks its own values, and their errors are of many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder / 'config.json'} is refused by transformers ({reason}): mend it there") from error
+    config.mask_ratio = 0.0  # ViT-MAE's, which would leave out three quarters of the tokens
     auto, options = _auto_class(config, raw.get("architectures"), state)
     if random or file is not None:
         module = _built(auto, config, options).float()
@@ -67,6 +68,7 @@ def load(folder: Path, file: Path | None = None, *, random: bool = False) -> nn.
 
 
 def _built(auto: Any, config: Any, options: Mapping[str, Any]) -> Any:
+    config.mask_ratio = 0.0  # ViT-MAE's, which would leave out three quarters of the tokens
     return auto.from_config(config, **options) if hasattr(auto, "from_config") else auto(config, **options)
 
 
@@ -171,14 +173,12 @@ def vision_config(module: Any) -> Any:
     return getattr(module.config, "vision_config", module.config)
 
 
-def more_arguments(module: Any) -> dict[str, Any]:
-    """What a forward of transformers needs beside the images, so that it gives the same every time: an empty text for a
-    model that reads one too; no mask, and tokens in their own order, for ViT-MAE."""
-    config = getattr(module, "config", None)
+def more_arguments(module: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """What a forward of transformers over images of ``size`` needs beside these, so that it gives the same every time:
+    an empty text for a model that reads one too; tokens in their own order for ViT-MAE."""
+    config: Any = getattr(module, "config", None)
     if getattr(config, "model_type", "") == "vit_mae":
-        config.mask_ratio = 0.0  # type: ignore[union-attr]
-        patches = next(each.num_patches for each in module.modules() if hasattr(each, "num_patches"))
-        return {"noise": torch.linspace(0, 1, patches)[None]}
+        return {"noise": torch.arange(size[0] // config.patch_size * (size[1] // config.patch_size))[None]}
     text = getattr(config, "text_config", None)
     if text is None or not hasattr(module, "text_model"):
         return {}
