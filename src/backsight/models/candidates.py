@@ -269,7 +269,8 @@ def _from_queries(found: Found, before: Found | None, module: nn.Module) -> dict
 
 
 def _is_patch(layer: nn.Conv2d) -> bool:
-    return layer.in_channels == 3 and tuple(layer.kernel_size) == tuple(layer.stride) and layer.kernel_size[0] > 1
+    kernel = tuple(layer.kernel_size)
+    return layer.in_channels in (1, 3, 4) and kernel == tuple(layer.stride) and kernel[0] > 1
 
 
 def _heads(found: Found, module: nn.Module) -> int:

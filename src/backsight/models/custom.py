@@ -21,10 +21,10 @@ from backsight.arrange import fields_of, pick_argument, read_field, to_features
 from backsight.core import Classes, Detections, Pixels, Site, Spec, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.io import align
+from backsight.models.checkpoints import fill, read_state
 from backsight.models.family import Read
 from backsight.models.shape_tracing import ShapeTrace, fitting_patterns, trace_shapes
 from backsight.models.spec import Answer, OwnSpec, expand, read_spec
-from backsight.models.weights import fill, read_state
 from backsight.validation import nearest
 
 SpecLike = str | Path | Mapping[str, Any] | Spec

@@ -20,6 +20,7 @@ from backsight.models import transformers as transformers_models
 from backsight.models.candidates import find_stages, spec_of
 from backsight.models.custom import SpecLike, is_own, load_own, stage
 from backsight.models.family import Family, FamilyModel
+from backsight.models.lora import ADAPTER, base_of, merged
 from backsight.models.registry import MODELS
 from backsight.models.shape_tracing import trace_shapes
 from backsight.models.weights import download, read_config
@@ -48,7 +49,8 @@ def load_model(
             file of your own (``my_module.py:build``), which is run because you name it.
         size: image size (H, W) other than the model's own.
         weights: a file of weights for the model ``name``, in place of its own: ``.safetensors``, or ``.pth``/``.bin``
-            (never unpickled).
+            (never unpickled), or an ``.index.json`` of several. A training checkpoint is unwrapped; ``FILE:ema`` takes
+            the moving averages in it.
         random_weights: build the true-size model with random weights, drawn from ``seed``: for trying things out. Of a
             folder, or a name on the hub, only the configuration is read. ``weights`` go before it.
         device: where to put it.
@@ -65,6 +67,8 @@ def load_model(
         file = None if weights is None else Path(weights)
         return load_own(name, spec, size=size, weights=file, random_weights=random_weights, seed=seed).to(device)
     module, family, pixels, words = load_module(name, size, weights, random_weights=random_weights, seed=seed)
+    if pixels.conversion:
+        logger.info("%s takes %d channels: of pictures it sees %s", name, pixels.channels, pixels.conversion)
     if spec is not None:
         staged = stage(module, spec, size=size, name=name, weights=words)
         staged.reopen["named"] = True
@@ -195,7 +199,11 @@ def _from_folder(
     folder: Path, size: tuple[int, int] | None, file: Path | None, *, random: bool
 ) -> tuple[nn.Module, Family | None, Pixels]:
     """The model whose configuration is in ``folder``: its weights are there too, unless in ``file`` or ``random``."""
+    adapter, folder = folder, _with_config(folder)
     config = read_config(folder)
+    if config.get("model_type") == "timm_wrapper":  # a model of timm in a case of transformers
+        module = timm_models.of_wrapper(transformers_models.load(folder, file, random=random, described=False), size)
+        return module, _family("timm", type(module).__name__), timm_models.pixels(module, size)
     if "architecture" in config:
         module = timm_models.build(str(config["architecture"]), folder=folder, file=file, random=random, size=size)
         return module, _family("timm", type(module).__name__), timm_models.pixels(module, size)
@@ -205,9 +213,20 @@ def _from_folder(
         )
     family = _family("transformers", config["model_type"])
     said = transformers_models.preprocessor(folder)
-    module = transformers_models.load(folder, file, random=random)
+    if adapter == folder:
+        module = transformers_models.load(folder, file, random=random, described=family is not None)
+    else:
+        module = merged(adapter, folder)
     default = transformers_models.own_size(module) or (family.size if family else (224, 224))
     return module, family, transformers_models.pixels(module, said, size, default)
+
+
+def _with_config(folder: Path) -> Path:
+    """The ``folder`` itself, or that of the model which an adapter in it belongs to."""
+    if not (folder / ADAPTER).is_file() or (folder / "config.json").is_file():
+        return folder
+    base = base_of(folder)
+    return _folder(base) or _of_the_hub(base, weights=True) or download(_known(base)[-1])
 
 
 def _family(library: str, kind: str) -> Family | None:

@@ -153,6 +153,7 @@ def _head(name: str, family: str, seen: list[ShapeTrace], pixels: Pixels, pixels
         f"  interpolation: {pixels.interpolation}  # nearest, bilinear, bicubic or lanczos",
         f"  fit: {pixels.fit}  # or crop: the shorter side to size / crop_fraction, then the centre",
         *([f"  crop_fraction: {pixels.crop_fraction}"] if pixels.crop_fraction != 1 else []),
+        *([f"  channels: {pixels.channels}  # brightness, or RGB and opacity"] if pixels.channels != 3 else []),
     ]
 
 

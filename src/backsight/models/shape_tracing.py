@@ -56,7 +56,7 @@ def trace_shapes(
     """
     found = ShapeTrace(pixels.size)
     like = next((each for each in module.parameters() if each.is_floating_point()), torch.zeros(()))
-    images = pixels.normalise(torch.rand(BATCH, 3, *pixels.size, generator=torch.Generator().manual_seed(0))).to(like)
+    images = pixels.as_input(torch.rand(BATCH, 3, *pixels.size, generator=torch.Generator().manual_seed(0))).to(like)
     args, kwargs = call_with(images, arguments or {}, image_argument or image_argument_of(module))
     trained = module.training
     with ExitStack() as stack, torch.no_grad():
