@@ -222,7 +222,8 @@ def _place(site: Site, values: Sequence[Tensor | None], seen: Sequence[ShapeTrac
         return None
     site = replace(site, pattern=pattern)
     if pattern == "b n d":
-        grid, prefix = _grid(shapes, sizes)
+        queries = shapes[0][1] == seen[0].queries
+        grid, prefix = (None, 0) if queries else _grid(shapes, sizes)
         return Place(site, shapes[0][1], shapes[0][2], grid, prefix)
     h, w, width = (shapes[0][pattern.split().index(axis)] for axis in "hwd")
     return Place(site, h * w, width, (h, w))

@@ -31,7 +31,7 @@ SpecLike = str | Path | Mapping[str, Any] | Spec
 """A YAML file, a dictionary of the same form, or a Spec."""
 
 
-def stage(
+def stage_by_spec(
     module: nn.Module,
     spec: SpecLike,
     *,
@@ -41,21 +41,10 @@ def stage(
     weights: str = "given",
     read: Read | None = None,
 ) -> StagedModel:
-    """Stage a module of your own; one pass over random images checks that each of its sites is there.
-
-    Args:
-        module: your model; it is put into eval mode and its parameters stop requiring gradients.
-        spec: a YAML file, a dictionary of the same form, or a :class:`~backsight.core.Spec`.
-        pixels: what the model expects of an image, in place of what the spec says; a Spec says nothing of it.
-        size: image size (H, W) in place of that of ``pixels``.
-        name: your word for it, repeated in every output.
-        weights: where the weights come from, in words; ``"random"`` for a model that was never trained.
-        read: the model's own output and the image size (H, W) -> :class:`~backsight.core.Classes`, or
-            :class:`~backsight.core.Detections` for each image, where the spec's ``prediction`` does not do.
+    """:func:`~backsight.models.stage` by a ``spec``; one pass over random images checks that each of its sites is there.
 
     Raises:
-        UserError: a mistake in the spec, a path that names no submodule, a pattern that does not fit what is there, or
-            pictures to be padded for a model that takes no mask.
+        UserError: as :func:`~backsight.models.stage`.
     """
     if isinstance(spec, Spec):
         if pixels is None:
@@ -101,7 +90,7 @@ def load_own(
         fill(module, read_state(weights), str(weights))
     align(module)
     words = str(weights) if weights is not None else RANDOM if random_weights else name
-    staged = stage(module, spec, size=size, name=name, weights=words)
+    staged = stage_by_spec(module, spec, size=size, name=name, weights=words)
     staged.reopen["place"] = place(name)
     return staged
 

@@ -18,8 +18,9 @@ from backsight.io import align
 from backsight.models import timm as timm_models
 from backsight.models import transformers as transformers_models
 from backsight.models.candidates import find_stages, spec_of
-from backsight.models.custom import SpecLike, is_own, load_own, stage
+from backsight.models.custom import SpecLike, is_own, load_own, stage_by_spec
 from backsight.models.family import Family, FamilyModel
+from backsight.models.inputs import more_arguments
 from backsight.models.lora import ADAPTER, base_of, merged
 from backsight.models.registry import MODELS
 from backsight.models.shape_tracing import trace_shapes
@@ -70,7 +71,7 @@ def load_model(
     if pixels.conversion:
         logger.info("%s takes %d channels: of pictures it sees %s", name, pixels.channels, pixels.conversion)
     if spec is not None:
-        staged = stage(module, spec, size=size, name=name, weights=words)
+        staged = stage_by_spec(module, spec, size=size, name=name, weights=words)
         staged.reopen["named"] = True
     elif family is None:
         staged = stage_automatically(module, pixels, name=name, weights=words)
@@ -139,7 +140,7 @@ def stage_automatically(module: nn.Module, pixels: Pixels, *, name: str, weights
     Raises:
         UserError: no stage is found that an inverse leads back from.
     """
-    arguments = transformers_models.more_arguments(module, pixels.size)
+    arguments = more_arguments(module, pixels.size)
     seen = trace_shapes(module, pixels, arguments)
     logits = next((field for field in (None, "logits") if _is_logits(seen.output, field)), "")
     kind = getattr(getattr(module, "config", None), "model_type", type(module).__name__.lower())
@@ -203,15 +204,15 @@ def _from_folder(
     config = read_config(folder)
     if config.get("model_type") == "timm_wrapper":  # a model of timm in a case of transformers
         module = timm_models.of_wrapper(transformers_models.load(folder, file, random=random, described=False), size)
-        return module, _family("timm", type(module).__name__), timm_models.pixels(module, size)
+        return module, family_of("timm", type(module).__name__), timm_models.pixels(module, size)
     if "architecture" in config:
         module = timm_models.build(str(config["architecture"]), folder=folder, file=file, random=random, size=size)
-        return module, _family("timm", type(module).__name__), timm_models.pixels(module, size)
+        return module, family_of("timm", type(module).__name__), timm_models.pixels(module, size)
     if "model_type" not in config:
         raise UserError(
             f"{folder / 'config.json'} names neither a 'model_type' nor an 'architecture': save the model again"
         )
-    family = _family("transformers", config["model_type"])
+    family = family_of("transformers", config["model_type"])
     said = transformers_models.preprocessor(folder)
     if adapter == folder:
         module = transformers_models.load(folder, file, random=random, described=family is not None)
@@ -229,7 +230,7 @@ def _with_config(folder: Path) -> Path:
     return _folder(base) or _of_the_hub(base, weights=True) or download(_known(base)[-1])
 
 
-def _family(library: str, kind: str) -> Family | None:
+def family_of(library: str, kind: str) -> Family | None:
     """The family of a library's ``kind`` of model; None where none describes it."""
     return next((each for each in MODELS.values() if (each.library, each.kind) == (library, kind)), None)
 
@@ -252,7 +253,7 @@ def _timm_model(name: str) -> tuple[Family | None, str, str] | None:
         kind = type(timm.create_model(name)).__name__
     config = timm.get_pretrained_cfg(name)
     hub_name = (config.hf_hub_id if config is not None else None) or f"timm/{name}"
-    return _family("timm", kind), name, hub_name
+    return family_of("timm", kind), name, hub_name
 
 
 def _unknown(name: str) -> NoReturn:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from backsight.core import Pixels, Site, Spec, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.io import plain
-from backsight.models import transformers as transformers_models
 from backsight.models.candidates import Found, find_stages, invertible
-from backsight.models.custom import build_own, is_own, stage
+from backsight.models.custom import build_own, is_own, stage_by_spec
+from backsight.models.inputs import more_arguments
 from backsight.models.load import load_module
 from backsight.models.shape_tracing import ShapeTrace, trace_shapes
 
@@ -41,7 +41,7 @@ def propose_for(
     if is_own(name):
         return propose(lambda size: build_own(name, size), Pixels(size or (224, 224)), name, check=check)
     module, family, pixels, _ = load_module(name, size, weights, random_weights=True)
-    given = family.arguments if family else transformers_models.more_arguments(module, pixels.size)
+    given = family.arguments if family else more_arguments(module, pixels.size)
     return propose(lambda _: module, pixels, name, pixels_known=True, arguments=given, check=check)
 
 
@@ -113,7 +113,7 @@ def _accepted(
 def _wrong(module: nn.Module, text: str, check: Check, unknown: list[str]) -> list[str]:
     """The stages and layers of the proposal that ``check`` finds to be wrong; none where it can tell nothing."""
     try:
-        return list(check(stage(module, yaml.safe_load(text), weights=RANDOM)))
+        return list(check(stage_by_spec(module, yaml.safe_load(text), weights=RANDOM)))
     except UserError as error:
         unknown.append(f"whether its places are right: {error}")
         return []

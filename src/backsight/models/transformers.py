@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from backsight.core import Pixels, UserError, of_rgb
 from backsight.models.checkpoints import beyond, classes_in, mismatch, read_state, variants
+from backsight.models.inputs import settled
 from backsight.models.original_detr import from_original, is_original
 from backsight.models.weights import read_config, read_json, weights_in
 
@@ -58,11 +59,9 @@ def load(folder: Path, file: Path | None = None, *, random: bool = False, descri
     except Exception as error:  # every type checks its own values, and their errors are of many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder / 'config.json'} is refused by transformers ({reason}): mend it there") from error
-    if hasattr(config, "mask_ratio"):
-        config.mask_ratio = 0.0  # ViT-MAE would leave out three quarters of the tokens
     kept = class_of(config, raw.get("architectures"), state, described=described)
     module = _filled(*kept, state, file or folder, strict=file is not None) if state else _built(*kept)
-    return module.float()
+    return settled(module.float())
 
 
 def _built(auto: Any, config: Any, options: Mapping[str, Any]) -> Any:
@@ -196,19 +195,6 @@ def own_size(module: Any) -> tuple[int, int] | None:
 def vision_config(module: Any) -> Any:
     """The configuration of what reads images, also where a text model has one beside."""
     return getattr(module.config, "vision_config", module.config)
-
-
-def more_arguments(module: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """What a forward of transformers over images of ``size`` needs beside these, so that it gives the same every time:
-    an empty text for a model that reads one too; tokens in their own order for ViT-MAE."""
-    config: Any = getattr(module, "config", None)
-    if getattr(config, "model_type", "") == "vit_mae":
-        return {"noise": torch.arange(size[0] // config.patch_size * (size[1] // config.patch_size))[None]}
-    text = getattr(config, "text_config", None)
-    if text is None or not hasattr(module, "text_model"):
-        return {}
-    ends = [getattr(text, f"{end}_token_id", None) or 0 for end in ("bos", "eos")]
-    return {"input_ids": torch.tensor([ends]).clamp(max=text.vocab_size - 1)}  # SigLIP's default is beyond its words
 
 
 def pixels(module: Any, said: Mapping[str, Any], size: tuple[int, int] | None, default: tuple[int, int]) -> Pixels:
