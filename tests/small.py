@@ -27,21 +27,6 @@ SMALL_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """An architecture that timm has registered, and what makes it small."""
 
-TINY: dict[str, Any] = {
-    **{"image_size": 48, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64},
-    **{"num_hidden_layers": 3, "num_attention_heads": 2},
-}
-TEXT: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-MAPS: dict[str, Any] = {"hidden_sizes": [8, 16, 20, 24], "depths": [2, 2, 2, 2]}
-UNDESCRIBED: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "beit": (TINY, ["backbone", "encoder"]),
-    "vit_mae": (TINY, ["backbone", "encoder"]),
-    "clip": ({"vision_config": TINY, "text_config": TEXT}, ["backbone", "encoder"]),
-    "swinv2": ({"image_size": 64, "embed_dim": 24, "depths": [1, 2], "num_heads": [2, 4], "window_size": 4}, []),
-    "convnextv2": (MAPS, ["backbone", "stage1", "stage2", "stage3", "stage4"]),
-}
-"""Types of transformers that no family describes -> what makes them small, and their stages where these are stated."""
-
 SQUARE = ("rf_detr",)
 """Families that take square images alone."""
 
@@ -106,15 +91,6 @@ def save_transformers(name: str, folder: Path) -> nn.Module:
     module: Any = scrambled(MODELS[name], SEED)
     module.save_pretrained(folder)
     return module
-
-
-def save_undescribed(kind: str, folder: Path) -> Path:
-    """A small bare model of a type that no family describes, saved as its library does."""
-    from transformers import AutoConfig, AutoModel
-
-    torch.manual_seed(SEED)
-    AutoModel.from_config(AutoConfig.for_model(kind, **UNDESCRIBED[kind][0])).save_pretrained(folder)
-    return folder
 
 
 def save_timm(name: str, folder: Path) -> nn.Module:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from backsight.catalogue import check_inverses, list_models
+from backsight.catalogue import list_models
 from backsight.cli.inspection import model_lines
 from backsight.core import Layout, Pixels, UserError
 from backsight.engine import StagedModel
@@ -24,7 +24,7 @@ from backsight.models import transformers as transformers_models
 from backsight.tasks import Modular, build_chains, make_plans
 from backsight.verification import verify
 from numerics import assert_rounding
-from small import SEED, UNDESCRIBED, build_small, random_images, save_transformers, save_undescribed
+from small import SEED, build_small, random_images, save_transformers
 
 PATCHES = ["vit-transformers", "dinov2", "dinov2_with_registers"]
 NEW = [*PATCHES, "eva", "resnet", "convnext"]
@@ -309,18 +309,7 @@ def test_every_stage_of_a_convolutional_network_learns(family: str) -> None:
     assert all(share < 0.9 for share in kept.values()), kept
 
 
-# ---- types that no family describes
-
-
-@pytest.mark.parametrize("kind", UNDESCRIBED)
-def test_a_type_that_no_family_describes_is_staged_by_its_repeated_blocks(kind: str, tmp_path: Path) -> None:
-    options, stages = UNDESCRIBED[kind]
-    save_undescribed(kind, tmp_path)
-    model = load_model(str(tmp_path), size=None if "image_size" in str(options) else (64, 64))
-    assert model.spec.family == kind
-    assert not stages or model.stages == stages
-    check_inverses(model)
-    assert [check.name for check in verify(model) if not check.passed] == []
+# ---- specs
 
 
 def test_a_spec_goes_before_what_is_known_of_a_model() -> None:

@@ -26,7 +26,7 @@ from backsight.models.shape_tracing import trace_shapes
 from backsight.models.spec import read_spec
 from backsight.verification import verify
 from numerics import assert_rounding
-from small import assert_same_answers, build_small, noisy, random_images, save_undescribed
+from small import assert_same_answers, build_small, noisy, random_images
 
 PAGE = (Path(__file__).parent.parent / "docs" / "your-model.md").read_text(encoding="utf-8")
 TRANSFORMERS = ["vit", "eva", "vit-transformers", "dinov2", "dinov2_with_registers"]
@@ -494,21 +494,6 @@ def test_what_does_not_hold_is_left_out_of_a_proposal(here: Path, capsys: pytest
     assert "whether 'spare.1' (64 tokens of width 64, on a grid of 8x8) is a stage" in printed
     main(["verify", "spare.py:build", "--spec", "spare.yaml", "--device", "cpu"])
     assert "path: spare" not in (here / "spare.yaml").read_text()
-
-
-@pytest.mark.parametrize("kind", ["clip", "vit_mae"])
-def test_a_proposal_names_the_arguments_that_a_pass_needs(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, file = save_undescribed(kind, tmp_path / "model"), tmp_path / "proposal.yaml"
-    main(["stages", str(folder), "--propose", str(file), "--device", "cpu"])
-    capsys.readouterr()
-    said = yaml.safe_load(file.read_text())["arguments"]
-    assert said.keys() == ({"input_ids"} if kind == "clip" else {"noise"})
-    model = load_model(str(folder), spec=file)
-    assert [check.name for check in verify(model) if not check.passed] == []
-    known = load_model(str(folder))
-    assert {name: model.layout(name) for name in model.names} == {name: known.layout(name) for name in known.names}
 
 
 # ---- opening a run again

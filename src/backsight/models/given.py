@@ -29,8 +29,8 @@ def stage(
 ) -> StagedModel:
     """Stage a module that you hold, by a ``spec``, or without one if timm or transformers made it, or its blocks tell.
 
-    Without a spec a class that is known is staged as :func:`~backsight.models.load_model` does it, any other by its rows
-    of repeated blocks. With one, a pass over random images checks that each of its sites is there.
+    Without a spec a known class is staged as :func:`~backsight.models.load_model` does it, any other by its rows of
+    repeated blocks. With one, a pass over random images checks that each of its sites is there.
 
     Args:
         module: your model; it is put into eval mode and its parameters stop requiring gradients.
@@ -70,6 +70,6 @@ def _known(module: Any, size: tuple[int, int] | None) -> tuple[Family | None, Pi
         family = family_of("transformers", kind)
         default = transformers_models.own_size(module) or (family.size if family else (224, 224))
         return family, transformers_models.pixels(module, {}, size, default)
-    if hasattr(module, "pretrained_cfg"):
+    if type(module).__module__.startswith("timm."):
         return family_of("timm", type(module).__name__), timm_models.pixels(module, size)
     return None, Pixels(size or (224, 224))

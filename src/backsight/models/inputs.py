@@ -37,8 +37,8 @@ def _in_patches(args: tuple[Any, ...], kwargs: dict[str, Any], patch: int) -> tu
 
 
 def more_arguments(module: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """What a forward over images of ``size`` (H, W) needs beside these, to give the same every time: an empty text for a
-    model that reads one too; tokens in their own order for ViT-MAE."""
+    """What a forward over images of ``size`` (H, W) needs beside these, to give the same every time: an empty text
+    where one is read too; tokens in their own order for ViT-MAE."""
     config: Any = getattr(module, "config", None)
     if getattr(config, "model_type", "") == "vit_mae":
         return {"noise": torch.arange(size[0] // config.patch_size * (size[1] // config.patch_size))[None]}

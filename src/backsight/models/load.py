@@ -11,12 +11,12 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from backsight.arrange import read_field
-from backsight.core import Classes, Pixels, UserError
+from backsight.core import Pixels, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.io import align
 from backsight.models import timm as timm_models
 from backsight.models import transformers as transformers_models
+from backsight.models.answers import guess, reader
 from backsight.models.candidates import find_stages, spec_of
 from backsight.models.custom import SpecLike, is_own, load_own, stage_by_spec
 from backsight.models.family import Family, FamilyModel
@@ -135,24 +135,23 @@ def stage_module(
 def stage_automatically(module: nn.Module, pixels: Pixels, *, name: str, weights: str = "given") -> StagedModel:
     """Stage a module of a type that no family describes, at its rows of repeated blocks.
 
-    Its task is ``classify`` where its output has logits ``B C``, else ``features``.
+    Its task is what its output looks like, see :func:`~backsight.models.answers.guess`.
 
     Raises:
         UserError: no stage is found that an inverse leads back from.
     """
     arguments = more_arguments(module, pixels.size)
     seen = trace_shapes(module, pixels, arguments)
-    logits = next((field for field in (None, "logits") if _is_logits(seen.output, field)), "")
+    task, answer = guess(module, seen.output)
     kind = getattr(getattr(module, "config", None), "model_type", type(module).__name__.lower())
     try:
-        spec = spec_of(module, find_stages(module, [seen]), kind, "features" if logits == "" else "classify")
+        spec = spec_of(module, find_stages(module, [seen]), kind, task)
     except UserError as error:
         raise UserError(
             f"{name} is a '{kind}', whose stages are not known, and {error}: say where they are by --spec FILE; "
             f"`backsight stages {name} --propose FILE` writes one to begin with"
         ) from error
-    labels = dict(getattr(getattr(module, "config", None), "id2label", None) or {})
-    read = None if logits == "" else lambda output, _: Classes(read_field(output, logits), labels)
+    read = None if task == "features" else reader(answer, _labels(module), task, seen.output)
     logger.info(
         "%s is a '%s', which no family describes: staged by its repeated blocks, as %s",
         name,
@@ -162,9 +161,11 @@ def stage_automatically(module: nn.Module, pixels: Pixels, *, name: str, weights
     return StagedModel(module, spec, pixels, name=name, read=read, weights=weights, arguments=arguments)
 
 
-def _is_logits(output: Any, field: str | None) -> bool:
-    value = output if field is None else output.get(field) if isinstance(output, dict) else None
-    return isinstance(value, torch.Tensor) and value.dim() == 2
+def _labels(module: Any) -> dict[int, str]:
+    """The names of the classes, where the module's library keeps any."""
+    if hasattr(module, "config"):
+        return dict(getattr(module.config, "id2label", None) or {})
+    return dict(enumerate((getattr(module, "pretrained_cfg", None) or {}).get("label_names") or ()))
 
 
 def _folder(name: str) -> Path | None:

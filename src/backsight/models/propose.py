@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
+from backsight.arrange import fields_of, read_field
 from backsight.core import Pixels, Site, Spec, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.io import plain
+from backsight.models.answers import guess
 from backsight.models.candidates import Found, find_stages, invertible
 from backsight.models.custom import build_own, is_own, stage_by_spec
 from backsight.models.inputs import more_arguments
@@ -81,7 +83,7 @@ def propose(
         )
     if not pixels_known:
         unknown.append("what images it was trained on: mean, std, interpolation and fit are ImageNet's and bilinear")
-    answer = _answer(seen[0], unknown)
+    answer = _answer(module, seen[0].output, unknown)
     head = [*_head(name, type(module).__name__.lower(), seen, pixels, pixels_known), *_arguments(arguments), *answer]
     found = _accepted(find_stages(module, seen), module, pixels, arguments, unknown)
     while found:
@@ -192,23 +194,20 @@ def _in_words(found: Found) -> str:
     return f"{place.tokens} tokens of width {place.width}, {grid}"
 
 
-def _answer(seen: ShapeTrace, unknown: list[str]) -> list[str]:
+def _answer(module: nn.Module, output: Any, unknown: list[str]) -> list[str]:
     """The lines of the task and the prediction."""
-    output = seen.output
-    fields = output if isinstance(output, Mapping) else {None: output}
-    shapes = {name: tuple(value.shape) for name, value in fields.items() if isinstance(value, Tensor)}
-    logits = next((name for name in (None, "logits") if name in shapes), None)
-    boxes = next((name for name, shape in shapes.items() if "box" in str(name) and shape[-1] == 4), None)
-    if logits in shapes and len(shapes[logits]) == 2:
-        lines = [f"task: classify  # the output has {shapes[logits][1]} numbers for each image: logits of classes"]
+    task, answer = guess(module, output)
+    if task == "classify":
+        classes = read_field(output, answer.logits).shape[1]
+        lines = [f"task: classify  # the output has {classes} numbers for each image: logits of classes"]
         unknown.append("whether the output's numbers are logits of classes: if not, the task is features")
-        return lines + ([] if logits is None else [f"prediction: {logits}"])
-    if logits in shapes and boxes is not None and len(shapes[logits]) == 3:
+        return lines + ([] if answer.logits is None else [f"prediction: {answer.logits}"])
+    if task == "detect":
         unknown.append(
             "whether the last class is 'no object' (scores: softmax) or the scores are independent (sigmoid)"
         )
-        return ["task: detect", f"prediction: {_flow({'logits': logits, 'boxes': boxes, 'scores': 'softmax'})}"]
-    names = ", ".join(map(str, shapes)) or type(output).__name__
+        return ["task: detect", f"prediction: {_flow(asdict(answer))}"]
+    names = ", ".join(map(str, fields_of(output))) or type(output).__name__
     unknown.append(f"which output is the prediction (there is {names}): for now the model is staged for its features")
     return ["task: features  # COULD NOT TELL which output is the prediction: classify, detect or features"]
 
