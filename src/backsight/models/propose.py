@@ -91,7 +91,7 @@ def propose(
         text = "\n".join([*head, "", "stages:", *(_stage(*each) for each in stages)]) + "\n"
         wrong = _wrong(module, text, check, unknown) if check is not None and stages else []
         if stages and not wrong:
-            unknown += [f"an inverse for '{each.place.site.path}' ({_in_words(each)}): left out" for each in others]
+            unknown += [f"an inverse for {_where(each)}: left out" for each in others]
             return Proposal(text, unknown)
         found = _without(wrong, stages, unknown) if wrong else []
     raise UserError(f"nothing in {name} gives tokens (B N D) or maps (B D h w) of {pixels.size}: is that its size?")
@@ -125,7 +125,7 @@ def _without(wrong: Iterable[str], stages: Iterable[tuple[str, Found, Any]], unk
     """The places of ``stages`` without those called ``wrong``, and without the layers of which one is wrong."""
     names, kept = set(wrong), []
     for name, each, _ in stages:
-        where = f"'{each.place.site.path}' ({_in_words(each)})"
+        where = _where(each)
         if name in names:
             unknown.append(f"whether {where} is a stage: what `backsight verify` checks does not hold there")
             continue
@@ -186,6 +186,11 @@ def _site(site: Site) -> dict[str, Any]:
     said |= {"side": "input"} if site.side == "input" else {}
     said |= {} if site.field is None else {"field": site.field}
     return {**said, "pattern": site.pattern}
+
+
+def _where(found: Found) -> str:
+    site = found.place.site
+    return f"'{site.path}'{' input' if site.side == 'input' else ''} ({_in_words(found)})"
 
 
 def _in_words(found: Found) -> str:
