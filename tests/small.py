@@ -30,7 +30,7 @@ SMALL_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
 SQUARE = ("rf_detr",)
 """Families that take square images alone."""
 
-PICKING = ("rt_detr_v2", "d_fine")
+PICKING = ("rt_detr", "rt_detr_v2", "d_fine")
 """Families whose deep features fade to nothing in a small model, and which pick their queries by them.
 
 With the statistics that BatchNorm is made with, which queries have the best scores would depend on the CPU."""

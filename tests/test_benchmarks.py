@@ -19,6 +19,7 @@ from backsight.engine import StagedModel
 from benchmarks import BENCHMARKS, COMMITTED, Ratio, Settings, alternate, choose, difference, read_ratios, regressions
 from benchmarks.__main__ import bench
 from benchmarks.apart import Apart
+from benchmarks.coverage import BLOCKS, FAILED, FAMILY, attempt, interval
 from benchmarks.photos import write_photos
 from benchmarks.reference import Reference
 from benchmarks.training import Steps, open_run
@@ -233,3 +234,21 @@ def test_the_slower_benchmarks_too(name: str) -> None:
     found = BENCHMARKS[name](Settings(("zoo/detr-prior",), rounds=1, data="world"))
     assert found
     assert all(0.01 < each.median < 1000 for each in found)
+
+
+# ---- how many models are staged
+
+
+def test_a_share_has_wilson_s_interval() -> None:
+    low, high = interval(8, 10)
+    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
+    assert interval(0, 0) == (0.0, 1.0)
+    assert round(interval(150, 150)[0], 3) == 0.975
+
+
+def test_what_is_staged_is_told_from_what_is_not() -> None:
+    import timm
+
+    assert attempt("test_vit", lambda: timm.create_model("test_vit")) == FAMILY
+    assert attempt("test_efficientnet", lambda: timm.create_model("test_efficientnet")) == BLOCKS
+    assert attempt("text", lambda: torch.nn.Embedding(8, 4)).startswith(f"{FAILED}: UserError")

@@ -1,4 +1,4 @@
-"""Conditional DETR, RT-DETRv2, D-FINE, YOLOS, LW-DETR, RF-DETR: what each does in its own way."""
+"""The detectors of transformers beside DETR and Deformable DETR: what each does in its own way."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from backsight.tasks import make_plans
 from backsight.verification import scramble, verify
 from small import build_small, random_images
 
-DETECTORS = ("conditional_detr", "rt_detr_v2", "d_fine", "yolos", "lw_detr", "rf_detr")
-SIGMOID = [name for name in DETECTORS if name != "yolos"]
+SOFTMAX = ("table_transformer", "yolos")
+SIGMOID = ("conditional_detr", "dab_detr", "rt_detr", "rt_detr_v2", "d_fine", "lw_detr", "rf_detr")
+DETECTORS = (*SOFTMAX, *SIGMOID)
 
 
 def staged(module: nn.Module, family: Family, size: tuple[int, int]) -> StagedModel:

@@ -483,6 +483,19 @@ def test_nothing_to_propose_is_told() -> None:
         propose(lambda _: Flat(), Pixels((8, 8)), "flat")
 
 
+def test_what_does_not_hold_is_left_out_of_a_proposal(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row of blocks that no output depends on can be staged, and proves wrong."""
+    before, own = "maps = self.stem(images)", "self.class_token = "
+    text = blocks("python")[0].replace(before, f"{before}\n        self.spare(maps)")
+    spare = "nn.Sequential(*(nn.Sequential(nn.Conv2d(width, width, 1)) for _ in range(2)))"
+    (here / "spare.py").write_text(text.replace(own, f"self.spare = {spare}\n        {own}"))
+    main(["stages", "spare.py:build", "--propose", "spare.yaml", "--size", "64x64", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "whether 'spare.1' (64 tokens of width 64, on a grid of 8x8) is a stage" in printed
+    main(["verify", "spare.py:build", "--spec", "spare.yaml", "--device", "cpu"])
+    assert "path: spare" not in (here / "spare.yaml").read_text()
+
+
 # ---- opening a run again
 
 

@@ -47,8 +47,8 @@ from numerics import assert_rounding
 from pictures import drawn, save_pictures
 from small import build_small, random_images
 
-HEEDING = ["detr", "conditional_detr", "deformable_detr", "lw_detr", "rf_detr"]
-IGNORING = ["rt_detr_v2", "d_fine", "yolos", "vit", "swin", "vit-transformers"]
+HEEDING = ["detr", "table_transformer", "conditional_detr", "dab_detr", "deformable_detr", "lw_detr", "rf_detr"]
+IGNORING = ["rt_detr", "rt_detr_v2", "d_fine", "yolos", "vit", "swin", "vit-transformers"]
 PAD = Pixels((64, 96), fit="pad")
 
 

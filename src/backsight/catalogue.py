@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from backsight.core import Pixels, Site, Spec, UserError
+from backsight.core import Site, Spec, UserError
 from backsight.engine import StagedModel
 from backsight.inverses import build_inverse
 from backsight.io import write_text
-from backsight.models import MODELS, Family, blueprint, build_own, is_own, load_model, propose
+from backsight.models import MODELS, Family, blueprint, load_model, propose_for
 from backsight.options import ModelOptions, parse_size
 from backsight.shipped import shipped_names
+from backsight.verification import verify
 
 
 def list_models() -> list[dict[str, Any]]:
@@ -61,15 +62,15 @@ def propose_spec(name: str, options: ModelOptions, path: Path) -> list[str]:
     """
     if path.exists():
         raise UserError(f"{path} is there and may hold your changes: choose another name for the proposal")
-    if is_own(name):
-        pixels = Pixels(parse_size(options.size) or (224, 224))
-        proposal = propose(lambda size: build_own(name, size), pixels, name)
-    else:
-        model = load_model(name, size=parse_size(options.size), weights=options.weights, random_weights=True)
-        given = model.arguments
-        proposal = propose(lambda _: model.module, model.pixels, name, pixels_known=True, arguments=given)
+    proposal = propose_for(name, parse_size(options.size), options.weights, _wrong_sites)
     write_text(path, proposal.text)
     return proposal.unknown
+
+
+def _wrong_sites(model: StagedModel) -> list[str]:
+    """The stages, and the first layers of these, that do not prove right: the other layers are like the first."""
+    names = [name for stage in model.spec.stages for name in (*[f"{stage.name}.0"][: len(stage.layers)], stage.name)]
+    return [check.name for check in verify(model, names=names) if not check.passed]
 
 
 def list_stages(model: StagedModel) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ the image, and False on the padding; None says that every pixel is valid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple
@@ -54,6 +54,9 @@ class Pixels:
     the paper), ``"crop"`` (the shorter side to ``size / crop_fraction``, then the centre, as timm
     evaluates classifiers) or ``"pad"`` (the whole picture within ``size``, its aspect kept, the rest padded, as
     detectors are evaluated in batches). ``mean`` and ``std`` are per channel, for values in [0, 1].
+
+    Images are RGB throughout. A model that takes 1 of ``channels`` is given their brightness, one that takes 4 an
+    opaque alpha beside them, as Pillow converts pictures.
     """
 
     size: tuple[Side, Side]
@@ -62,10 +65,27 @@ class Pixels:
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     fit: Fit = "stretch"
     crop_fraction: Positive = 1.0
+    channels: Literal[1, 3, 4] = 3
 
     def normalise(self, images: Tensor) -> Tensor:
         """``B 3 H W`` in [0, 1] -> ``B 3 H W`` in the model's own space."""
         return (images - self._channels(self.mean, images)) / self._channels(self.std, images)
+
+    def as_input(self, images: Tensor) -> Tensor:
+        """``B 3 H W`` in [0, 1] -> ``B channels H W`` in the model's own space."""
+        pixels = self.normalise(images)
+        if self.channels == 1:
+            red, green, blue = pixels.split(1, 1)
+            return 0.299 * red + 0.587 * green + 0.114 * blue
+        if self.channels == 4:
+            opaque = (1 - sum(self.mean) / 3) / (sum(self.std) / 3)
+            return torch.cat([pixels, torch.full_like(pixels[:, :1], opaque)], 1)
+        return pixels
+
+    @property
+    def conversion(self) -> str:
+        """What of RGB the model sees, in words; empty where it sees it as it is."""
+        return {1: "the brightness alone", 4: "RGB and an opaque alpha"}.get(self.channels, "")
 
     def restore(self, pixels: Tensor) -> Tensor:
         """The inverse of :meth:`normalise`."""
@@ -98,6 +118,12 @@ class Pixels:
         if type(like) is not Tensor:  # a tracer's own kind, which is not to be kept
             return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)
         return _constant(tuple(values), like.dtype, like.device)
+
+
+def of_rgb(statistics: Sequence[float]) -> tuple[float, float, float]:
+    """A statistic of R, G and B, from one for each of a model's 1, 3 or 4 channels."""
+    red, green, blue = (*statistics, *statistics, *statistics)[:3]
+    return red, green, blue
 
 
 @lru_cache(maxsize=64)

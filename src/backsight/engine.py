@@ -218,7 +218,7 @@ class StagedModel:
         self._forward(trace, recorder, more or {})
 
     def _forward(self, trace: Trace, recorder: Recorder, more: Mapping[str, Any]) -> None:
-        pixels, dtype = self.pixels.normalise(trace.images), self.dtype
+        pixels, dtype = self.pixels.as_input(trace.images), self.dtype
         if trace.valid is not None:
             pixels = pixels.masked_fill(~trace.valid[:, None], 0)
             more = {**more, MASK: trace.valid.long()}

@@ -38,7 +38,7 @@ class ModelOptions:
     size: Size = None
     """Image size in pixels other than the model's own, as 384x512."""
     weights: Path | None = None
-    """A file of weights for the model: .safetensors, or .pth/.bin (never unpickled)."""
+    """A file of weights for the model: .safetensors, or .pth/.bin (never unpickled); FILE:ema: its averages."""
     random_weights: bool = False
     """Build the true-size model with random weights, to try things out; every output says so."""
     device: str = "auto"

@@ -5,7 +5,7 @@ Replaying a site unchanged proves little: a site that nothing reads would pass. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +40,10 @@ class SiteCheck:
         return all(self.results)
 
 
-def verify(model: StagedModel, batch_size: int = 1, seed: int = 0) -> Iterator[SiteCheck]:
-    """Check every site of ``model`` on random images, one result at a time.
+def verify(
+    model: StagedModel, batch_size: int = 1, seed: int = 0, names: Sequence[str] | None = None
+) -> Iterator[SiteCheck]:
+    """Check every site of ``model``, or those of the stages and layers ``names``, on random images, one at a time.
 
     ``identity``: replaying the unchanged features gives the model's output bit for bit (this object's, in this process;
     others agree to rounding). ``edit_changes_output``: other features give another output. ``gradient``: the output's
@@ -65,7 +67,7 @@ def verify(model: StagedModel, batch_size: int = 1, seed: int = 0) -> Iterator[S
     expected = tensors(trace.output)
     _check_passes(model, trace)
     moved = _moved_tokens(model, images[:1])
-    for name in model.names:
+    for name in model.names if names is None else names:
         features = trace[name]
         same = tensors(model.resume(name, features, trace).output)
         noise = torch.randn(features.shape, generator=generator).to(features.device)

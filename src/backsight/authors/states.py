@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from backsight.core import UserError
-from backsight.models.weights import read_content
+from backsight.models.checkpoints import read_content
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 SHOWN = 3

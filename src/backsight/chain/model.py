@@ -13,7 +13,7 @@ from backsight.chain import ChainEnsemble, InverseChain
 from backsight.core import Pixels, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.models import is_own, load_model, place
-from backsight.models.weights import fill, read_state
+from backsight.models.checkpoints import fill, read_state, split_part
 from backsight.validation import build
 
 _BY_NAME = "add --model FILE.py:FUNCTION, or reconstruct(..., model=...) in Python"
@@ -36,7 +36,8 @@ def open_forward_model(
         ensemble.to(device).check(given.to(device))
         return given
     known = ensemble.model
-    file = known["weights"] if os.path.isfile(known["weights"]) else None  # noqa: PTH113  (no error for odd names)
+    words = known["weights"]
+    file = words if not is_own(words) and os.path.isfile(split_part(words)[0]) else None  # noqa: PTH113  (odd names)
     random = known["weights"] == RANDOM
     name = given or _name(known)
     spec = known.get("reopen", {}).get("spec")

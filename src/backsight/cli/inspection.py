@@ -51,7 +51,7 @@ def stages(
     if propose is not None:
         unknown = propose_spec(model, options, propose)
         print("\n".join([f"{propose}: a proposal. It could not tell", *(f"- {each}" for each in unknown)]))
-        options = replace(options, spec=propose)
+        options = replace(options, spec=propose, random_weights=True)
     rows = list_stages(open_model(model, options))
     columns = ["stage", "site", "tokens", "width", "grid", "inverses"]
     print_table(columns, [[str(row[column]) for column in columns] for row in rows])

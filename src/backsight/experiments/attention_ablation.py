@@ -287,7 +287,7 @@ def fine_tune(
     try:
         with changed or nullcontext(), torch.enable_grad():
             for images, labels in _batches(data, tuning, model.device):
-                logits = module(model.pixels.normalise(images), **model.arguments)
+                logits = module(model.pixels.as_input(images), **model.arguments)
                 if int(labels.max()) >= logits.shape[-1]:
                     raise UserError(
                         f"{data.name} has a class {int(labels.max())}, {model.name} knows {logits.shape[-1]} classes "

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from backsight.models.custom import build_own, is_own, place, stage
+from backsight.models.custom import build_own, is_own, place
 from backsight.models.detr import DETR
 from backsight.models.family import Family, duplicate
-from backsight.models.load import blueprint, load_model, stage_module, vocabulary
-from backsight.models.propose import propose
+from backsight.models.given import stage
+from backsight.models.load import blueprint, load_model, stage_module
+from backsight.models.propose import propose, propose_for
 from backsight.models.registry import MODELS
 from backsight.models.swin import SWIN
 from backsight.models.vit import VIT
+from backsight.models.vocabulary import vocabulary
 
 __all__ = [
     "DETR",
@@ -24,6 +26,7 @@ __all__ = [
     "load_model",
     "place",
     "propose",
+    "propose_for",
     "stage",
     "stage_module",
     "vocabulary",

@@ -57,18 +57,29 @@ def spec_of(module: nn.Module, found: Sequence[Found], family: str, task: Any) -
         UserError: none is left.
     """
     stages: list[Stage] = []
-    before: Found | None = None
-    for name, each in zip(names_of(found), found, strict=True):
-        inverse = inverse_of(each, before, module)
-        if inverse is None:
-            continue
+    for name, each, inverse in invertible(found, module)[0]:
         options = {key: value for key, value in inverse.items() if key != "name"}
         layers = tuple(place.site for place in each.layers)
         stages.append(each.place.stage(name, layers, {"": (inverse["name"], options)}))
-        before = each
     if not stages:
         raise UserError("nothing in the model gives tokens (B N D) or maps (B D h w) that an inverse leads back from")
     return Spec(family, task, tuple(stages))
+
+
+def invertible(
+    found: Sequence[Found], module: nn.Module
+) -> tuple[list[tuple[str, Found, dict[str, Any]]], list[Found]]:
+    """The name, the place and the inverse of every stage that one leads from to the stage before; and the others."""
+    kept: list[tuple[Found, dict[str, Any]]] = []
+    others: list[Found] = []
+    for each in found:
+        inverse = inverse_of(each, kept[-1][0] if kept else None, module)
+        if inverse is None:
+            others.append(each)
+        else:
+            kept.append((each, inverse))
+    names = names_of([each for each, _ in kept])
+    return [(name, *pair) for name, pair in zip(names, kept, strict=True)], others
 
 
 def find_stages(module: nn.Module, seen: Sequence[ShapeTrace]) -> list[Found]:
@@ -211,7 +222,8 @@ def _place(site: Site, values: Sequence[Tensor | None], seen: Sequence[ShapeTrac
         return None
     site = replace(site, pattern=pattern)
     if pattern == "b n d":
-        grid, prefix = _grid(shapes, sizes)
+        queries = shapes[0][1] == seen[0].queries
+        grid, prefix = (None, 0) if queries else _grid(shapes, sizes)
         return Place(site, shapes[0][1], shapes[0][2], grid, prefix)
     h, w, width = (shapes[0][pattern.split().index(axis)] for axis in "hwd")
     return Place(site, h * w, width, (h, w))
@@ -258,7 +270,8 @@ def _from_queries(found: Found, before: Found | None, module: nn.Module) -> dict
 
 
 def _is_patch(layer: nn.Conv2d) -> bool:
-    return layer.in_channels == 3 and tuple(layer.kernel_size) == tuple(layer.stride) and layer.kernel_size[0] > 1
+    kernel = tuple(layer.kernel_size)
+    return layer.in_channels in (1, 3, 4) and kernel == tuple(layer.stride) and kernel[0] > 1
 
 
 def _heads(found: Found, module: nn.Module) -> int:

@@ -18,20 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from backsight.arrange import fields_of, pick_argument, read_field, to_features
-from backsight.core import Classes, Detections, Pixels, Site, Spec, UserError
+from backsight.core import Pixels, Site, Spec, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.io import align
+from backsight.models.answers import reader
+from backsight.models.checkpoints import fill, read_state
 from backsight.models.family import Read
 from backsight.models.shape_tracing import ShapeTrace, fitting_patterns, trace_shapes
-from backsight.models.spec import Answer, OwnSpec, expand, read_spec
-from backsight.models.weights import fill, read_state
+from backsight.models.spec import OwnSpec, expand, read_spec
 from backsight.validation import nearest
 
 SpecLike = str | Path | Mapping[str, Any] | Spec
 """A YAML file, a dictionary of the same form, or a Spec."""
 
 
-def stage(
+def stage_by_spec(
     module: nn.Module,
     spec: SpecLike,
     *,
@@ -41,21 +42,10 @@ def stage(
     weights: str = "given",
     read: Read | None = None,
 ) -> StagedModel:
-    """Stage a module of your own; one pass over random images checks that each of its sites is there.
-
-    Args:
-        module: your model; it is put into eval mode and its parameters stop requiring gradients.
-        spec: a YAML file, a dictionary of the same form, or a :class:`~backsight.core.Spec`.
-        pixels: what the model expects of an image, in place of what the spec says; a Spec says nothing of it.
-        size: image size (H, W) in place of that of ``pixels``.
-        name: your word for it, repeated in every output.
-        weights: where the weights come from, in words; ``"random"`` for a model that was never trained.
-        read: the model's own output and the image size (H, W) -> :class:`~backsight.core.Classes`, or
-            :class:`~backsight.core.Detections` for each image, where the spec's ``prediction`` does not do.
+    """:func:`~backsight.models.stage` by a ``spec``; one pass over random images checks that all its sites are there.
 
     Raises:
-        UserError: a mistake in the spec, a path that names no submodule, a pattern that does not fit what is there, or
-            pictures to be padded for a model that takes no mask.
+        UserError: as :func:`~backsight.models.stage`.
     """
     if isinstance(spec, Spec):
         if pixels is None:
@@ -75,7 +65,7 @@ def stage(
         found,
         pixels,
         name=name or found.family,
-        read=read or (None if found.task == "features" else _reader(own, found, seen)),
+        read=read or (None if found.task == "features" else reader(own.answer, own.labels, found.task, seen.output)),
         weights=weights,
         arguments=own.arguments,
         image_argument=own.image_argument,
@@ -101,7 +91,7 @@ def load_own(
         fill(module, read_state(weights), str(weights))
     align(module)
     words = str(weights) if weights is not None else RANDOM if random_weights else name
-    staged = stage(module, spec, size=size, name=name, weights=words)
+    staged = stage_by_spec(module, spec, size=size, name=name, weights=words)
     staged.reopen["place"] = place(name)
     return staged
 
@@ -199,52 +189,6 @@ def _value_at(site: Site, module: nn.Module, seen: ShapeTrace) -> Any:
         raise UserError(
             f"the {site.side} of '{site.path}' has no field '{site.field}': {nearest(str(site.field), has)}"
         ) from error
-
-
-# ---- the prediction
-
-
-def _reader(own: OwnSpec, spec: Spec, seen: ShapeTrace) -> Read:
-    """How the output reads as a prediction, checked on the output of the pass."""
-    answer, labels = own.answer, own.labels
-    detects = spec.task == "detect"
-    logits = [
-        _logits_in(seen.output, name, 3 if detects else 2) for name in (answer.logits, answer.boxes)[: 1 + detects]
-    ]
-    if detects and answer.scores == "softmax" and logits[0].shape[-1] == 1:
-        raise UserError(
-            "'prediction' reads one class by softmax, whose last class is 'no object', which leaves none: say "
-            "scores: sigmoid, or take the logits that 'no object' is among"
-        )
-    if detects:
-        return lambda output, size: _detections(output, size, answer, labels)
-    return lambda output, _: Classes(read_field(output, answer.logits), labels)
-
-
-def _logits_in(output: Any, name: int | str | None, axes: int) -> Tensor:
-    try:
-        value = read_field(output, name)
-    except (KeyError, IndexError, TypeError) as error:
-        raise UserError(
-            f"the output has no field '{name}' to predict from: {nearest(str(name), map(str, fields_of(output)))}"
-        ) from error
-    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    if not isinstance(value, Tensor) or value.dim() != axes:
-        what = "B C for a classifier" if axes == 2 else "B Q C and B Q 4 for a detector"
-        raise UserError(f"'prediction' reads {shape} from the output: it has to be {what}, or the task 'features'")
-    return value
-
-
-def _detections(output: Any, size: tuple[int, int], answer: Answer, labels: Mapping[int, str]) -> list[Detections]:
-    """The likeliest class of every query, and its box in pixels."""
-    from torchvision.ops import box_convert
-
-    logits, boxes = read_field(output, answer.logits), read_field(output, answer.boxes)
-    likely = logits.sigmoid() if answer.scores == "sigmoid" else logits.softmax(-1)[..., :-1]
-    scores, classes = likely.max(-1)
-    scale = torch.tensor([size[1], size[0], size[1], size[0]], device=boxes.device)
-    corners = box_convert(boxes, "cxcywh", "xyxy") * scale
-    return [Detections(*each, labels) for each in zip(corners, scores, classes, strict=True)]
 
 
 # ---- models from a file of the user's own: ``my_module.py:build``

@@ -28,9 +28,9 @@ def prediction_stage(classes: int, scores: Literal["softmax", "sigmoid"] = "soft
     )
 
 
-def layer_sites(path: str, count: int) -> tuple[Site, ...]:
-    """The output of every layer of the encoder or decoder at ``path``."""
-    return tuple(Site(f"{path}.layers.{index}") for index in range(count))
+def layer_sites(path: str, count: int, field: int | None = None) -> tuple[Site, ...]:
+    """The output of every layer of the encoder or decoder at ``path``, or a ``field`` of it."""
+    return tuple(Site(f"{path}.layers.{index}", field=field) for index in range(count))
 
 
 def read_with(processor: Any, module: Any) -> Read:

@@ -11,30 +11,36 @@ from backsight.core import Site, Spec, Stage
 from backsight.models.detection import layer_sites, mirror, prediction_stage, read_with
 from backsight.models.family import Family, Read
 
+DECODED = Site("model.decoder", field="last_hidden_state")
+"""What the heads read of the decoder."""
+
 
 def stage(module: Any) -> Spec:
     """Backbone: the projected feature map. Prediction: logits (the last is "no object") and boxes of every query."""
     return stages_before(module, prediction_stage(module.config.num_labels + 1))
 
 
-def stages_before(module: Any, prediction: Stage) -> Spec:
-    """The stages of DETR and of those built like it: backbone, encoder, decoder, and their ``prediction``."""
+def stages_before(module: Any, prediction: Stage, field: int | None = None, decoder: Site = DECODED) -> Spec:
+    """The stages of DETR and of those built like it: backbone, encoder, ``decoder``, and their ``prediction``.
+
+    ``field`` is that of a layer's answer which has its tokens, None where they are all of it.
+    """
     config = module.config
     return Spec(
-        family=config.model_type,
+        family=config.model_type.replace("-", "_"),
         task="detect",
         stages=(
             Stage("backbone", (Site("model.encoder", "input", "inputs_embeds"),), inverses={"": ("deconvolution", {})}),
             Stage(
                 "encoder",
                 (Site("model.encoder", field="last_hidden_state"),),
-                layer_sites("model.encoder", config.encoder_layers),
+                layer_sites("model.encoder", config.encoder_layers, field),
                 inverses={"": ("encoder", mirror(config, "encoder"))},
             ),
             Stage(
                 "decoder",
-                (Site("model.decoder", field="last_hidden_state"),),
-                layer_sites("model.decoder", config.decoder_layers),
+                (decoder,),
+                layer_sites("model.decoder", config.decoder_layers, field),
                 inverses={"": ("decoder", mirror(config, "decoder"))},
                 gridded=False,
             ),

@@ -5,22 +5,23 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
-from backsight.arrange import read_field
-from backsight.core import Classes, Pixels, UserError
+from backsight.core import Pixels, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.io import align
 from backsight.models import timm as timm_models
 from backsight.models import transformers as transformers_models
+from backsight.models.answers import guess, reader
 from backsight.models.candidates import find_stages, spec_of
-from backsight.models.custom import SpecLike, is_own, load_own, stage
+from backsight.models.custom import SpecLike, is_own, load_own, stage_by_spec
 from backsight.models.family import Family, FamilyModel
+from backsight.models.inputs import more_arguments
+from backsight.models.lora import ADAPTER, base_of, merged
 from backsight.models.registry import MODELS
 from backsight.models.shape_tracing import trace_shapes
 from backsight.models.weights import download, read_config
@@ -49,7 +50,8 @@ def load_model(
             file of your own (``my_module.py:build``), which is run because you name it.
         size: image size (H, W) other than the model's own.
         weights: a file of weights for the model ``name``, in place of its own: ``.safetensors``, or ``.pth``/``.bin``
-            (never unpickled).
+            (never unpickled), or an ``.index.json`` of several. A training checkpoint is unwrapped; ``FILE:ema`` takes
+            the moving averages in it.
         random_weights: build the true-size model with random weights, drawn from ``seed``: for trying things out. Of a
             folder, or a name on the hub, only the configuration is read. ``weights`` go before it.
         device: where to put it.
@@ -65,6 +67,29 @@ def load_model(
     if is_own(name):
         file = None if weights is None else Path(weights)
         return load_own(name, spec, size=size, weights=file, random_weights=random_weights, seed=seed).to(device)
+    module, family, pixels, words = load_module(name, size, weights, random_weights=random_weights, seed=seed)
+    if pixels.conversion:
+        logger.info("%s takes %d channels: of pictures it sees %s", name, pixels.channels, pixels.conversion)
+    if spec is not None:
+        staged = stage_by_spec(module, spec, size=size, name=name, weights=words)
+        staged.reopen["named"] = True
+    elif family is None:
+        staged = stage_automatically(module, pixels, name=name, weights=words)
+    else:
+        staged = stage_module(module, family, pixels, name=name, weights=words)
+    return staged.to(device)
+
+
+def load_module(
+    name: str,
+    size: tuple[int, int] | None = None,
+    weights: str | Path | None = None,
+    *,
+    random_weights: bool = False,
+    seed: int = 0,
+) -> tuple[nn.Module, Family | None, Pixels, str]:
+    """What :func:`load_model` stages: the module, its family if one describes it, its pixels, and in words where its
+    weights come from."""
     file = None if weights is None else Path(weights)
     own = file is None and not random_weights
     folder, source = _folder(name) or _of_the_hub(name, weights=own), name
@@ -78,15 +103,7 @@ def load_model(
         else:
             module, family, pixels = _from_folder(folder, size, file, random=random_weights)
     align(module)
-    words = source if own else RANDOM if file is None else str(file)
-    if spec is not None:
-        staged = stage(module, spec, size=size, name=name, weights=words)
-        staged.reopen["named"] = True
-    elif family is None:
-        staged = stage_automatically(module, pixels, name=name, weights=words)
-    else:
-        staged = stage_module(module, family, pixels, name=name, weights=words)
-    return staged.to(device)
+    return module, family, pixels, source if own else RANDOM if file is None else str(file)
 
 
 def blueprint(family: Family, short: str) -> nn.Module | None:
@@ -118,24 +135,23 @@ def stage_module(
 def stage_automatically(module: nn.Module, pixels: Pixels, *, name: str, weights: str = "given") -> StagedModel:
     """Stage a module of a type that no family describes, at its rows of repeated blocks.
 
-    Its task is ``classify`` where its output has logits ``B C``, else ``features``.
+    Its task is what its output looks like, see :func:`~backsight.models.answers.guess`.
 
     Raises:
         UserError: no stage is found that an inverse leads back from.
     """
-    arguments = transformers_models.more_arguments(module)
+    arguments = more_arguments(module, pixels.size)
     seen = trace_shapes(module, pixels, arguments)
-    logits = next((field for field in (None, "logits") if _is_logits(seen.output, field)), "")
+    task, answer = guess(module, seen.output)
     kind = getattr(getattr(module, "config", None), "model_type", type(module).__name__.lower())
     try:
-        spec = spec_of(module, find_stages(module, [seen]), kind, "features" if logits == "" else "classify")
+        spec = spec_of(module, find_stages(module, [seen]), kind, task)
     except UserError as error:
         raise UserError(
             f"{name} is a '{kind}', whose stages are not known, and {error}: say where they are by --spec FILE; "
             f"`backsight stages {name} --propose FILE` writes one to begin with"
         ) from error
-    labels = dict(getattr(getattr(module, "config", None), "id2label", None) or {})
-    read = None if logits == "" else lambda output, _: Classes(read_field(output, logits), labels)
+    read = None if task == "features" else reader(answer, _labels(module), task, seen.output)
     logger.info(
         "%s is a '%s', which no family describes: staged by its repeated blocks, as %s",
         name,
@@ -145,9 +161,11 @@ def stage_automatically(module: nn.Module, pixels: Pixels, *, name: str, weights
     return StagedModel(module, spec, pixels, name=name, read=read, weights=weights, arguments=arguments)
 
 
-def _is_logits(output: Any, field: str | None) -> bool:
-    value = output if field is None else output.get(field) if isinstance(output, dict) else None
-    return isinstance(value, torch.Tensor) and value.dim() == 2
+def _labels(module: Any) -> dict[int, str]:
+    """The names of the classes, where the module's library keeps any."""
+    if hasattr(module, "config"):
+        return dict(getattr(module.config, "id2label", None) or {})
+    return dict(enumerate((getattr(module, "pretrained_cfg", None) or {}).get("label_names") or ()))
 
 
 def _folder(name: str) -> Path | None:
@@ -183,22 +201,37 @@ def _from_folder(
     folder: Path, size: tuple[int, int] | None, file: Path | None, *, random: bool
 ) -> tuple[nn.Module, Family | None, Pixels]:
     """The model whose configuration is in ``folder``: its weights are there too, unless in ``file`` or ``random``."""
+    adapter, folder = folder, _with_config(folder)
     config = read_config(folder)
+    if config.get("model_type") == "timm_wrapper":  # a model of timm in a case of transformers
+        module = timm_models.of_wrapper(transformers_models.load(folder, file, random=random, described=False), size)
+        return module, family_of("timm", type(module).__name__), timm_models.pixels(module, size)
     if "architecture" in config:
         module = timm_models.build(str(config["architecture"]), folder=folder, file=file, random=random, size=size)
-        return module, _family("timm", type(module).__name__), timm_models.pixels(module, size)
+        return module, family_of("timm", type(module).__name__), timm_models.pixels(module, size)
     if "model_type" not in config:
         raise UserError(
             f"{folder / 'config.json'} names neither a 'model_type' nor an 'architecture': save the model again"
         )
-    family = _family("transformers", config["model_type"])
+    family = family_of("transformers", config["model_type"])
     said = transformers_models.preprocessor(folder)
-    module = transformers_models.load(folder, file, random=random)
+    if adapter == folder:
+        module = transformers_models.load(folder, file, random=random, described=family is not None)
+    else:
+        module = merged(adapter, folder)
     default = transformers_models.own_size(module) or (family.size if family else (224, 224))
     return module, family, transformers_models.pixels(module, said, size, default)
 
 
-def _family(library: str, kind: str) -> Family | None:
+def _with_config(folder: Path) -> Path:
+    """The ``folder`` itself, or that of the model which an adapter in it belongs to."""
+    if not (folder / ADAPTER).is_file() or (folder / "config.json").is_file():
+        return folder
+    base = base_of(folder)
+    return _folder(base) or _of_the_hub(base, weights=True) or download(_known(base)[-1])
+
+
+def family_of(library: str, kind: str) -> Family | None:
     """The family of a library's ``kind`` of model; None where none describes it."""
     return next((each for each in MODELS.values() if (each.library, each.kind) == (library, kind)), None)
 
@@ -221,7 +254,7 @@ def _timm_model(name: str) -> tuple[Family | None, str, str] | None:
         kind = type(timm.create_model(name)).__name__
     config = timm.get_pretrained_cfg(name)
     hub_name = (config.hf_hub_id if config is not None else None) or f"timm/{name}"
-    return _family("timm", kind), name, hub_name
+    return family_of("timm", kind), name, hub_name
 
 
 def _unknown(name: str) -> NoReturn:
@@ -233,49 +266,3 @@ def _unknown(name: str) -> NoReturn:
     if Path(name).is_absolute() or name.startswith("."):
         raise UserError(f"no folder at {name}: a model's folder holds config.json and model.safetensors")
     raise UserError(f"no model '{name}': {offer}; or give a folder with config.json and model.safetensors")
-
-
-# ---- what a model calls the classes that it tells apart
-
-
-NO_NAME = re.compile(r"(LABEL_\d+|N/?A|)", re.IGNORECASE)
-"""What stands in configurations for a class whose name nobody gave."""
-
-
-@torch.no_grad()
-def vocabulary(model: StagedModel) -> dict[int, tuple[str, ...]]:
-    """Every class of ``model`` -> its names: the label, each of its synonyms, and of ImageNet's the WordNet id.
-
-    Found by a pass over a black image. Empty where the model predicts nothing.
-    """
-    if model.read is None:
-        return {}
-    answer = model.predict(model.answer(torch.zeros(1, 3, *model.pixels.size, device=model.device), ()))
-    if isinstance(answer, Classes):
-        number = answer.logits.shape[-1]
-        own = {index: _names(answer.labels.get(index, "")) for index in range(number)}
-        imagenet = _imagenet(number)
-        named = {index: names for index, names in own.items() if names}
-        if any(set(names).isdisjoint(imagenet.get(index, ())) for index, names in named.items()):
-            return own  # as many classes as ImageNet, and others
-        return {index: names + imagenet.get(index, ()) for index, names in own.items()}
-    return {index: _names(name) for index, name in answer[0].labels.items()}
-
-
-def _names(label: str) -> tuple[str, ...]:
-    """``tench, Tinca tinca`` is one name and each of its parts."""
-    parts = dict.fromkeys([label, *label.split(",")])
-    return tuple(part.strip() for part in parts if not NO_NAME.fullmatch(part.strip()))
-
-
-def _imagenet(number: int) -> Mapping[int, tuple[str, ...]]:
-    """The names of ImageNet's classes, where it, or one of its larger kinds, has so many."""
-    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
-
-    subset = infer_imagenet_subset({"num_classes": number})
-    if subset is None:
-        return {}
-    info = ImageNetInfo(subset)
-    return {
-        index: (info.index_to_label_name(index), *_names(info.index_to_description(index))) for index in range(number)
-    }

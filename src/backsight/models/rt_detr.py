@@ -1,7 +1,8 @@
-"""Hugging Face's RT-DETRv2, and what D-FINE has of it."""
+"""Hugging Face's RT-DETR and RT-DETRv2, and what D-FINE has of them."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -73,13 +74,13 @@ SMALL: dict[str, Any] = {
 """What makes RT-DETRv2 and D-FINE tiny: three maps of width 32, two decoder layers, seven queries."""
 
 
-def small() -> nn.Module:
-    """A tiny RT-DETRv2 on a tiny ResNet."""
-    from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDetection
+def small(kind: str = "rt_detr_v2") -> nn.Module:
+    """A tiny RT-DETRv2, or RT-DETR, on a tiny ResNet."""
+    from transformers import AutoConfig, AutoModelForObjectDetection, RTDetrResNetConfig
 
     widths: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 24], "depths": [1, 1, 1, 1]}
     backbone = RTDetrResNetConfig(**widths, **{"layer_type": "basic", "out_indices": [2, 3, 4]})
-    return RTDetrV2ForObjectDetection(RTDetrV2Config(backbone_config=backbone, **SMALL))
+    return AutoModelForObjectDetection.from_config(AutoConfig.for_model(kind, backbone_config=backbone, **SMALL))
 
 
 _SHALLOW: dict[str, Any] = {
@@ -92,6 +93,20 @@ _R18: dict[str, Any] = {
 }
 PREPROCESS: dict[str, Any] = {"do_normalize": False, "size": {"height": 640, "width": 640}}
 """RT-DETR's and D-FINE's images keep their values in [0, 1]."""
+
+RT_DETR = Family(
+    name="rt_detr",
+    library="transformers",
+    kind="rt_detr",
+    names={f"rtdetr-{depth}": f"PekingU/rtdetr_{depth}vd" for depth in ("r18", "r50")},
+    stage=stage,
+    read=read_detections,
+    small=partial(small, "rt_detr"),
+    configure={"rtdetr-r18": _R18, "rtdetr-r50": {"num_labels": 80}},
+    size=(640, 640),
+    preprocess=dict.fromkeys(("rtdetr-r18", "rtdetr-r50"), PREPROCESS),
+    check_size=check_size,
+)
 
 RT_DETR_V2 = Family(
     name="rt_detr_v2",

@@ -32,9 +32,12 @@ class Visit:
 
 @dataclass
 class ShapeTrace:
-    """A pass over images of ``size`` (H, W): every submodule's ``visits`` by path; those of the model are at ``""``."""
+    """A pass over images of ``size`` (H, W): every submodule's ``visits`` by path; those of the model are at ``""``.
+
+    ``queries`` is the number of a detector's object queries, which are on no grid, where its configuration says it."""
 
     size: tuple[int, int]
+    queries: int | None = None
     visits: dict[str, list[Visit]] = field(default_factory=dict)
 
     @property
@@ -54,9 +57,9 @@ def trace_shapes(
     Raises:
         UserError: it cannot take images of this size.
     """
-    found = ShapeTrace(pixels.size)
+    found = ShapeTrace(pixels.size, getattr(getattr(module, "config", None), "num_queries", None))
     like = next((each for each in module.parameters() if each.is_floating_point()), torch.zeros(()))
-    images = pixels.normalise(torch.rand(BATCH, 3, *pixels.size, generator=torch.Generator().manual_seed(0))).to(like)
+    images = pixels.as_input(torch.rand(BATCH, 3, *pixels.size, generator=torch.Generator().manual_seed(0))).to(like)
     args, kwargs = call_with(images, arguments or {}, image_argument or image_argument_of(module))
     trained = module.training
     with ExitStack() as stack, torch.no_grad():

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from backsight.core import Fit, Pixels, UserError
-from backsight.models.weights import mismatch, read_state, weights_in
+from backsight.core import Fit, Pixels, UserError, of_rgb
+from backsight.models.checkpoints import classes_in, differing_in, fitting, mismatch, read_state
+from backsight.models.weights import weights_in
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,8 @@ def build(
 ) -> nn.Module:
     """The model of timm's ``architecture``, configured as in a ``folder`` if there is one.
 
-    Its weights are those of ``file``, else those in the ``folder`` unless they are to be ``random``, else random.
+    Its weights are those of ``file``, else those in the ``folder`` unless they are to be ``random``, else random. A
+    ``file`` tells how many classes the model has: none where it holds no head.
 
     Raises:
         UserError: the weights are of another model, or the model cannot take images of ``size``.
@@ -38,38 +41,63 @@ def build(
 
     if folder is not None and not timm.is_model(architecture.partition(".")[0]):
         raise UserError(f"{folder} holds a '{architecture}', which timm {timm.__version__} does not know: upgrade timm")
-    options: dict[str, Any] = {} if size is None or _takes_any_size(architecture) else {"img_size": size}
-    if file is not None:
-        read_state(file)  # timm would report a broken file by a traceback of its own
-        # A file holds what timm itself saves, also where the published weights are of another format ("custom_load").
-        overlay = {"file": str(file), "source": "", "custom_load": False}
-        options |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
-    elif folder is not None and not random:
-        read_state(weights_in(folder))
-        options |= {"pretrained": True}
+    name = architecture if folder is None else f"local-dir:{folder}"
+    source = file or (None if folder is None or random else weights_in(folder))
+    state: Mapping[str, Tensor] = {}
+    with torch.device("meta"):
+        blank: Any = timm.create_model(name)
+    # Without the method nothing in the model is made for one image size, as in convolutional networks.
+    options: dict[str, Any] = {} if size is None or not hasattr(blank, "set_input_size") else {"img_size": size}
+    if source is not None:
+        state = fitting(read_state(source), blank.state_dict())
+        classes = _classes(state, blank, source) if file is not None else blank.num_classes
+        # What timm itself saves, also where the published weights are of another format ("custom_load").
+        overlay = {"state_dict": dict(state), "source": "", "custom_load": False, "num_classes": classes}
+        options |= {"pretrained": True, "pretrained_cfg_overlay": overlay, "num_classes": classes}
     try:
-        module = timm.create_model(architecture if folder is None else f"local-dir:{folder}", **options)
+        module: Any = timm.create_model(name, **options)
     except RuntimeError as error:
         if size is not None and "greater than 0" in str(error):  # of the resampled position embedding
             told = f"{architecture} cannot take images of {size[0]}x{size[1]} pixels: they are smaller than its patches"
             raise UserError(f"{told}, give multiples of these") from error
-        if "state_dict" not in str(error):
+        if source is None:
             raise
-        raise mismatch(str(file or folder), *_differing(str(error))) from error
+        # Others it resizes, as position embeddings.
+        differing = [each for each in differing_in(state, blank.state_dict()) if f"for {each[0]}:" in str(error)]
+        raise mismatch(str(source if file else folder), *_differing(str(error)), differing) from error
     except (AssertionError, TypeError, ValueError) as error:
         if size is None:
             raise
         reason = str(error).splitlines()[0]
         raise UserError(f"{architecture} cannot take images of {size[0]}x{size[1]} pixels: {reason}") from error
+    module.pretrained_cfg.pop("state_dict", None)
     return _checked(module, architecture, size)
 
 
-def _takes_any_size(architecture: str) -> bool:
-    """Whether nothing in the model is made for one image size, as in convolutional networks."""
-    import timm
+def _classes(state: Mapping[str, Tensor], blank: Any, source: Path) -> int:
+    """How many classes the weights tell apart; ``blank`` is the model that they are meant for."""
+    own, heads = blank.state_dict(), blank.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    missing = own.keys() - state.keys()
+    if missing and len(missing) < len(own) / 2 and all(name.rpartition(".")[0] in heads for name in missing):
+        logger.info("%s has no head: the model gives features alone", source)
+        return 0
+    differing = [each for each in differing_in(state, own) if each[0].rpartition(".")[0] in heads]
+    classes = classes_in(differing, blank.num_classes)
+    if classes:
+        logger.info("%s tells %d classes apart: its head has them all, and no names for them", source, classes)
+    return classes or blank.num_classes
 
-    with torch.device("meta"):
-        return not hasattr(timm.create_model(architecture), "set_input_size")
+
+def of_wrapper(wrapper: Any, size: tuple[int, int] | None) -> nn.Module:
+    """The model of timm within a ``timm_wrapper`` of transformers, with what its configuration says of it."""
+    module, config = wrapper.timm_model, wrapper.config
+    module.pretrained_cfg = {**module.pretrained_cfg, **(getattr(config, "pretrained_cfg", None) or {})}
+    if getattr(module, "num_classes", 0):
+        module.pretrained_cfg["label_names"] = [config.id2label[index] for index in range(config.num_labels)]
+    if size is not None and hasattr(module, "set_input_size"):
+        module.set_input_size(img_size=size)
+    return _checked(module, config.architecture, size)
 
 
 def _checked(module: nn.Module, architecture: str, size: tuple[int, int] | None) -> nn.Module:
@@ -102,13 +130,16 @@ def pixels(module: nn.Module, size: tuple[int, int] | None) -> Pixels:
     config = resolve_model_data_config(module)
     embedding: Any = getattr(module, "patch_embed", None)
     own = tuple(getattr(embedding, "img_size", None) or config["input_size"][1:])
+    first = next((each for each in module.modules() if isinstance(each, nn.Conv2d)), None)
+    channels = first.in_channels if first is not None and first.in_channels in (1, 4) else 3
     return Pixels(
         size=size or own,
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
+        mean=of_rgb(config["mean"]),
+        std=of_rgb(config["std"]),
         interpolation=config["interpolation"],
         fit=_fit(config["crop_mode"]),
         crop_fraction=config["crop_pct"],
+        channels=channels,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from backsight.core import Pixels, UserError
+from backsight.core import Pixels, UserError, of_rgb
+from backsight.models.checkpoints import beyond, classes_in, mismatch, read_state, variants
+from backsight.models.inputs import settled
 from backsight.models.original_detr import from_original, is_original
-from backsight.models.weights import fill, mismatch, read_config, read_json, read_state, weights_in
+from backsight.models.weights import read_config, read_json, weights_in
+
+logger = logging.getLogger(__name__)
 
 _RESAMPLE: dict[int, Any] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers for interpolation, which preprocessor_config.json uses."""
@@ -29,19 +34,19 @@ def build(kind: str, configure: Mapping[str, Any], file: Path | None = None) -> 
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model(kind, **configure)
-    auto, options = _auto_class(config, configure.get("architectures"))
-    module = _built(auto, config, options)
-    return module if file is None else _filled(module, file, options)
+    kept = class_of(AutoConfig.for_model(kind, **configure), configure.get("architectures"))
+    return _built(*kept) if file is None else _filled(*kept, read_state(file), file, strict=True)
 
 
-def load(folder: Path, file: Path | None = None, *, random: bool = False) -> nn.Module:
+def load(folder: Path, file: Path | None = None, *, random: bool = False, described: bool = True) -> nn.Module:
     """The model saved in ``folder``, with the weights of ``file`` or ``random`` ones in place of its own.
+
+    Of a type that no family has ``described`` it is the class that was saved, whatever it is for.
 
     Raises:
         UserError: the weights are missing or broken, or do not fit the configuration.
     """
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING
 
     raw = read_config(folder)
     # The library would report a broken file by a traceback of its own.
@@ -50,77 +55,89 @@ def load(folder: Path, file: Path | None = None, *, random: bool = False) -> nn.
     raw.pop("backbone_kwargs", None)
     raw |= {"use_pretrained_backbone": False} if "backbone" in raw else {}
     try:
-        config = AutoConfig.for_model(**raw)
+        config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
     except Exception as error:  # every type checks its own values, and their errors are of many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder / 'config.json'} is refused by transformers ({reason}): mend it there") from error
-    auto, options = _auto_class(config, raw.get("architectures"), state)
-    if random or file is not None:
-        module = _built(auto, config, options).float()
-        return module if file is None else _filled(module, file, options)
-    with _quiet():
-        module, info = auto.from_pretrained(folder, config=config, local_files_only=True, **_REPORTING, **options)
-    missing, unexpected = _differing(info)
-    if missing:
-        raise mismatch(str(folder), missing, unexpected)
-    return module.float()
+    kept = class_of(config, raw.get("architectures"), state, described=described)
+    module = _filled(*kept, state, file or folder, strict=file is not None) if state else _built(*kept)
+    return settled(module.float())
 
 
 def _built(auto: Any, config: Any, options: Mapping[str, Any]) -> Any:
     return auto.from_config(config, **options) if hasattr(auto, "from_config") else auto(config, **options)
 
 
-def _filled(module: Any, file: Path, options: Mapping[str, Any]) -> nn.Module:
-    """The module with the weights of ``file``, whose tensors are named as in the module, in files that the library
-    saves (where it keeps the names of older versions), or by DETR's own authors."""
-    state = read_state(file)
-    state = from_original(state, file) if is_original(state) else state
-    if state.keys() == module.state_dict().keys():
-        fill(module, state, str(file))
-        return module
-    with _quiet():
-        filled, info = type(module).from_pretrained(
-            None, config=module.config, state_dict=state, **_REPORTING, **options
-        )
-    missing, unexpected = _differing(info)
-    others = [name for name in unexpected if not ("add_pooling_layer" in options and name.startswith("pooler."))]
-    if missing or others:
-        raise mismatch(str(file), missing, others)
-    return filled.float()
+def _filled(
+    auto: Any, config: Any, options: Mapping[str, Any], state: Mapping[str, Tensor], what: Path, *, strict: bool
+) -> nn.Module:
+    """The model with the tensors of ``state``, which came from ``what``. They are named as in the module, as in files
+    that the library saves (where it keeps the names of older versions), or by DETR's own authors.
+
+    ``strict`` is for files that somebody names: their tensors are all of this model, and tell how many classes it has.
+    A folder may hold heads that the model is taken without, but no more layers than it has.
+    """
+    state = from_original(state, what) if is_original(state) else state
+    module, info = fill_class(auto, config, options, state, strict=strict)
+    classes = classes_in(info["mismatched_keys"], config.num_labels) if strict else None
+    if classes:
+        logger.info("%s tells %d classes apart: its head has them all, and no names for them", what, classes)
+        config.num_labels = classes
+        module, info = fill_class(auto, config, options, state, strict=strict)
+    others = [name for name in info["unexpected_keys"] if not ("add_pooling_layer" in options and "pooler." in name)]
+    if not strict:
+        others = beyond(others, module.state_dict())
+    missing, differing = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    if missing or others or differing:
+        raise mismatch(str(what), missing, sorted(others), differing)
+    return module.float()
 
 
-_REPORTING: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-"""Options by which the library tells what does not fit, in place of an error of its own."""
-
-
-def _differing(info: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The tensors that the library found missing, or of another shape, and those that it did not expect."""
-    missing = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
-    return sorted(missing), sorted(info["unexpected_keys"])
+def fill_class(
+    auto: Any, config: Any, options: Mapping[str, Any], state: Mapping[str, Tensor], *, strict: bool = False
+) -> tuple[Any, Mapping[str, Any]]:
+    """The model filled by the variant of ``state`` that fits best, and what differs; ``strict`` where none may be left
+    over."""
+    with torch.device("meta"):
+        kind: Any = type(_built(auto, config, options))
+    found: list[tuple[int, int, Any, Mapping[str, Any]]] = []
+    for each in variants(state):
+        # The library tells what does not fit, in place of an error of its own.
+        reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        with _quiet():
+            module, info = kind.from_pretrained(None, config=config, state_dict=dict(each), **reporting, **options)
+        found.append((len(info["missing_keys"]), len(info["unexpected_keys"]) if strict else 0, module, info))
+        if not any(found[-1][:2]):
+            break
+    return min(found, key=lambda each: each[:2])[2:]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the library's own reports of what it loads."""
-    from transformers.utils import logging
+    from transformers.utils import logging as reports
 
-    logging.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
+    reports.disable_progress_bar()
+    verbosity = reports.get_verbosity()
+    reports.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        reports.set_verbosity(verbosity)
 
 
-def _auto_class(
-    config: Any, architectures: Sequence[str] | None, tensors: Iterable[str] = ()
-) -> tuple[Any, dict[str, Any]]:
-    """The class that loads what is saved as ``architectures``, and its options.
+_PRETEXT = ("ForPreTraining", "ForMaskedImageModeling")
+"""What a model is for that is trained on its own images, and taken without the head for that."""
+
+
+def class_of(
+    config: Any, architectures: Sequence[str] | None, tensors: Iterable[str] = (), *, described: bool = True
+) -> tuple[Any, Any, dict[str, Any]]:
+    """The class that loads what is saved as ``architectures``, its configuration, and its options.
 
     Where nothing is said, it is a detector if the type has one, else a classifier if its ``tensors`` include the head's
     or are not known. A bare ViT may be saved without the pooler that its class has; drawn anew, that would be another
-    model every time.
+    model every time. Of the SAM family, whose masks need prompts, it is what reads images.
     """
     import transformers
     from transformers import (
@@ -135,24 +152,33 @@ def _auto_class(
     headed = not names or any(name.startswith("classifier.") for name in names)
     default = "Detection" if type(config) in MODEL_FOR_OBJECT_DETECTION_MAPPING else "ImageClassification" * headed
     saved = " ".join(architectures or [default])
-    if "Detection" in saved:
-        return AutoModelForObjectDetection, {}
-    if "ImageClassification" in saved:
-        return AutoModelForImageClassification, {}
+    reader = getattr(transformers, type(config).__name__.replace("Config", "VisionModel"), None)
+    if config.model_type.startswith(("sam", "edgetam")) and reader is not None:
+        return reader, config.vision_config, {}
     own = getattr(transformers, saved, None)
-    if type(config) not in MODEL_MAPPING and isinstance(own, type) and issubclass(own, transformers.PreTrainedModel):
-        return own, {}  # a depth estimator, say, has no bare model
-    return AutoModel, {"add_pooling_layer": False} if config.model_type == "vit" else {}
+    own = own if isinstance(own, type) and issubclass(own, transformers.PreTrainedModel) else None
+    bare = type(config) in MODEL_MAPPING
+    if own is not None and not (bare and (described or saved.endswith(_PRETEXT))):
+        return own, config, {}
+    if "Detection" in saved:
+        return AutoModelForObjectDetection, config, {}
+    if "ImageClassification" in saved:
+        return AutoModelForImageClassification, config, {}
+    return AutoModel, config, {"add_pooling_layer": False} if config.model_type == "vit" else {}
 
 
 def preprocessor(folder: Path) -> Mapping[str, Any]:
-    """What ``preprocessor_config.json`` of a model's folder says of images; nothing where there is none.
+    """What ``preprocessor_config.json`` of a model's folder says of images, or ``processor_config.json`` of one that
+    reads texts too; nothing where there is none.
 
     Raises:
         UserError: the file is broken.
     """
-    path = folder / "preprocessor_config.json"
-    return read_json(path) if path.is_file() else {}
+    path, other = folder / "preprocessor_config.json", folder / "processor_config.json"
+    if path.is_file() or not other.is_file():
+        return read_json(path) if path.is_file() else {}
+    said = read_json(other).get("image_processor")
+    return said if isinstance(said, dict) else {}
 
 
 def own_size(module: Any) -> tuple[int, int] | None:
@@ -171,21 +197,6 @@ def vision_config(module: Any) -> Any:
     return getattr(module.config, "vision_config", module.config)
 
 
-def more_arguments(module: Any) -> dict[str, Any]:
-    """What a forward of transformers needs beside the images, so that it gives the same every time: an empty text for a
-    model that reads one too; no mask, and tokens in their own order, for ViT-MAE."""
-    config = getattr(module, "config", None)
-    if getattr(config, "model_type", "") == "vit_mae":
-        config.mask_ratio = 0.0  # type: ignore[union-attr]
-        patches = next(each.num_patches for each in module.modules() if hasattr(each, "num_patches"))
-        return {"noise": torch.linspace(0, 1, patches)[None]}
-    text = getattr(config, "text_config", None)
-    if text is None or not hasattr(module, "text_model"):
-        return {}
-    ends = [getattr(text, f"{end}_token_id", None) or 0 for end in ("bos", "eos")]
-    return {"input_ids": torch.tensor([ends]).clamp(max=text.vocab_size - 1)}  # SigLIP's default is beyond its words
-
-
 def pixels(module: Any, said: Mapping[str, Any], size: tuple[int, int] | None, default: tuple[int, int]) -> Pixels:
     """What a ``preprocessor_config.json`` has ``said`` of the images of ``module``.
 
@@ -196,22 +207,26 @@ def pixels(module: Any, said: Mapping[str, Any], size: tuple[int, int] | None, d
     Raises:
         UserError: what it has said cannot be read, or patches do not tile images of ``size``.
     """
+    config = vision_config(module)
+    channels = getattr(config, "num_channels", 3)
+    if channels not in (1, 3, 4):
+        raise UserError(f"the model takes {channels} channels: pictures have 3, and make 1 or 4 at most")
     try:
-        found = _read(said, size, default)
+        found = _read(said, size, default, channels)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(
             f"the model's preprocessor_config.json cannot be read ({reason}): mend its sizes, or remove it"
         ) from error
-    _check_patches(vision_config(module), found.size)
+    _check_patches(config, found.size)
     return found
 
 
-def _read(said: Mapping[str, Any], size: tuple[int, int] | None, default: tuple[int, int]) -> Pixels:
+def _read(said: Mapping[str, Any], size: tuple[int, int] | None, default: tuple[int, int], channels: Any) -> Pixels:
     named, crop = said.get("size"), said.get("crop_size") if said.get("do_center_crop", True) else None
     if isinstance(named, dict) and {"height", "width"} <= named.keys():
         default = (named["height"], named["width"])
-    standard = Pixels(size or default)
+    standard = Pixels(size or default, channels=channels)
     if crop:
         crop = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
         shorter = named.get("shortest_edge", min(crop)) if isinstance(named, dict) else named or min(crop)
@@ -219,8 +234,8 @@ def _read(said: Mapping[str, Any], size: tuple[int, int] | None, default: tuple[
     normalised = said.get("do_normalize", True)
     return replace(
         standard,
-        mean=tuple(said.get("image_mean", standard.mean)) if normalised else (0.0, 0.0, 0.0),
-        std=tuple(said.get("image_std", standard.std)) if normalised else (1.0, 1.0, 1.0),
+        mean=of_rgb(said.get("image_mean", standard.mean)) if normalised else (0.0, 0.0, 0.0),
+        std=of_rgb(said.get("image_std", standard.std)) if normalised else (1.0, 1.0, 1.0),
         interpolation=_RESAMPLE.get(said.get("resample", 2), "bilinear"),
     )
 

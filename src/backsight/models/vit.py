@@ -42,7 +42,7 @@ def constants(module: Any) -> dict[str, Tensor]:
     ``projection`` ``D 3 p p``, its ``bias`` ``D``, the ``position`` embedding of the patches ``h*w D`` (or zeros).
     Nothing where a norm stands between these and the first block, as in CLIP: features are not linear in the image.
     """
-    if not isinstance(module.norm_pre, nn.Identity):
+    if not isinstance(module.norm_pre, nn.Identity) or module.patch_embed.proj.in_channels != 3:
         return {}
     projection, patches = module.patch_embed.proj, module.patch_embed.num_patches
     zeros = projection.weight.new_zeros

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from backsight.core import UserError
-from backsight.io import read_tensors
 
-CONFIGURATION: tuple[str, ...] = ("config.json", "preprocessor_config.json")
+CONFIGURATION: tuple[str, ...] = ("config.json", "preprocessor_config.json", "processor_config.json")
 WEIGHTS: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
+INDICES: tuple[str, ...] = tuple(f"{name}.index.json" for name in WEIGHTS)
+"""Of weights in several files (shards): which tensor is in which."""
 
 
 def download(hub_name: str, *, weights: bool = True) -> Path:
@@ -26,7 +24,7 @@ def download(hub_name: str, *, weights: bool = True) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    files = [*CONFIGURATION, *(WEIGHTS if weights else ())]
+    files = [*CONFIGURATION, *((*WEIGHTS, *INDICES, "model-*.safetensors", "pytorch_model-*.bin") if weights else ())]
     try:
         return _complete(Path(snapshot_download(hub_name, allow_patterns=files, local_files_only=True)), weights)
     except (LocalEntryNotFoundError, FileNotFoundError):
@@ -49,8 +47,10 @@ def download(hub_name: str, *, weights: bool = True) -> Path:
 
 
 def _complete(folder: Path, weights: bool) -> Path:
-    held = not weights or any((folder / name).is_file() for name in WEIGHTS)
-    if not (folder / "config.json").is_file() or not held:
+    indices = [folder / name for name in INDICES if (folder / name).is_file()]
+    whole = any((folder / name).is_file() for name in WEIGHTS)
+    held = whole or any(all(shard.is_file() for shard in shards_of(index)) for index in indices)
+    if not (folder / "config.json").is_file() or not (held or not weights):
         raise FileNotFoundError(folder)
     return folder
 
@@ -83,73 +83,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weights_in(folder: Path) -> Path:
-    """The file of weights in a model's ``folder``.
+    """The file of weights in a model's ``folder``, or the index of several.
 
     Raises:
         UserError: there is none.
     """
-    for name in WEIGHTS:
+    for name in (*WEIGHTS, *INDICES):
         if (folder / name).is_file():
             return folder / name
     raise UserError(f"{folder} has no weights: it should hold model.safetensors beside config.json")
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file, or of a ``.pth``, ``.pt`` or ``.bin`` file read with ``weights_only``.
-
-    A training checkpoint that holds its weights under ``model`` or ``state_dict`` is unwrapped.
+def shards_of(index: Path) -> list[Path]:
+    """The files that an ``.index.json`` names, all in its own folder.
 
     Raises:
-        UserError: the file is missing, is no file of weights, or holds more than tensors.
+        UserError: it is no such index, or names files elsewhere.
     """
-    state = read_content(path)
-    for wrapper in ("model", "state_dict"):
-        state = state.get(wrapper, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no state_dict: give a .safetensors file or a file of named tensors")
-    return state
-
-
-def read_content(path: Path) -> Any:
-    """All that a file of weights holds: tensors in dictionaries and lists, whatever their order. Runs no code of it.
-
-    Raises:
-        UserError: the file is missing, is no file of weights, or holds more than tensors.
-    """
-    import torch
-
-    if not path.is_file():
-        raise UserError(f"no file of weights at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return read_tensors(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if type(error).__name__ == "UnpicklingError":
-            reason = "it holds more than tensors, and code from a file is never run"
-        else:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise UserError(
-            f"{path} cannot be read as weights ({reason}): give a .safetensors file or a state_dict"
-        ) from error
-
-
-def fill(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Put the tensors of ``state``, which came from ``what``, into ``module``.
-
-    Raises:
-        UserError: they are of another model.
-    """
-    own = module.state_dict()
-    if any(name in own and own[name].shape != value.shape for name, value in state.items()):
-        raise mismatch(what, [], [])
-    differing = module.load_state_dict(state, strict=False)
-    if differing.missing_keys or differing.unexpected_keys:
-        raise mismatch(what, differing.missing_keys, differing.unexpected_keys)
-
-
-def mismatch(what: str, missing: list[str], unexpected: list[str]) -> UserError:
-    """One line for weights that are not of this model, with the first names that differ."""
-    parts = [f"{len(names)} tensors are {how} (first: {names[0]})" for how, names in
-             (("missing", missing), ("not of this model", unexpected)) if names]  # fmt: skip
-    return UserError(f"the weights in {what} are of another model: {', '.join(parts) or 'shapes differ'}")
+    named = read_json(index).get("weight_map")
+    files = sorted(set(named.values())) if isinstance(named, dict) else []
+    if not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
+        raise UserError(f"{index} names no files of weights beside it: save the model again with save_pretrained")
+    return [index.parent / file for file in files]

@@ -468,6 +468,7 @@ class Run:
             "images": f"{length(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test",
             "unreadable_images_skipped": sum(map(len, skipped)),
             "image_size": f"{pixels.size[0]}x{pixels.size[1]} (H x W), {pixels.fit}, crop {pixels.crop_fraction:g}",
+            **({"channels": f"{pixels.channels}: {pixels.conversion}"} if pixels.conversion else {}),
             "task": task_in_words(settings_of(self.model, self.options)),
             "seeds": ", ".join(str(chain.seed) for chain in self.chains),
             "recipe": self.options.recipe,
