@@ -113,6 +113,7 @@ def shipped_entries(name: str) -> list[str]:
 
 def test_the_demo_leaves_its_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backsight.demos.MEASURED", 12)
+    monkeypatch.setattr("backsight.inverses.ridge.IMAGES", 48)
     pages = demo(tmp_path, minutes=0.02, seeds=1)
     assert pages == [tmp_path / "report.html", tmp_path / "vit" / "report.html"]
     for page, subject in zip(pages, SUBJECTS, strict=True):

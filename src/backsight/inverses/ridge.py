@@ -14,6 +14,8 @@ from backsight.devices import exact
 from backsight.inverses.base import Inverse, Moments, class_distribution, times_finer
 from backsight.validation import Number
 
+IMAGES = 1000
+
 PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Those that are tried, in units of the mean variance of what is read."""
 
@@ -35,7 +37,7 @@ class Ridge(Inverse):
 
     Args:
         reads: as above; ``auto`` takes what fits the layouts, ``neighbours`` where the system stays small.
-        images: how many it is solved for.
+        images: how many it is solved for; :data:`IMAGES` if not given.
     """
 
     trainable: ClassVar[bool] = False
@@ -47,10 +49,10 @@ class Ridge(Inverse):
         constants: Mapping[str, Tensor] | None = None,
         *,
         reads: Literal["auto", "token", "neighbours", "all"] = "auto",
-        images: Number = 1000,
+        images: Number | None = None,
     ) -> None:
         super().__init__(source, target, constants)
-        self.images = images
+        self.images = images or IMAGES
         self.reads = reads if reads != "auto" else _fitting(source, target)
         self.finer = 1
         if self.reads == "all":

@@ -11,8 +11,6 @@ from backsight.core import Site, Spec, Stage
 from backsight.models.detection import expect_multiples, expect_tokens, layer_sites, mirror, prediction_stage, read_with
 from backsight.models.family import Family, Read
 
-MAP = "b d h w"
-
 
 def stage(module: Any) -> Spec:
     """Backbone: the projected maps. Encoder: the maps after attention on the coarsest, then fusion up and down; after
@@ -48,7 +46,7 @@ def encoder_cuts(config: Any) -> list[tuple[Site, ...]]:
     cuts = []
     for step in steps:
         maps = [step.get(level, path) for level, path in enumerate(maps)]
-        cuts.append(tuple(Site(f"model.{path}", pattern=MAP) for path in maps))
+        cuts.append(tuple(Site(f"model.{path}", pattern="b d h w") for path in maps))
     return cuts
 
 
@@ -94,30 +92,23 @@ _R18: dict[str, Any] = {
 PREPROCESS: dict[str, Any] = {"do_normalize": False, "size": {"height": 640, "width": 640}}
 """RT-DETR's and D-FINE's images keep their values in [0, 1]."""
 
-RT_DETR = Family(
-    name="rt_detr",
-    library="transformers",
-    kind="rt_detr",
-    names={f"rtdetr-{depth}": f"PekingU/rtdetr_{depth}vd" for depth in ("r18", "r50")},
-    stage=stage,
-    read=read_detections,
-    small=partial(small, "rt_detr"),
-    configure={"rtdetr-r18": _R18, "rtdetr-r50": {"num_labels": 80}},
-    size=(640, 640),
-    preprocess=dict.fromkeys(("rtdetr-r18", "rtdetr-r50"), PREPROCESS),
-    check_size=check_size,
-)
 
-RT_DETR_V2 = Family(
-    name="rt_detr_v2",
-    library="transformers",
-    kind="rt_detr_v2",
-    names={f"rtdetr-v2-{depth}": f"PekingU/rtdetr_v2_{depth}vd" for depth in ("r18", "r50")},
-    stage=stage,
-    read=read_detections,
-    small=small,
-    configure={"rtdetr-v2-r18": _R18, "rtdetr-v2-r50": {"num_labels": 80}},
-    size=(640, 640),
-    preprocess=dict.fromkeys(("rtdetr-v2-r18", "rtdetr-v2-r50"), PREPROCESS),
-    check_size=check_size,
-)
+def _family(name: str, short: str) -> Family:
+    names = {f"{short}-{depth}": f"PekingU/{short.replace('-', '_')}_{depth}vd" for depth in ("r18", "r50")}
+    return Family(
+        name=name,
+        library="transformers",
+        kind=name,
+        names=names,
+        stage=stage,
+        read=read_detections,
+        small=partial(small, name),
+        configure={f"{short}-r18": _R18, f"{short}-r50": {"num_labels": 80}},
+        size=(640, 640),
+        preprocess=dict.fromkeys(names, PREPROCESS),
+        check_size=check_size,
+    )
+
+
+RT_DETR = _family("rt_detr", "rtdetr")
+RT_DETR_V2 = _family("rt_detr_v2", "rtdetr-v2")
