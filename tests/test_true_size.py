@@ -26,7 +26,7 @@ TRUE: dict[str, tuple[int, int] | None] = {
     "deformable-detr": (192, 256),
     "deformable-detr-with-box-refine": (192, 256),
     "deformable-detr-with-box-refine-two-stage": (192, 256),
-    "rtdetr-r50": (256, 320),
+    "rtdetr-r18": (256, 320),
     "rtdetr-v2-r18": (256, 320),
     "rtdetr-v2-r50": (256, 320),
     "dfine-small-coco": (256, 320),
