@@ -60,7 +60,8 @@ test-all: lint
 
 test-cpus: $(DEV)
 	@failed=; mkdir -p build; for each in $(CPUS); do \
-		MPLBACKEND=Agg env OMP_NUM_THREADS=1 MKL_DYNAMIC=FALSE $$each $(RUN) pytest -n $(WORKERS) --dist worksteal -m 'not slow' $(NUMBERS) \
+		case $$each in OMP*) workers=1;; *) workers=$(WORKERS);; esac; \
+		MPLBACKEND=Agg env OMP_NUM_THREADS=1 MKL_DYNAMIC=FALSE $$each $(RUN) pytest -n $$workers --dist worksteal -m 'not slow' $(NUMBERS) \
 			>build/$$each.txt 2>&1 || { failed=1; cat build/$$each.txt; }; \
 		echo "$$each: $$(tail -n 1 build/$$each.txt)"; \
 	done; test -z "$$failed"

@@ -175,7 +175,7 @@ def test_a_ratio_of_equal_values_is_sure_and_agrees_with_the_bootstrap():
     found = estimate(ratio(values, units)).interval()
     theirs = stats.bootstrap(
         (values[0].numpy(), units[0].numpy()), lambda v, u, axis=-1: v.mean(axis) / u.mean(axis), paired=True,
-        n_resamples=2000, rng=0,
+        n_resamples=2000, random_state=0,
     ).confidence_interval  # fmt: skip
     assert found.mean == pytest.approx(float(values.mean() / units.mean()))
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.15 * (found.high - found.low))

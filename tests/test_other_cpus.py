@@ -128,7 +128,7 @@ def test_other_kernels_and_threads_give_the_same(tmp_path: Path) -> None:
     code = f"import test_other_cpus; test_other_cpus.write_reconstructions({str(path)!r})"
     environment = os.environ | OTHER_KERNELS
     ran = subprocess.run([sys.executable, "-c", code], env=environment, cwd=HERE, check=True, stdout=subprocess.PIPE)
-    assert ran.stdout.split() == [b"DEFAULT", b"3"]
+    assert b" ".join(ran.stdout.split()) in (b"DEFAULT 3", b"NO AVX 3")  # as older ones of torch call it
     ours, theirs = reconstructions(), load_file(path)
     assert_rounding(theirs, ours, 1e-4)
     assert not all(torch.equal(theirs[name], ours[name]) for name in ours), "no other kernel has run"
