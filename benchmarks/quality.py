@@ -254,23 +254,27 @@ def _say(curve: Curve, paper: Curve | None = None) -> None:
 def draw(curves: Sequence[Curve], path: Path) -> None:
     """Error over seconds, a panel for each inverse, a line for each recipe (thin: each seed)."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     entries = list(dict.fromkeys(each.entry for each in curves))
-    figure, axes = plt.subplots(1, len(entries), figsize=(3 * len(entries), 2.8), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(entries), figsize=(3.2 * len(entries), 3.6), squeeze=False, layout="constrained")
     for axis, entry in zip(axes[0], entries, strict=True):
         own = [each for each in curves if each.entry == entry]
-        names = list(dict.fromkeys(map(_name, own)))
-        for colour, name in enumerate(names):
+        for colour, name in enumerate(dict.fromkeys(map(_name, own))):
             for seed in dict.fromkeys(each.seed for each in own):
                 chosen = [each for each in own if _name(each) == name and each.seed == seed]
                 points = chosen[0].points if chosen[0].recipe == "paper" else [each.points[-1] for each in chosen]
-                label = name if seed == own[0].seed else None
+                label = name.replace(":", ":\n", 1) if seed == own[0].seed else None
                 axis.plot([p[1] for p in points], [p[2] for p in points], "o-", ms=3, color=f"C{colour}", label=label)
-        axis.set(xscale="log", yscale="log", title=entry, xlabel="seconds")
-        axis.legend(fontsize=6)
+        axis.set(xscale="log", yscale="log", title=entry, xlabel="CPU seconds")
+        for each in (axis.xaxis, axis.yaxis):
+            each.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            each.set_major_formatter(FormatStrFormatter("%g"))
+            each.set_minor_formatter(NullFormatter())
+        axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
     axes[0][0].set_ylabel("mean squared error")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":
