@@ -457,6 +457,7 @@ def test_a_demo_replaces_the_run_of_an_earlier_one(tmp_path, monkeypatch: pytest
 
     monkeypatch.setattr(Loop, "run", run)
     monkeypatch.setattr("backsight.training.run.begin", lambda *_: None)
+    monkeypatch.setattr("backsight.demos._show", lambda *_: tmp_path)
     for minutes in (0.01, 0.02):
         with pytest.raises(KeyboardInterrupt):
             demo(tmp_path, minutes=minutes)
