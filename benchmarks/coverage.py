@@ -7,7 +7,6 @@ would do it. That tells whether it has stages and inverses that fit, not whether
 from __future__ import annotations
 
 import logging
-import math
 import random
 import sys
 import warnings
@@ -20,6 +19,7 @@ import timm
 import torch
 import transformers
 import tyro
+from scipy.stats import binomtest
 
 from backsight.catalogue import check_inverses
 from backsight.io import write_json
@@ -139,10 +139,8 @@ def interval(hits: int, number: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share."""
     if not number:
         return 0.0, 1.0
-    z, share = 1.96, hits / number
-    middle = (share + z**2 / (2 * number)) / (1 + z**2 / number)
-    half = z / (1 + z**2 / number) * math.sqrt(share * (1 - share) / number + z**2 / (4 * number**2))
-    return middle - half, middle + half
+    found = binomtest(hits, number).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 if __name__ == "__main__":

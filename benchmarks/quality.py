@@ -18,7 +18,7 @@ import tyro
 from torch import Tensor
 
 from backsight.chain import Plan, build_chain
-from backsight.core import IMAGE
+from backsight.core import IMAGE, split_entry
 from backsight.data import collate, open_data
 from backsight.engine import StagedModel
 from backsight.inverses import Inverse
@@ -79,7 +79,7 @@ class Features:
 
     def pair(self, part: str, entry: str, chosen: Any) -> tuple[Tensor, Tensor]:
         """What the inverse of ``entry`` reads and is to give, of the images ``chosen``."""
-        stage = entry.partition("@")[0]
+        stage, _ = split_entry(entry)
         names = (stage, self.model.spec.before(stage))
         values: dict[str, Tensor] = getattr(self, part)
         source, target = ((values[name][chosen].float() / (255 if name == IMAGE else 1)) for name in names)
@@ -123,7 +123,7 @@ def train_one(
         return curve
     updates = Updates(network, recipe, rate)
     marks = {round((steps or 0) * (index + 1) / POINTS) for index in range(POINTS)}
-    target, step = model.spec.before(entry.partition("@")[0]), 0
+    target, step = model.spec.before(split_entry(entry)[0]), 0
     for step, chosen in enumerate(features.order(batch_size)):
         share = step / steps if steps else spent / (seconds or 1)
         if share >= 1:

@@ -10,6 +10,7 @@ from typing import Any
 from backsight.chain import ChainEnsemble
 from backsight.core import UserError
 from backsight.data import collate, open_data
+from backsight.engine import StagedModel
 from backsight.models import load_model
 from backsight.report.reconstruct import check_output, write_results
 from backsight.training import RunFolder, train
@@ -75,18 +76,19 @@ def demo(out: str | Path = "demo", *, minutes: float = 1.2, seeds: int = 1, seed
     out = Path(out)
     for subject in SUBJECTS:
         _check(subject, out)
-    for subject in SUBJECTS:
+    models = {subject: load_model(subject.model) for subject in SUBJECTS}
+    for subject, model in models.items():
         ensemble = ChainEnsemble.from_pretrained(subject.model)
-        page = _show(subject, ensemble, ensemble.folder or subject.model, out / "shipped" / subject.page)
+        page = _show(subject, model, ensemble, ensemble.folder or subject.model, out / "shipped" / subject.page)
         logger.info("%s: what the shipped inverses give", page)
     pages = []
-    for subject in SUBJECTS:
+    for subject, model in models.items():
         given = subject.share * minutes
         logger.info("%s: training %d seeds of every inverse for %.1f minutes", subject.model, seeds, given)
         run, settings = _run_folder(subject, out), _settings(subject)
         settings |= {"minutes": given, "seeds": seeds, "seed": seed}
-        ensemble = train(load_model(subject.model), out=run, overwrite=True, **settings)
-        pages.append(_show(subject, ensemble, run, out / subject.page))
+        ensemble = train(model, out=run, overwrite=True, **settings)
+        pages.append(_show(subject, model, ensemble, run, out / subject.page))
     return pages
 
 
@@ -112,8 +114,7 @@ def _check(subject: Subject, out: Path) -> None:
         raise UserError(f"{run.path} holds a run that is no demo's: choose another --out")
 
 
-def _show(subject: Subject, ensemble: ChainEnsemble, run: str | Path, page: Path) -> Path:
-    model = load_model(subject.model)
+def _show(subject: Subject, model: StagedModel, ensemble: ChainEnsemble, run: str | Path, page: Path) -> Path:
     test = open_data(subject.data, model.pixels).test
     write_results(run, model, ensemble, collate([test[index] for index in range(SHOWN)]), page)
     return page / "report.html"

@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from backsight.core import Layout
+from backsight.core import Layout, UserError
 from backsight.devices import exact
 from backsight.inverses.base import Inverse, Moments, class_distribution, times_finer
 from backsight.validation import Number
@@ -58,8 +58,8 @@ class Ridge(Inverse):
         if self.reads == "all":
             places, inputs, outputs = 1, source.tokens * source.width, target.tokens * target.width
         else:
-            self.finer = _times_finer(source, target, self.reads)
-            places = source.tokens if self._same_tokens else len(source.grids) and source.grid[0] * source.grid[1]
+            self.finer = 1 if self._same_tokens else _times_finer(source, target, self.reads)
+            places = source.tokens if self._same_tokens else source.grid[0] * source.grid[1]
             inputs = source.width * (9 if self.reads == "neighbours" else 1)
             outputs = self.finer**2 * target.width
         if inputs > MOST_TOGETHER:
@@ -166,8 +166,6 @@ def _placed(source: Layout, target: Layout) -> bool:
 
 
 def _times_finer(source: Layout, target: Layout, reads: str) -> int:
-    if reads == "token" and not target.image and source.tokens == target.tokens:
-        return 1
     if not _placed(source, target):
         raise ValueError(f"by {reads} it leads from one grid to another, not from {source} to {target}")
     finer = times_finer(target.grid, source.grid)
@@ -183,7 +181,11 @@ class RidgeMoments(Moments):
     def __init__(self, inverse: Ridge) -> None:
         super().__init__(inverse.images)
         self.inverse, self.batches, self.whole = inverse, 0, inverse.whole
-        self.halves: list[dict[str, Tensor]] = []
+        (inputs, outputs), places = inverse.weight.shape, len(inverse.offset)
+        shapes = {"n": (places,), "x": (places, inputs), "y": (places, outputs)}
+        shapes |= {"xx": (inputs, inputs), "xy": (inputs, outputs)}
+        zeros = inverse.weight.new_zeros
+        self.halves = [{name: exact(zeros(shape)) for name, shape in shapes.items()} for _ in range(2)]
 
     def add(self, features: Tensor, target: Tensor, counted: Tensor | None = None) -> None:
         """Add a batch, of whose tokens those that are ``counted``."""
@@ -194,37 +196,24 @@ class RidgeMoments(Moments):
         share, x, y = share[:, self.whole].flatten(), x[:, self.whole].flatten(0, 1), y[:, self.whole].flatten(0, 1)
         weighted = share[:, None] * x
         sums |= {"xx": weighted.T @ x, "xy": weighted.T @ y}
-        if len(self.halves) < 2:
-            self.halves.append(sums)
-        else:
-            for name, total in self.halves[self.batches % 2].items():
-                total += sums[name]
+        for name, total in self.halves[self.batches % 2].items():
+            total += sums[name]
         self.batches += 1
 
     def tensors(self) -> Iterable[Tensor]:
         """All sums, to be added up over processes."""
-        while len(self.halves) < 2:  # of too few images for each to have had some
-            self.halves.append(self._nothing())
         return [total for half in self.halves for total in half.values()]
-
-    def _nothing(self) -> dict[str, Tensor]:
-        if self.halves:
-            return {name: torch.zeros_like(total) for name, total in self.halves[0].items()}
-        (inputs, outputs), places = self.inverse.weight.shape, len(self.inverse.offset)
-        shapes = {"n": (places,), "x": (places, inputs), "y": (places, outputs)}
-        shapes |= {"xx": (inputs, inputs), "xy": (inputs, outputs)}
-        return {name: exact(self.inverse.weight.new_zeros(shape)) for name, shape in shapes.items()}
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """The weights ``inputs outputs`` and the offsets ``places outputs`` with the least squared error.
 
         Raises:
-            ValueError: no image was seen.
+            UserError: no image was seen.
         """
         first, second = (_centred(half, self.whole) for half in self.halves)
         both = {name: self.halves[0][name] + self.halves[1][name] for name in self.halves[0]}
         if not both["n"].sum():
-            raise ValueError("none of the training images can be read")
+            raise UserError("none of the training images can be read")
         penalty = 1e-3
         if first[2] and second[2]:
             answers = _solver(first[0], first[1])

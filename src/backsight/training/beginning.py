@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import nn
 
-from backsight.core import Key
+from backsight.core import Key, split_entry
 from backsight.data import Batch
 from backsight.distributed import Processes
 from backsight.engine import StagedModel
@@ -64,7 +64,8 @@ def begin(
 def _add(model: StagedModel, wanted: Mapping[str, Moments], batch: Batch) -> None:
     if not batch.ids:
         return
-    pairs = {entry: (entry.partition("@")[0], model.spec.before(entry.partition("@")[0])) for entry in wanted}
+    stages = {entry: split_entry(entry)[0] for entry in wanted}
+    pairs = {entry: (stage, model.spec.before(stage)) for entry, stage in stages.items()}
     names = list(dict.fromkeys(name for pair in pairs.values() for name in pair))
     features = model.features(batch.images, names, batch.valid)
     for entry, (source, target) in pairs.items():
