@@ -67,7 +67,6 @@ def model_of_the_world(family: str) -> StagedModel:
 
 def steps_of(name: str, folder: Path, processes: Processes, num_steps: int = 4) -> dict[str, Any]:
     """The losses of some steps, then those of an evaluation, and the weights in the end."""
-    loop.LOG_EVERY = 1
     _, family, changes = CASES[name]
     model = model_of_the_world(family) if changes.get("task") == "joint" else forward_model(family)
     changes = {**changes}
