@@ -77,6 +77,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two packets: the second would wait 40 ms
     server: StandInHub
 
     def log_message(self, *args: Any) -> None:

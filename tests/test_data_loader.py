@@ -52,16 +52,16 @@ def equal(left: list[Batch], right: list[Batch], flipped: float = 0.0) -> bool:
 
 @given(st.integers(0, 200), st.integers(1, 40), st.integers(0, 2**40), st.integers(0, 1000))
 def test_every_item_once(num_items: int, batch_size: int, seed: int, epoch: int) -> None:
-    made = batches(num_items, batch_size, seed=seed, epoch=epoch, shuffle=True)
+    made = [*batches(num_items, batch_size, seed=seed, epoch=epoch, shuffle=True)]
     assert sorted(chain.from_iterable(made)) == list(range(num_items))
     assert all(len(batch) == batch_size for batch in made[:-1])
-    assert made == batches(num_items, batch_size, seed=seed, epoch=epoch, shuffle=True)
+    assert made == [*batches(num_items, batch_size, seed=seed, epoch=epoch, shuffle=True)]
 
 
 def test_the_order_depends_on_seed_and_epoch() -> None:
-    orders = [batches(50, 50, seed=seed, epoch=epoch, shuffle=True)[0] for seed in (0, 1) for epoch in (0, 1)]
+    orders = [next(batches(50, 50, seed=seed, epoch=epoch, shuffle=True)) for seed in (0, 1) for epoch in (0, 1)]
     assert len({tuple(order) for order in orders}) == 4
-    assert batches(5, 2) == [[0, 1], [2, 3], [4]]
+    assert [*batches(5, 2)] == [[0, 1], [2, 3], [4]]
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:

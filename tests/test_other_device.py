@@ -105,9 +105,7 @@ def test_apple_has_no_float64():
     ("device", "family"),
     [
         ("cuda", "vit"),
-        ("mps", "detr"),
-        pytest.param("cuda", "detr", marks=pytest.mark.slow),
-        pytest.param("mps", "vit", marks=pytest.mark.slow),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("cuda", "detr"), ("mps", "vit"), ("mps", "detr"))),
     ],
     indirect=["device"],
 )

@@ -109,7 +109,7 @@ def write_padded_photos(folder: Path) -> None:
         drawn(rows if whole else rows // 2, columns, number).save(folder / f"{number}.png")
 
 
-@pytest.fixture(scope="module", params=[4, pytest.param(50, marks=pytest.mark.slow)], ids=["short", "long"])
+@pytest.fixture(scope="module", params=[2, pytest.param(50, marks=pytest.mark.slow)], ids=["short", "long"])
 def cases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """What two and three processes found in all cases."""
     folder = tmp_path_factory.mktemp("cases")

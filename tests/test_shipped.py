@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from backsight.chain import ChainEnsemble
 from backsight.core import UserError
 from backsight.data.world import World
-from backsight.data.world.scenes import LAWS
+from backsight.data.world.scenes import LAWS, Law
 from backsight.demos import SUBJECTS, demo
 from backsight.error_table import error_table
 from backsight.experiments.subject import open_subject
@@ -54,16 +55,21 @@ def test_the_shipped_models_are_good_at_their_tasks() -> None:
         assert all(card["figures"].get(figure, 1) >= least for figure, least in LEAST.items()), name
 
 
+@lru_cache
+def training_scenes(law: Law, size: tuple[int, int], single: bool) -> torch.Tensor:
+    return World(law, size, seed=0, single=single).batch(range(200)).images
+
+
 @pytest.mark.parametrize("name", [name for name in shipped_names() if "chains" in shipped_card(name)])
 def test_shipped_chains_bring_the_mean_of_what_they_were_trained_on(name: str) -> None:
-    subject = open_subject(name, num_images=100)
+    subject = open_subject(name, num_images=1)
     assert subject.baseline.counts is None, "that of the images looked at would stand in"
     assert subject.mean_image.dtype == torch.float32
     assert subject.mean_image.shape == (3, *subject.model.pixels.size)
     law, single = LAWS[LAWS.index(name.rpartition("-")[2])], subject.model.spec.task == "classify"
-    scenes = World(law, subject.model.pixels.size, seed=0, single=single).batch(range(400)).images  # of the training
+    scenes = training_scenes(law, subject.model.pixels.size, single)
     apart = (scenes.mean(0) - subject.mean_image).square().mean()
-    assert float(apart) < 2 * float(scenes.var(0).mean()) / 400  # no further than the mean of so few may be
+    assert float(apart) < 2 * float(scenes.var(0).mean()) / len(scenes)  # no further than the mean of so few may be
 
 
 @pytest.mark.slow
@@ -112,6 +118,7 @@ def shipped_entries(name: str) -> list[str]:
 
 
 def test_the_demo_leaves_its_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backsight.demos.SHOWN", 3)
     monkeypatch.setattr("backsight.demos.MEASURED", 12)
     monkeypatch.setattr("backsight.inverses.ridge.IMAGES", 48)
     pages = demo(tmp_path, minutes=0.02, seeds=1)
@@ -122,12 +129,12 @@ def test_the_demo_leaves_its_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert (found["model"], found["random"]) == (subject.model, False)
         card = shipped_card(subject.model)["figures"]
         assert found["figures"] == card
-        assert len(results.shown(stage="input")) == 12
+        assert len(results.shown(stage="input")) == 3
         run = tmp_path / "runs" / subject.model.removeprefix("zoo/")
         entries = [row.stage for row in error_table(results)[1][:-1]]
         assert ChainEnsemble.from_pretrained(run).entries == entries
         shipped = Result.load(tmp_path / "shipped" / subject.page)
         assert [row.stage for row in error_table(shipped)[1][:-1]] == shipped_entries(subject.model)
-        assert len(shipped.shown(stage="input")) == 12
+        assert len(shipped.shown(stage="input")) == 3
     with pytest.raises(UserError, match="is a file"):
         demo(tmp_path / "results.json")

@@ -24,7 +24,10 @@ from small import small_pixels
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["accelerate", "backsight.cli.main", "backsight.training", "backsight.models", "timm", "transformers"]
+    [
+        *("accelerate", "backsight.cli.main", "backsight.training", "backsight.models", "timm", "torchmetrics"),
+        *("transformers", "transformers.models.detr.modeling_detr"),
+    ]
 )
 """Imports once what all processes need; forks of the tests' own process could not use autograd after it has."""
 

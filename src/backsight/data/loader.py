@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -56,12 +57,12 @@ def loader(
         UserError: under ``strict``, a picture that cannot be read.
     """
     num_items = len(data) if limit is None else min(limit, len(data))
-    order = batches(num_items, batch_size, seed=seed, epoch=epoch, shuffle=shuffle)[start:]
-    chunks = order if part is None else [part(indices) for indices in order]
+    order = islice(batches(num_items, batch_size, seed=seed, epoch=epoch, shuffle=shuffle), start, None)
+    chunks = order if part is None else map(part, order)
     yield from read_chunks(data, chunks, workers=workers, device=torch.device(device))
 
 
-def read_chunks(data: Any, chunks: Sequence[Sequence[int]], *, workers: int, device: torch.device) -> Iterator[Batch]:
+def read_chunks(data: Any, chunks: Iterable[Sequence[int]], *, workers: int, device: torch.device) -> Iterator[Batch]:
     """The images at every list of indices in ``chunks`` as a batch on ``device``, read ahead by ``workers``."""
     worker_batches = DataLoader(
         WorkerBatches(data),
@@ -121,7 +122,7 @@ def open_worker_batch(worker_batch: WorkerBatch | UserError, data: object, devic
 
 def batches(
     num_items: int, batch_size: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = False
-) -> list[list[int]]:
+) -> Iterator[list[int]]:
     """The indices of every batch of an epoch: each of ``num_items`` once, in an order of (seed, epoch) alone."""
     if shuffle:
         mixed = hashlib.sha256(f"{seed}:{epoch}".encode()).digest()
@@ -129,7 +130,7 @@ def batches(
         order = torch.randperm(num_items, generator=generator).tolist()
     else:
         order = list(range(num_items))
-    return [order[first : first + batch_size] for first in range(0, num_items, batch_size)]
+    return (order[first : first + batch_size] for first in range(0, num_items, batch_size))
 
 
 def _to_unit(images: Tensor) -> Tensor:

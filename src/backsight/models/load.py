@@ -108,12 +108,10 @@ def load_module(
 
 def blueprint(family: Family, short: str) -> nn.Module | None:
     """The true-size model of a well-known name without memory for its weights; None where its library has no way."""
-    import timm
-
     try:
+        if family.library == "timm":
+            return timm_models.blueprint(short)
         with torch.device("meta"):
-            if family.library == "timm":
-                return timm.create_model(short)
             return transformers_models.build(family.kind, family.configure[short])
     except (KeyError, RuntimeError, NotImplementedError):
         return None
@@ -250,8 +248,7 @@ def _timm_model(name: str) -> tuple[Family | None, str, str] | None:
 
     if not timm.is_model(name.partition(".")[0]):
         return None
-    with torch.device("meta"):
-        kind = type(timm.create_model(name)).__name__
+    kind = type(timm_models.blueprint(name)).__name__
     config = timm.get_pretrained_cfg(name)
     hub_name = (config.hf_hub_id if config is not None else None) or f"timm/{name}"
     return family_of("timm", kind), name, hub_name

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from backsight.core import Fit, Pixels, UserError, of_rgb
 from backsight.models.checkpoints import classes_in, differing_in, fitting, mismatch, read_state
@@ -44,8 +46,7 @@ def build(
     name = architecture if folder is None else f"local-dir:{folder}"
     source = file or (None if folder is None or random else weights_in(folder))
     state: Mapping[str, Tensor] = {}
-    with torch.device("meta"):
-        blank: Any = timm.create_model(name)
+    blank = blueprint(name)
     # Without the method nothing in the model is made for one image size, as in convolutional networks.
     options: dict[str, Any] = {} if size is None or not hasattr(blank, "set_input_size") else {"img_size": size}
     if source is not None:
@@ -55,7 +56,8 @@ def build(
         overlay = {"state_dict": dict(state), "source": "", "custom_load": False, "num_classes": classes}
         options |= {"pretrained": True, "pretrained_cfg_overlay": overlay, "num_classes": classes}
     try:
-        module: Any = timm.create_model(name, **options)
+        with nullcontext() if source is None else _Unfilled():
+            module: Any = timm.create_model(name, **options)
     except RuntimeError as error:
         if size is not None and "greater than 0" in str(error):  # of the resampled position embedding
             told = f"{architecture} cannot take images of {size[0]}x{size[1]} pixels: they are smaller than its patches"
@@ -72,6 +74,27 @@ def build(
         raise UserError(f"{architecture} cannot take images of {size[0]}x{size[1]} pixels: {reason}") from error
     module.pretrained_cfg.pop("state_dict", None)
     return _checked(module, architecture, size)
+
+
+def blueprint(name: str) -> Any:
+    """The model of that ``name`` without memory for its weights."""
+    import timm
+
+    with torch.device("meta"), _Unfilled():
+        return timm.create_model(name)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Without the random values of parameters, which those of a file replace: half of the time that loading takes."""
+
+    _KEPT = ("__", "requires_grad_", "copy_")  # the last is how weights are loaded
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        filled = args[0] if args else (kwargs or {}).get("tensor")
+        name = func.__name__
+        if isinstance(filled, nn.Parameter) and name.endswith("_") and not name.endswith(self._KEPT):
+            return filled
+        return func(*args, **(kwargs or {}))
 
 
 def _classes(state: Mapping[str, Tensor], blank: Any, source: Path) -> int:
