@@ -62,12 +62,14 @@ def begin(
 
 
 def _add(model: StagedModel, wanted: Mapping[str, Moments], batch: Batch) -> None:
-    if not batch.ids:
-        return
+    """Add a batch; an empty one, too, since all processes have to have sums of the same shape."""
+    count = len(batch.ids)
+    images = batch.images if count else batch.images.new_zeros(1, model.pixels.channels, *model.pixels.size)
+    valid = batch.valid if count else None
     stages = {entry: split_entry(entry)[0] for entry in wanted}
     pairs = {entry: (stage, model.spec.before(stage)) for entry, stage in stages.items()}
     names = list(dict.fromkeys(name for pair in pairs.values() for name in pair))
-    features = model.features(batch.images, names, batch.valid)
+    features = model.features(images, names, valid)
     for entry, (source, target) in pairs.items():
-        counted = model.layout(source).under(batch.valid)
-        wanted[entry].add(features[source].float(), features[target].float(), counted)
+        counted = model.layout(source).under(valid)
+        wanted[entry].add(features[source][:count].float(), features[target][:count].float(), counted)
