@@ -25,6 +25,7 @@ from backsight.models import load_model
 from backsight.options import ModelOptions, TrainOptions
 from backsight.results import MEAN_IMAGE, Result
 from backsight.training import train_run
+from backsight.training_range import MOST, Measured, Recorder, TrainingRange
 from backsight.validation import Number, convert
 from recipes.recipe import CHAINS, ChainRecipe, find_recipe
 from recipes.spread import compare_chains, in_words
@@ -75,10 +76,24 @@ def train_chains(
     mean = read_tensors(run / "mean_image.safetensors")["mean_image"]
     write_bytes(folder / "mean_image.safetensors", save({"mean_image": mean.half()}))
     found = _evaluate(model, ChainEnsemble.from_pretrained(folder / "chains"), data, mean, test)
+    keep_range(model, folder, data)
     card = _card(name, recipe, options, found, seconds)
     write_json(folder / "card.json", {**json.loads((folder / "card.json").read_text("utf-8")), "chains": card})
     log(f"{name}: {in_words(compare_chains(name, card['relative']))}; {seconds:.0f} s")
     return card
+
+
+def keep_range(model: StagedModel, folder: str | Path, data: str, num: int = MOST) -> TrainingRange | None:
+    """Write the range of ``num`` fresh scenes beside the chains in ``folder``."""
+    recorder = Recorder(model, ChainEnsemble.from_pretrained(Path(folder) / "chains"))
+    with torch.no_grad():
+        for batch in loader(open_data(data, model.pixels).test, 50, limit=num):
+            for _ in recorder(batch)[1]:  # measured once its outputs are used up
+                pass
+    known = TrainingRange.of(Measured.joined(recorder.parts))
+    if known is not None:
+        known.save(folder)
+    return known
 
 
 def _evaluate(model: StagedModel, chains: ChainEnsemble, data: str, mean: Tensor, num: int) -> Result:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from backsight.core import Classes, Detections, Layout, Pixels, Site, Spec, Stage, UserError
     from backsight.data import load_images, open_data
     from backsight.demos import demo
+    from backsight.display import explore, show
     from backsight.engine import StagedModel, Trace
     from backsight.evaluation import evaluate
     from backsight.experiments import Subject
@@ -35,6 +36,7 @@ _HOMES = {
     "backsight.core": ("Classes", "Detections", "Layout", "Pixels", "Site", "Spec", "Stage", "UserError"),
     "backsight.data": ("load_images", "open_data"),
     "backsight.demos": ("demo",),
+    "backsight.display": ("explore", "show"),
     "backsight.evaluation": ("evaluate",),
     "backsight.experiments": ("Subject",),
     "backsight.inverses": ("INVERSES",),
@@ -74,11 +76,13 @@ __all__ = [
     "evaluate",
     "experiment",
     "experiments",
+    "explore",
     "load_images",
     "load_model",
     "open_data",
     "reconstruct",
     "reproduce",
+    "show",
     "stage",
     "sweep",
     "train",

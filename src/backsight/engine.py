@@ -103,6 +103,11 @@ class StagedModel:
         height, width = self.pixels.size
         return f"StagedModel({self.name}, {height}x{width}, weights: {self.weights}, stages: {', '.join(self.stages)})"
 
+    def _repr_html_(self) -> str:
+        from backsight.display import model_html
+
+        return model_html(self)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

@@ -138,7 +138,7 @@ def evaluate(
         UserError: there is no image at all.
     """
     baseline = mean_image if isinstance(mean_image, MeanImage) else MeanImage(mean_image)
-    invert = invert or (lambda batch: _invert(model, ensemble, batch))
+    invert = invert or (lambda batch: invert_chains(model, ensemble, batch))
     variances: dict[str, _Variance] = {}
     rows = [
         _measure(model, batch, invert(batch), baseline, metrics, variances) if batch.ids else None for batch in batches
@@ -183,7 +183,8 @@ def join_seeds(results: Sequence[Result]) -> Result:
     return replace(first, subjects=[{**first.subjects[0], "seeds": seeds}], measurements=measurements)
 
 
-def _invert(model: StagedModel, ensemble: ChainEnsemble, batch: Batch) -> Inverted:
+def invert_chains(model: StagedModel, ensemble: ChainEnsemble, batch: Batch) -> Inverted:
+    """One batch through the forward model, and from there through every entry and seed."""
     features = {IMAGE: batch.images, **model.features(batch.images, model.stages, batch.valid)}
 
     def outputs() -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -234,7 +235,7 @@ def _measure(
             variances.setdefault(before, _Variance()).add(target, counted)
             seen.add(before)
         measure_images(entry, image)
-        keep(entry, LAYER_ERROR, _token_error(own, target, counted))
+        keep(entry, LAYER_ERROR, token_error(own, target, counted))
     measure_images(MEAN_IMAGE, baseline.against(batch))
     return _Row(batch.ids, {key: torch.stack(values) for key, values in by_seed.items()})
 
@@ -244,7 +245,7 @@ def _channels_last(features: Tensor) -> Tensor:
     return exact(features.flatten(2).mT if features.ndim == 4 else features)
 
 
-def _token_error(output: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
+def token_error(output: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
     """The mean squared error of each image, ``B``, over the tokens that are ``counted`` (``B N`` bool; None: all)."""
     errors = (_channels_last(output) - _channels_last(target)).square().mean(2)
     if counted is None:

@@ -86,6 +86,11 @@ class Trace:
         shapes = {IMAGE: self.images.shape} | {name: value.shape for name, value in self.features.items()}
         return f"Trace({', '.join(f'{name} {tuple(shape)}' for name, shape in shapes.items())})"
 
+    def _repr_html_(self) -> str:
+        from backsight.display import trace_html
+
+        return trace_html(self)
+
     def before(self, order: int, edited: Sequence[Site] = ()) -> Trace:
         """Only what had happened before ``order``, and of the modules that ``edited`` sites are in before the first of
         these."""

@@ -148,6 +148,11 @@ class Result:
     command: str = ""
     images: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
+    def _repr_html_(self) -> str:
+        from backsight.display import result_html
+
+        return result_html(self)
+
     @classmethod
     def join(cls, results: Sequence[Result]) -> Result:
         """Results of one experiment, of several models say, as one; settings and command are those of the first.

@@ -48,6 +48,7 @@ def change(workspace: Workspace, state: Change) -> View:
     def context() -> dict[str, Any]:
         return {
             "model": model,
+            "unlike": model.unlike(edited.before),
             "changes": "; ".join(changes) or "nothing is changed yet",
             "images": [embed(annotated(*each)) for each in (before, after)],
             "answers": [model.answers(each) for each in (edited.before, edited.after)],

@@ -43,6 +43,7 @@ def _context(model: ModelView, forward: ForwardPass, state: Look) -> dict[str, A
     layers = reconstructions(model, forward, state.shows, model.layers)
     return {
         "model": model,
+        "forward": forward,
         "answers": model.answers(forward, state.threshold),
         "annotated": embed(annotated(model, forward, state.threshold)),
         "original": embed(forward.without_padding(forward.image.cpu())),

@@ -20,10 +20,13 @@ from backsight.app.state import MEAN, SPREAD
 from backsight.core import Classes, Detections, UserError, valid_sizes
 from backsight.data import Target
 from backsight.engine import RANDOM, Trace
-from backsight.experiments.subject import LRUCache, Subject, distinct_names, is_read_as, stage_of
+from backsight.experiments.subject import LRUCache, Subject, distinct_names, is_read_as, stage_of, trained_on
 from backsight.figures import colour_map, spread
+from backsight.hub.card import public_facts
 from backsight.metrics import mse
 from backsight.metrics.image import on_valid
+from backsight.training_range import unlike_in_words
+from backsight.weak_inverses import weak_inverses
 
 CACHE = 256 << 20
 """Bytes of traces and reconstructions that are kept for one model."""
@@ -100,6 +103,8 @@ class ModelView:
         self.stages = subject.stages
         self.seeds = subject.seeds
         self.layers = [each for each in distinct_names(subject) if is_read_as(subject, each, stage_of(each))]
+        self.weak = weak_inverses(subject.ensemble)
+        self.trained_on = str(public_facts({"data": trained_on(subject.ensemble) or ""})["data"])
         self.grids = {each: self.model.layout(each).grids[-1] for each in self.layers if self.model.layout(each).grids}
 
     @property
@@ -110,8 +115,9 @@ class ModelView:
     def card(self) -> dict[str, Any]:
         """What every view and file states of the model: weights, and whether they are random, come first."""
         known = {**self.subject.card(), "model": self.name, "weights": public_name(self.model.weights)}
+        known |= {"weak": self.weak, "trained_on": self.trained_on}
         shown = ("model", "weights", "random", "task", "stages", "size", "fit", "value_range", "seeds")
-        return {name: known[name] for name in shown}
+        return {name: known[name] for name in (*shown, "weak", "trained_on")}
 
     # ---- passes
 
@@ -185,6 +191,19 @@ class ModelView:
         mean = self.subject.mean_image.cpu()[None]
         compute = lambda: self._mse(forward, forward.image.cpu()[None], mean)  # noqa: E731
         return float(self._cached(("baseline", forward.key), compute))
+
+    def unlike(self, forward: ForwardPass) -> str:
+        """One sentence where the image of ``forward``, as it was before any change, is unlike what the inverses were
+        trained on; "" where it is not, or nothing is known of that."""
+        while forward.before is not None:
+            forward = forward.before
+        known = self.subject.training_range
+        if known is None:
+            return ""
+        image, ensemble = forward.image[None], self.subject.ensemble
+        compute = lambda: known.distances_of(self.model, ensemble, image, forward.trace.valid)  # noqa: E731
+        found = self._cached(("distances", forward.key), compute)
+        return unlike_in_words(["this picture"], found, self.trained_on)
 
     def predict(self, forward: ForwardPass) -> Classes | Detections | None:
         """The model's prediction for the one image; None for a model that has none."""

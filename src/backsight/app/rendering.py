@@ -221,6 +221,7 @@ def describe(
     errors = {name: model.errors(forward, name, reference).tolist() for name in model.layers}
     return {
         **model.card(),
+        "unlike": model.unlike(forward),
         "answer": [_rounded(answer) for answer in model.answers(forward, threshold)],
         "mse": {name: [round(value, 6) for value in values] for name, values in errors.items()},
         "mse of the mean image": round(model.baseline(reference or forward), 6),

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from backsight.chain.files import FORMAT, read_index, read_inverse
+from backsight.chain.files import FORMAT, read_index, read_inverse, run_folders
 from backsight.core import IMAGE, UserError, split_entry
 from backsight.engine import StagedModel, Trace
 from backsight.hub import locate, publish
 from backsight.inverses import Inverse, build_inverse
 from backsight.io import write_bytes, write_json
+
+if TYPE_CHECKING:
+    from backsight.display import Html
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,17 @@ class InverseChain(nn.Module):
 
     def __repr__(self) -> str:
         return f"InverseChain({self.model['name']}, seed {self.seed}: {', '.join(self.entries)})"
+
+    def _repr_html_(self) -> str:
+        from backsight.display import chain_html
+
+        return chain_html(self)
+
+    def show(self, trace: Trace, at: Sequence[str] | None = None) -> Html:
+        """What this makes of every image in ``trace``, for a notebook (:func:`backsight.display.show`)."""
+        from backsight.display import show
+
+        return show(self, trace, at)
 
     @property
     def entries(self) -> list[str]:
@@ -205,6 +219,17 @@ class ChainEnsemble:
         seeds = ", ".join(str(chain.seed) for chain in self.chains)
         return f"ChainEnsemble({self.model['name']}, seeds {seeds}: {', '.join(self.entries)})"
 
+    def _repr_html_(self) -> str:
+        from backsight.display import chain_html
+
+        return chain_html(self)
+
+    def show(self, trace: Trace, at: Sequence[str] | None = None) -> Html:
+        """What this makes of every image in ``trace``, for a notebook (:func:`backsight.display.show`)."""
+        from backsight.display import show
+
+        return show(self, trace, at)
+
     @property
     def model(self) -> Mapping[str, Any]:
         """The forward model that the chains invert, as :func:`describe` gives it."""
@@ -214,6 +239,11 @@ class ChainEnsemble:
     def entries(self) -> list[str]:
         """Every inverse that each of the chains has."""
         return self.chains[0].entries
+
+    @property
+    def run_folders(self) -> list[Path]:
+        """Where the run, or the shipped model, that the chains were loaded from keeps what is not in a chain."""
+        return list(run_folders(self.folder or self.chains[0].folder))
 
     def reconstruct(self, source: Trace | Tensor, at: str, to: str = IMAGE, **options: Any) -> Tensor:
         """:meth:`InverseChain.reconstruct` by every seed: ``S B 3 H W``."""

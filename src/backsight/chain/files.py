@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,13 @@ class ChainIndex(Record):
         """What 0.1 wrote does not say which target is the image: it is that of the first stage."""
         first = split_entry(entry)[0] == self.stages[0]
         return replace(saved, target=replace(saved.target, image=first))
+
+
+def run_folders(folder: Path | None) -> Iterator[Path]:
+    """Where a run or a shipped model keeps what is not in a chain: its folder, or above ``chains/<seed>``."""
+    if folder is not None:
+        yield folder
+        yield from [parent for parent in list(folder.parents)[:2] if (parent / "chains").is_dir()]
 
 
 def read_index(folder: Path) -> tuple[ChainIndex, dict[str, Any]]:

@@ -18,6 +18,7 @@ from backsight.figures import PALETTE, Part, draw_frames, pages, picture_part
 from backsight.figures.page import Caption
 from backsight.metrics import mse, on_valid
 from backsight.results import Measurement, Picture, Result
+from backsight.training_range import UNLIKE
 from backsight.validation import Number, Share
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ MEAN, SPREAD, SEEDS = "mean", "spread", "seeds"
 
 DETECTS = "detects "
 """How the caption of a detector's input begins."""
+
+WARNING = "#b3261e"
+"""The colour of what warns of a picture."""
 
 WHITE = 0.25
 """The standard deviation between seeds, of values in [0, 1], that is white in a map of the spread."""
@@ -93,7 +97,10 @@ def _pictures(subject: Subject, count: int, rows: Sequence[str], threshold: floa
         shown, count = batch.part(0, min(max(0, count), len(batch.ids))), count - len(batch.ids)
         if shown.ids:
             images = {entry: subject.reconstruct(batch, entry) for entry in subject.ensemble.entries}
-            yield from show(subject.model, shown, subject.trace(batch), images, subject.seeds, rows, threshold)
+            found = subject.distances(batch)
+            distances = None if found is None else found.farthest.tolist()
+            trace = subject.trace(batch)
+            yield from show(subject.model, shown, trace, images, subject.seeds, rows, threshold, distances)
 
 
 def show(
@@ -104,6 +111,7 @@ def show(
     seeds: Sequence[int],
     rows: Sequence[str],
     threshold: float = 0.5,
+    distances: Sequence[float] | None = None,
 ) -> Iterator[Picture]:
     """The pictures of a batch, each cut to its valid part: the input, and its reconstructions.
 
@@ -115,16 +123,20 @@ def show(
         seeds: of the chains.
         rows: of each reconstruction: ``mean``, ``spread``, ``seeds``.
         threshold: the least score of a detection that is drawn, in [0, 1].
+        distances: of each image from the centre of the training data
+            (:attr:`~backsight.training_range.Distances.farthest`); None where its range is not known.
 
     Yields:
-        Pictures with the labels of :func:`measure`, those of the input also with ``caption``: the model's answer. The
-        boxes of its detections have the colours of :data:`~backsight.figures.PALETTE`, in the order of the caption.
+        Pictures with the labels of :func:`measure`, those of the input also with ``caption``, the model's answer, and
+        ``distance``. The boxes of its detections have the colours of :data:`~backsight.figures.PALETTE`, in the order
+        of the caption.
     """
-    answers = _answers(model, trace)
+    answers = answers_of(model, trace)
     for index, name in enumerate(batch.ids):
         image, answer = batch.cut(index, batch.images[index]).cpu(), answers[index]
         labels = {"model": model.name, "image": name}
         own = {**labels, "stage": INPUT, "caption": caption(answer, threshold)}
+        own |= {} if distances is None else {"distance": round(distances[index], 2)}
         yield Picture({**own, "row": PLAIN}, image)
         if isinstance(answer, Detections):
             boxes = answer.above(threshold).boxes[_surest_first(answer, threshold)]
@@ -134,7 +146,7 @@ def show(
                 yield Picture({**labels, "stage": entry, "row": row}, picture)
 
 
-def _answers(model: StagedModel, trace: Trace) -> Sequence[Classes | Detections | None]:
+def answers_of(model: StagedModel, trace: Trace) -> Sequence[Classes | Detections | None]:
     """The model's answer for each image."""
     if model.read is None or model.spec.task == "features":
         return [None] * len(trace.images)
@@ -246,13 +258,21 @@ def _caption(result: Result, column: tuple[str, str], place: int, row: str, firs
     """The model's answer to an input; the error of a reconstruction: those shown are the first that were measured."""
     model, stage = column
     if stage == INPUT:
-        return _answer(str(_inputs(result, model)[place].labels.get("caption", ""))) if first else ""
+        return _input_caption(_inputs(result, model)[place]) if first else ""
     if row == SPREAD:
         return ""
     of = "their mean" if row == MEAN else "seeds"
     errors = result.one(model=model, stage=stage, metric="mse", of=of).values[:, place]
     seeds = next(subject["seeds"] for subject in result.subjects if subject["model"] == model)
     return f"MSE {errors[0 if row == MEAN else [f'seed {seed}' for seed in seeds].index(row)]:.4f}"
+
+
+def _input_caption(picture: Picture) -> Caption:
+    """The model's answer, and whether the image is unlike the training data."""
+    answer = _answer(str(picture.labels.get("caption", "")))
+    if float(picture.labels.get("distance", 0)) <= 1:
+        return answer
+    return [*([(answer, "")] if isinstance(answer, str) and answer else answer), *((line, WARNING) for line in UNLIKE)]
 
 
 def _answer(caption: str) -> Caption:

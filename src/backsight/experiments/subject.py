@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble, InverseChain
+from backsight.chain.files import run_folders
 from backsight.chain.model import open_forward_model
 from backsight.core import IMAGE, UserError, split_entry
 from backsight.data import Batch, ImageData, open_data
@@ -26,7 +27,9 @@ from backsight.io import read_record
 from backsight.models import vocabulary
 from backsight.results import Measurement, Picture, Result
 from backsight.shipped import find_shipped
+from backsight.training_range import Distances, TrainingRange, measure_images, unlike_in_words
 from backsight.validation import Record
+from backsight.weak_inverses import weak_in_words, weak_inverses
 
 NUM_IMAGES = 100
 """How many images an experiment uses by default."""
@@ -36,6 +39,9 @@ CACHE_BYTES = 2 << 30
 
 UNTRAINED_INVERSE, UNTRAINED_MODEL = CONTROLS = ("untrained inverse", "untrained model")
 """What an effect is measured on as well, that must not have it (:func:`backsight.experiments.controls.controls_of`)."""
+
+MOST_UNLIKE = 0.2
+"""The share of images that may be unlike the training data before a result says so: a few of its own are, too."""
 
 KEPT_BYTES = 1 << 29
 """Bytes of images that a subject keeps at most."""
@@ -188,6 +194,20 @@ class Subject:
         found = self.ensemble.reconstruct(source, at, to, **options).float()
         return found.clamp(0, 1) if to == IMAGE else found
 
+    @cached_property
+    def training_range(self) -> TrainingRange | None:
+        """How the training data of the chains is distributed; None where nothing kept that."""
+        return None if self.control else TrainingRange.beside(self.ensemble)
+
+    @torch.no_grad()
+    def distances(self, batch: Batch) -> Distances | None:
+        """How far the images of one of :attr:`batches` lie from the training data; None where that is not known."""
+        if self.training_range is None:
+            return None
+        features = self.trace(batch).features
+        reconstruct = lambda at, to: self.reconstruct(batch, at, to)  # noqa: E731
+        return self.training_range.distances(measure_images(self.ensemble, batch, features, reconstruct))
+
     def gather(self, measure: Callable[[Batch], Mapping[Key, Tensor]]) -> dict[Key, Tensor]:
         """``measure`` of every batch, many quantities at once (``S B`` or, without seeds, ``B``), joined over images.
 
@@ -236,7 +256,7 @@ class Subject:
         notes: Sequence[str] = (),
     ) -> Result:
         """What ``experiment`` found of this subject, with its card and the ids of its images."""
-        found = list(measurements), list(pictures), settings or {}, notes
+        found = list(measurements), list(pictures), settings or {}, [*notes, *trust_notes(self)]
         return Result(experiment, [self.card()], *found, images={self.name: self._ids()})
 
     def require(self, *needs: str) -> None:
@@ -384,6 +404,19 @@ def baseline_notes(subject: Subject) -> list[str]:
     ]
 
 
+def trust_notes(subject: Subject) -> list[str]:
+    """What a reader must know of the inverses: which of them say little, and whether the images, by the first of them,
+    are unlike those that they were trained on."""
+    if subject.control:
+        return []
+    weak = weak_in_words(weak_inverses(subject.ensemble))
+    batch = subject.batches[0]
+    distances = subject.distances(batch)
+    if distances is None or distances.unlike.double().mean() <= MOST_UNLIKE:
+        return weak
+    return [unlike_in_words(batch.ids, distances, trained_on(subject.ensemble)), *weak]
+
+
 def by_seed(metric: Callable[[Tensor, Tensor], Tensor], reconstructions: Tensor, images: Tensor) -> Tensor:
     """``metric`` of ``S B 3 H W`` against ``B 3 H W``, ``S B``."""
     return torch.stack([metric(each, images) for each in reconstructions])
@@ -463,7 +496,7 @@ class _Trained(Record):
 
 def trained_on(ensemble: ChainEnsemble) -> str | None:
     """The data that the chains were trained on; None where the folder that they were loaded from does not say."""
-    for folder in _run_folders(folder_of(ensemble)):
+    for folder in ensemble.run_folders:
         for name in ("config.yaml", "card.json"):
             if (folder / name).is_file():
                 data = read_record(folder / name, _Trained, _FIX).data
@@ -475,14 +508,7 @@ def trained_on(ensemble: ChainEnsemble) -> str | None:
 
 def training_mean(folder: Path | None) -> Tensor | None:
     """The mean image, ``3 H W``, of what the chains in ``folder`` were trained on; None where it was not saved."""
-    return next((image for image in map(mean_image_of, _run_folders(folder)) if image is not None), None)
-
-
-def _run_folders(folder: Path | None) -> Iterator[Path]:
-    """Where a run or a shipped model keeps what is not in a chain: its folder, or above ``chains/<seed>``."""
-    if folder is not None:
-        yield folder
-        yield from [parent for parent in list(folder.parents)[:2] if (parent / "chains").is_dir()]
+    return next((image for image in map(mean_image_of, run_folders(folder)) if image is not None), None)
 
 
 # ---- the layers of a model, each representation once

@@ -146,6 +146,13 @@ def picture_parts(blocks: Sequence[Block]) -> list[Part]:
     return [_shelf_part(shelf) for shelf in shelves]
 
 
+def text_part(text: str) -> Part:
+    """A paragraph across the page."""
+    lines = wrapped(text, WIDTH - 0.2)
+    look: Any = {"fontsize": LETTERS, "va": "center"}
+    return Part(LINE_HEIGHT * 1.2 * (lines.count("\n") + 2), lambda place: place.text(0.008, 0.5, lines, **look))
+
+
 def _shelf_part(shelf: Sequence[Block]) -> Part:
     """One table of pictures with gaps between the blocks, and a heading over each."""
     columns: list[str | None] = []

@@ -51,7 +51,7 @@ def write_readme(
     parts = [
         f"---\n{_metadata(repository, model, evaluation)}\n---",
         f"# What {model['name']} still knows of an image",
-        _introduction(model, seeds),
+        _introduction(model, seeds, None if evaluation is None else evaluation.subjects[0].get("data")),
         *(f"![Input and reconstructions from every stage]({picture})" for picture in pictures),
         _use(repository),
         markdown_table(evaluation) if evaluation else "## Errors\n\nNone were measured for these chains.",
@@ -99,14 +99,14 @@ def _results(evaluation: Result) -> list[Any]:
     ]
 
 
-def _introduction(model: Mapping[str, Any], seeds: Sequence[int]) -> str:
+def _introduction(model: Mapping[str, Any], seeds: Sequence[int], data: str | None) -> str:
     height, width = model["size"]
     random = model["weights"] == "random"
     warning = "\n\n**The forward model has random weights: these chains show that the method works, nothing more.**"
     return (
         f"One small inverse network for each of the stages {', '.join(model['stages'])} of `{model['name']}` (weights: "
         f"{model['weights']}; images of {height} x {width} pixels), for {len(seeds)} "
-        f"seed{'s' if len(seeds) > 1 else ''}. Chained, they turn the features of any stage or layer back into an "
+        f"seed{'s' if len(seeds) > 1 else ''}{f', trained on `{data}`' if data else ''}. Chained, they turn the features of any stage or layer back into an "
         "image: what the stage has kept comes back sharp, what it has thrown away blurred or grey. The method is "
         "modular feature inversion ([Rathjens et al., 2024](https://arxiv.org/abs/2412.06534)), the library backsight."
         f"{warning if random else ''}"

@@ -15,7 +15,9 @@ from backsight.validation import AnyNumber, Record
 MANIFEST = "manifest.json"
 FORMAT = 1
 """The version of the manifest; a later one is refused."""
-_LISTED = re.compile(r"chains/\d+/(?:chain\.json|[\w@-]+\.safetensors)|evaluation\.json|mean_image\.safetensors")
+_LISTED = re.compile(
+    r"chains/\d+/(?:chain\.json|[\w@-]+\.safetensors)|evaluation\.json|(?:mean_image|training_range)\.safetensors"
+)
 """The only files that are ever read from a repository: none of them is a pickle, none lies outside its folder."""
 
 

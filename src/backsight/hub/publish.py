@@ -89,8 +89,9 @@ def fill(folder: Path, chains: Sequence[Saves], repository: str, run: Path | Non
     evaluation = _evaluation(run)
     if evaluation is not None:
         evaluation.write(folder / "evaluation.json")
-    if run is not None and (run / "mean_image.safetensors").is_file():
-        shutil.copy(run / "mean_image.safetensors", folder / "mean_image.safetensors")
+    for name in ("mean_image.safetensors", "training_range.safetensors"):
+        if run is not None and (run / name).is_file():
+            shutil.copy(run / name, folder / name)
     for picture in pictures:
         (folder / "pictures").mkdir(exist_ok=True)
         shutil.copy(picture, folder / "pictures" / picture.name)

@@ -53,13 +53,15 @@ class Chart:
     bands: tuple[Band, ...]
 
 
-def error_charts(result: Result) -> list[Chart]:
-    """Image error and layer error per stage, whichever was measured."""
+def error_charts(result: Result, intervals: bool = True) -> list[Chart]:
+    """Image error and layer error per stage, whichever was measured, with or without their ``intervals``."""
     guess = [each.mean() for each in result.select(stage=MEAN_IMAGE, metric="mse") if math.isfinite(each.mean())]
     baselines = {"mean image": guess[0]} if guess else {}
     charts = [
-        _error_chart(_points(result, "mse"), baselines, "MSE of the image, RGB in [0, 1]"),
-        _error_chart(_points(result, LAYER_ERROR), {"the target's mean": 1.0}, "layer error, in the target's variance"),
+        _error_chart(_points(result, "mse", intervals), baselines, "MSE of the image, RGB in [0, 1]"),
+        _error_chart(
+            _points(result, LAYER_ERROR, intervals), {"the target's mean": 1.0}, "layer error, in the target's variance"
+        ),
     ]
     return [chart for chart in charts if chart]
 
@@ -82,13 +84,13 @@ def training_chart(result: Result) -> Chart | None:
     )
 
 
-def _points(result: Result, metric: str) -> list[ErrorPoint]:
+def _points(result: Result, metric: str, intervals: bool) -> list[ErrorPoint]:
     """A point for every entry of which the metric is known."""
     points = []
     for each in result.select(metric=metric):
         interval = each.interval()
         if each.labels["stage"] != MEAN_IMAGE and math.isfinite(interval.mean):
-            bounds = interval if math.isfinite(interval.low) else None
+            bounds = interval if intervals and math.isfinite(interval.low) else None
             points.append(ErrorPoint(entry_title(str(each.labels["stage"])), each.by_seed(), bounds))
     return points
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,15 +20,20 @@ from backsight.data import Batch, find_pictures, load_images
 from backsight.devices import choose_device
 from backsight.engine import RANDOM, StagedModel
 from backsight.evaluation import MeanImage, evaluate
-from backsight.experiments.reconstruct import DETECTED, INPUT, PLAIN, SEEDS, show
-from backsight.experiments.subject import training_mean
-from backsight.figures import image_png, pages, picture_part, to_png
+from backsight.experiments.reconstruct import DETECTED, INPUT, PLAIN, SEEDS, WARNING, show
+from backsight.experiments.subject import trained_on, training_mean
+from backsight.figures import image_png, pages, picture_part, text_part, to_png
+from backsight.figures.page import Caption
 from backsight.io import read_json, write_bytes
 from backsight.old_results import convert
 from backsight.report.render import write_report
 from backsight.results import FORMAT, TRAINING_LOSS, Measurement, Picture, PictureFile, Result
 from backsight.shipped import shipped_card
 from backsight.training import RunFolder, command
+from backsight.training_range import UNLIKE, Distances, TrainingRange, unlike_in_words
+from backsight.weak_inverses import weak_in_words, weak_inverses
+
+logger = logging.getLogger(__name__)
 
 AT_ONCE = 8
 """Pictures that go through the model together."""
@@ -78,29 +84,50 @@ def write_results(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, 
     comes without its run is measured on ``batch`` itself.
     """
     earlier = _written_before(out)
-    parts = [batch.part(start, start + AT_ONCE) for start in range(0, len(batch.ids), AT_ONCE)]
-    pictures = [each for part in parts for each in _pictures(model, ensemble, part.to(model.device), out)]
+    known, weak, data = TrainingRange.beside(ensemble), weak_inverses(ensemble), trained_on(ensemble)
+    parts = [batch.part(start, start + AT_ONCE).to(model.device) for start in range(0, len(batch.ids), AT_ONCE)]
+    found = [_distances(known, model, ensemble, part) for part in parts]
+    pictures = [each for pair in zip(parts, found, strict=True) for each in _pictures(model, ensemble, *pair, out)]
+    notes = [*filter(None, [_unlike(batch, found, data)]), *weak_in_words(weak)]
     errors = _errors_of(run) or _measure(run, model, ensemble, batch.to(model.device))
     card = {**errors.subjects[0], "model": model.name, "weights": model.weights, "random": model.weights == RANDOM}
     card |= {"family": model.spec.family, "stages": model.stages}
     card |= {"size": list(model.pixels.size), "fit": model.pixels.fit}
-    card["figures"] = dict(shipped_card(model.name).get("figures", {}))
+    card |= {"figures": dict(shipped_card(model.name).get("figures", {})), "weak": weak}
+    card |= {} if data is None else {"trained_on": data}
     measurements = [*errors.measurements, *_losses(run, model.name)]
-    result = Result("reconstruct", [card], measurements, pictures, notes=errors.notes, command=command())
+    result = Result("reconstruct", [card], measurements, pictures, notes=[*errors.notes, *notes], command=command())
     # Before the figure: by it the folder is known as ours. The page is made from the file, as `backsight report` does.
     result = Result.load(result.write(out / RESULTS))
     _drop(out, set(earlier) - {each.file for each in pictures})
-    write_bytes(out / "figure.png", to_png(_figure(pictures, "random weights" if card["random"] else "")))
+    write_bytes(out / "figure.png", to_png(_figure(pictures, "random weights" if card["random"] else "", notes)))
     write_report(result, out / "report.html")
+    for note in notes:
+        logger.warning(note)
     return result
 
 
+def _distances(
+    known: TrainingRange | None, model: StagedModel, ensemble: ChainEnsemble, batch: Batch
+) -> Distances | None:
+    return None if known is None else known.distances_of(model, ensemble, batch.images, batch.valid)
+
+
+def _unlike(batch: Batch, found: Sequence[Distances | None], data: str | None) -> str:
+    known = [each for each in found if each is not None]
+    return unlike_in_words(batch.ids, Distances.joined(known), data) if known else ""
+
+
 @torch.no_grad()
-def _pictures(model: StagedModel, ensemble: ChainEnsemble, batch: Batch, out: Path) -> Iterator[PictureFile]:
+def _pictures(
+    model: StagedModel, ensemble: ChainEnsemble, batch: Batch, distances: Distances | None, out: Path
+) -> Iterator[PictureFile]:
     """The input of each image, with detections drawn on it, and its reconstructions, each written to its file."""
     trace = model.run(batch.images, valid=batch.valid)
     images = {entry: ensemble.reconstruct(trace, entry).clamp(0, 1) for entry in ensemble.entries}
-    found = list(show(model, batch, trace, images, [chain.seed for chain in ensemble.chains], [SEEDS]))
+    far = None if distances is None else distances.farthest.tolist()
+    seeds = [chain.seed for chain in ensemble.chains]
+    found = list(show(model, batch, trace, images, seeds, [SEEDS], distances=far))
     input_row = DETECTED if any(each.labels["row"] == DETECTED for each in found) else PLAIN
     numbers: dict[tuple[str, str], int] = {}
     for each in found:
@@ -139,7 +166,7 @@ def _measure(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batch
     mean = training_mean(Path(run))
     baseline = MeanImage.over([batch]) if mean is None else MeanImage(mean)
     found = evaluate(model, ensemble, [batch], baseline)
-    card: dict[str, Any] = {**found.subjects[0], "data": "the pictures below"}
+    card: dict[str, Any] = {**found.subjects[0], "data": "the pictures below", "own_pictures": True}
     if mean is None:
         card["mean_image"] = "of the pictures below, its errors corrected for this"
     return replace(found, subjects=[card])
@@ -156,7 +183,7 @@ def _losses(run: str | Path, model: str) -> Iterator[Measurement]:
             yield Measurement(labels, torch.tensor([values], dtype=torch.float64).T)
 
 
-def _figure(pictures: Sequence[Picture], warning: str) -> Any:
+def _figure(pictures: Sequence[Picture], warning: str, notes: Sequence[str] = ()) -> Any:
     """The first pictures beside their reconstructions by the first seed, as many as fit on a page, for print."""
     rows: dict[str, dict[str, Picture]] = {}
     for each in pictures:
@@ -165,7 +192,14 @@ def _figure(pictures: Sequence[Picture], warning: str) -> Any:
     stages = list(next(iter(shown.values())))
     titles = [stage if stage == INPUT or not warning else f"{stage}, {warning}" for stage in stages]
     images = [[row[stage].image for stage in stages] for row in shown.values()]
-    return pages([picture_part(images, titles, [Path(name).name for name in shown])])[0]
+    captions = [[_warning(row[stage]) for stage in stages] for row in shown.values()]
+    table = picture_part(images, titles, [Path(name).name for name in shown], captions)
+    return pages([*map(text_part, notes), table])[0]
+
+
+def _warning(picture: Picture) -> Caption:
+    """What stands under the input of an image that is unlike the training data."""
+    return [(line, WARNING) for line in UNLIKE] if float(picture.labels.get("distance", 0)) > 1 else ""
 
 
 # ---- the folder that pictures go to

@@ -51,18 +51,23 @@ def write_report(result: Result, path: str | Path) -> Path:
     Raises:
         UserError: its pictures do not fit each other.
     """
+    own_pictures = bool(result.subjects[0].get("own_pictures"))
     columns, rows = error_table(result)
     guesses = next((row.cells for row in rows if row.stage == MEAN_IMAGE), [None] * len(columns))
     template = environment().get_template("page.html")
     page = template.render(
         result=result,
         card=result.subjects[0],
+        own_pictures=own_pictures,
         facts=list(_facts(result)),
         gallery=build_gallery(result.pictures),
         colours=spread_colours(9),
         columns=columns,
-        table=[(row, [_cell(row, *each) for each in zip(columns, row.cells, guesses, strict=True)]) for row in rows],
-        charts=error_charts(result),
+        table=[
+            (row, [_cell(row, *each, not own_pictures) for each in zip(columns, row.cells, guesses, strict=True)])
+            for row in rows
+        ],
+        charts=error_charts(result, intervals=not own_pictures),
         training=training_chart(result),
     )
     return write_text(path, page)
@@ -92,8 +97,10 @@ def script_digest(script: Markup) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _cell(row: Row, column: Column, measurement: Measurement | None, guess: Measurement | None) -> Cell | None:
-    """``guess`` is what the mean image has in this column."""
+def _cell(
+    row: Row, column: Column, measurement: Measurement | None, guess: Measurement | None, intervals: bool
+) -> Cell | None:
+    """``guess`` is what the mean image has in this column; ``intervals`` are left out of a user's own few pictures."""
     if measurement is None:
         return None
     mean, low, high = measurement.interval()
@@ -102,7 +109,7 @@ def _cell(row: Row, column: Column, measurement: Measurement | None, guess: Meas
     if row.stage == MEAN_IMAGE:
         return Cell(mean, None, [], "")
     lines = [f"{entry_title(row.stage)}: {column.title} {mean:.6g}", f"{column.unit}; {column.better}"]
-    known = math.isfinite(low)
+    known = intervals and math.isfinite(low)
     lines += [f"95 % interval {low:.6g} to {high:.6g}"] if known else []
     lines += [f"mean image {guess.mean():.6g}"] if guess is not None and math.isfinite(guess.mean()) else []
     return Cell(mean, (low, high) if known else None, measurement.by_seed(), "\n".join(lines))
@@ -112,6 +119,8 @@ def _facts(result: Result) -> Iterator[tuple[str, Any]]:
     """What the page says of the model, the data and the training, each once."""
     card = dict(result.subjects[0])
     training, figures = card.pop("training", {}), card.pop("figures", {})
+    for name in ("weak", "own_pictures"):
+        card.pop(name, None)
     card |= {"test scenes, " + name: value for name, value in figures.items()}
     for name, value in {**card, **{name: value for name, value in training.items() if name not in card}}.items():
         if value not in (None, ""):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -48,11 +48,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """The pictures of one image: its ``id``, the model's answer, and a cell for each stage."""
+    """The pictures of one image: its ``id``, the model's answer, a cell for each stage, and how far it lies from the
+    training data, in units of what is usual there (0 where that is not known)."""
 
     id: str
     caption: str
     cells: Sequence[Cell]
+    distance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,20 @@ def build_gallery(pictures: Sequence[Picture]) -> Gallery:
     rows = [
         Row(
             image,
-            next((str(p.labels["caption"]) for seeds in columns.values() for p in seeds if "caption" in p.labels), ""),
+            str(_label(columns, "caption", "")),
             [_cell(stage, _arrays(seeds), names, largest) for stage, seeds in columns.items()],
+            float(_label(columns, "distance", 0.0)),
         )
         for image, columns in images.items()
     ]
     stages = list(dict.fromkeys(stage for columns in images.values() for stage in columns))
     return Gallery(stages, rows, [*names, "mean", "spread"] if names else [], largest)
+
+
+def _label(columns: Mapping[str, Sequence[Picture]], name: str, default: Any) -> Any:
+    """What the first of the pictures of an image says under ``name``."""
+    pictures = [each for seeds in columns.values() for each in seeds]
+    return next((each.labels[name] for each in pictures if name in each.labels), default)
 
 
 def _arrays(pictures: Sequence[Picture]) -> Any:

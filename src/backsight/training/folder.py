@@ -28,7 +28,7 @@ from backsight.validation import check_folder
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
-FILES = ("metrics.jsonl", "mean_image.safetensors", "evaluation.json", "card.md")
+FILES = ("metrics.jsonl", "mean_image.safetensors", "training_range.safetensors", "evaluation.json", "card.md")
 FOLDERS = ("checkpoints", "chains", "forward", "tensorboard")
 """What a run writes into its folder, beside its configuration."""
 

@@ -45,7 +45,9 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Path:
                     copied = target.path / path.relative_to(folder.path)
                     copied.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(path, copied)
-        shutil.copyfile(folders[0].path / "mean_image.safetensors", target.path / "mean_image.safetensors")
+        for name in ("mean_image.safetensors", "training_range.safetensors"):  # of the same test images
+            if (folders[0].path / name).is_file():
+                shutil.copyfile(folders[0].path / name, target.path / name)
         _merge_metrics(folders, target)
         result = _merge_results([Result.load(folder.path / "evaluation.json") for folder in folders], folders)
         result.write(target.path / "evaluation.json")

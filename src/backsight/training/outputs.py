@@ -21,6 +21,7 @@ from backsight.evaluation import ACCURACY, PRECISION, Gather, evaluate, join_see
 from backsight.io import write_bytes
 from backsight.results import Measurement, Result
 from backsight.tasks import Task
+from backsight.training_range import Measured, Recorder, TrainingRange
 
 LIBRARIES = ("backsight", "torch", "torchvision", "timm", "transformers")
 
@@ -60,19 +61,22 @@ def _save_forward(model: StagedModel, folder: Path) -> str:
 # ---- how good they are
 
 
-def measure(task: Task, batches: Batches, mean_image: Tensor, gather: Gather) -> Result:
+def measure(task: Task, batches: Batches, mean_image: Tensor, gather: Gather) -> tuple[Result, TrainingRange | None]:
     """The errors of all seeds (:func:`~backsight.evaluation.evaluate`), each on the features of its own forward model,
-    and the scores of the forward models."""
-    parts = [
-        evaluate(model, ChainEnsemble(chains), batches(), mean_image, gather=gather)
-        for model, chains in _by_forward_model(task)
-    ]
+    and the scores of the forward models; and the range of these images, where all seeds share the forward model."""
+    parts, recorders = [], []
+    for model, chains in _by_forward_model(task):
+        ensemble = ChainEnsemble(chains)
+        recorders.append(Recorder(model, ensemble))
+        parts.append(evaluate(model, ensemble, batches(), mean_image, gather=gather, invert=recorders[-1]))
+    recorded = [each for part in gather(recorders[0].parts) for each in part] if len(recorders) == 1 else []
+    known = TrainingRange.of(Measured.joined(recorded)) if recorded else None
     result = join_seeds(parts)
     scores = [
         Measurement({"model": task.model.name, "metric": name}, values)
         for name, values in score(task, batches, gather).items()
     ]
-    return replace(result, measurements=[*result.measurements, *scores])
+    return replace(result, measurements=[*result.measurements, *scores]), known
 
 
 def score(task: Task, batches: Batches, gather: Gather) -> dict[str, Tensor]:

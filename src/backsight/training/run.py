@@ -38,6 +38,7 @@ from backsight.training.loop import Budget, Interrupted, Loop, NotFinite, StopRe
 from backsight.training.memory import Need, choose_micro_batch, in_units
 from backsight.training.outputs import measure, save_models, score_by_seed, task_in_words, versions, write_card
 from backsight.training.tracking import ProgressLine, Tracker
+from backsight.weak_inverses import no_better, still_falling, weak_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -403,12 +404,18 @@ class Run:
             save_models(self.task, self.folder.path)
             write_bytes(self.folder.path / "mean_image.safetensors", save({"mean_image": mean.cpu()}))
         with autocast(self.precision, self.device):
-            result = measure(self.task, self.test_batches, mean, self.held_out.gather)
+            result, known = measure(self.task, self.test_batches, mean, self.held_out.gather)
+        weak = {**still_falling(self.folder.metrics()), **no_better(result)}
+        for sentence in weak_in_words(weak):
+            logger.warning(sentence)
         facts = self.facts(state)
+        facts |= {"says_little": "; ".join(f"{entry}: {why}" for entry, why in weak.items())} if weak else {}
         data = {"data": self.options.data, "data_fingerprint": facts["data_fingerprint"]}
         card = {**result.subjects[0], **data, "training": facts}
         result = replace(result, subjects=[card], command=command())
         if self.processes.main:
+            if known is not None:
+                known.save(self.folder.path)
             result.write(self.folder.path / "evaluation.json")
             write_text(self.folder.path / "card.md", write_card(result))
             if self.options.keep_checkpoints is None:

@@ -2,7 +2,16 @@
 
 from backsight.experiments.claims.changes import CHANGES_CLAIMS, TRUTH_CLAIMS
 from backsight.experiments.claims.claim import Claim, Comparison, Evidence, Role
-from backsight.experiments.claims.judge import VERDICTS, Control, Effect, Judgement, judge, load_claims, save_claims
+from backsight.experiments.claims.judge import (
+    VERDICTS,
+    Claims,
+    Control,
+    Effect,
+    Judgement,
+    judge,
+    load_claims,
+    save_claims,
+)
 from backsight.experiments.claims.layers import LAYER_CLAIMS
 from backsight.experiments.claims.objects import OBJECT_CLAIMS
 from backsight.experiments.claims.stages import STAGE_CLAIMS
@@ -14,6 +23,7 @@ __all__ = [
     "CLAIMS",
     "VERDICTS",
     "Claim",
+    "Claims",
     "Comparison",
     "Control",
     "Effect",

@@ -116,9 +116,16 @@ def _describe(card: Mapping[str, Any]) -> str:
     return f"{card['model']}{weights} on {card.get('data') or 'unknown data'}"
 
 
-def judge(
-    claims: Sequence[Claim], results: Mapping[str, Result], missing: Mapping[str, str] | None = None
-) -> list[Judgement]:
+class Claims(list[Judgement]):
+    """Claims that were judged, which a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        from backsight.display import claims_html
+
+        return claims_html(self)
+
+
+def judge(claims: Sequence[Claim], results: Mapping[str, Result], missing: Mapping[str, str] | None = None) -> Claims:
     """Every claim, once for each choice of models that play its roles; verdicts are of all of them together.
 
     Args:
@@ -129,7 +136,7 @@ def judge(
     found = [each for claim in claims for each in _judge(claim, results.get(claim.experiment), missing or {})]
     chances = holm([each.chance for each in found if each.chance is not None])
     adjusted = iter(chances)
-    return [each if each.chance is None else _decide(each, next(adjusted), len(chances)) for each in found]
+    return Claims(each if each.chance is None else _decide(each, next(adjusted), len(chances)) for each in found)
 
 
 def _judge(claim: Claim, result: Result | None, missing: Mapping[str, str]) -> Iterator[Judgement]:
@@ -265,7 +272,7 @@ def save_claims(judgements: Sequence[Judgement], path: str | Path) -> Path:
     return write_text(path, json.dumps({"format": FORMAT, "claims": content}, indent=2, allow_nan=False) + "\n")
 
 
-def load_claims(path: str | Path) -> list[Judgement]:
+def load_claims(path: str | Path) -> Claims:
     """The inverse of :func:`save_claims`.
 
     Raises:
@@ -275,7 +282,7 @@ def load_claims(path: str | Path) -> list[Judgement]:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
         if value["format"] != FORMAT:
             raise UserError(f"{path} has claims in another format: this version reads {FORMAT}")
-        return [_read(each) for each in value["claims"]]
+        return Claims(_read(each) for each in value["claims"])
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise UserError(
             f"{path} is not a claims.json ({FORMAT}), {in_words(error)}: do `backsight reproduce` again"
