@@ -35,6 +35,9 @@ MOST_NAMED = 4
 MEAN, SPREAD, SEEDS = "mean", "spread", "seeds"
 """The rows of a reconstruction: the mean over seeds, the spread between them, every seed by itself."""
 
+DIFFER = "where they differ"
+"""The row of maps of the standard deviation between draws: black is agreement."""
+
 DETECTS = "detects "
 """How the caption of a detector's input begins."""
 
