@@ -121,7 +121,7 @@ def test_an_inverse_fits_its_layouts_or_says_that_it_does_not(name: str, case: s
 @pytest.mark.parametrize("name", INVERSES)
 def test_every_inverse_fits_somewhere(name: str) -> None:
     fitting = [case for case in CASES if fits(name, case)]
-    assert 0 < len(fitting) < len(CASES) or name == "ridge"  # which reads whatever there is
+    assert 0 < len(fitting) < len(CASES) or name in ("ridge", "flow")  # which read whatever there is
 
 
 def test_the_inverses_of_every_family_fit_their_stages(model: StagedModel) -> None:

@@ -28,9 +28,10 @@ from small import build_small
 KINDS = ("cuda", pytest.param("mps", marks=pytest.mark.slow))
 INVERSES = {
     "detr": ["backbone=local:depth=1", "encoder=encoder:depth=1", "decoder=decoder:depth=1"],
-    "vit": ["encoder=blocks:depth=1"],
+    "vit": ["encoder=blocks:depth=1", "backbone@flow=flow:width=8,depth=1,steps=1"],
 }
 QUICK = {
+    "ambiguity": {"num_draws": 3},
     "attention_ablation": {"steps": 1, "batch_size": 2},
     "truth": {"num_scenes": 4, "num_training": 12},
     "token_noise": {"shares": [0.3]},

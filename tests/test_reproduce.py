@@ -41,6 +41,7 @@ QUICK = {
     "attention_ablation": {"steps": 1, "batch_size": 2, "copies": 1},
     "truth": {"num_scenes": 6, "num_training": 8},
     "token_noise": {"shares": [0.3]},
+    "ambiguity": {"num_draws": 3},
 }
 
 
@@ -48,8 +49,9 @@ INVERSES = {
     "detr": [
         *("backbone=local:depth=1", "encoder=encoder:depth=1", "decoder=decoder:depth=1"),
         "prediction@onehot=none",
+        "backbone@flow=flow:width=8,depth=1,steps=1",
     ],
-    "vit": ["encoder=blocks:depth=1"],
+    "vit": ["encoder=blocks:depth=1", "backbone@flow=flow:width=8,depth=1,steps=1"],
 }
 """Small ones: they are many."""
 

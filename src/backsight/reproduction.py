@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 MODELS = ("zoo/detr-prior", "zoo/vit-prior")
 """The models that are used unless some are named. The experiments of :data:`ON_ALL` use all that ship with chains."""
 
-ON_ALL = ("truth",)
+ON_ALL = ("truth", "ambiguity")
 
 ON_SHARED = ("reconstruct", "stage_error")
 """What is done with all models on the same images, those of the first: the paper sets models side by side there."""

@@ -16,11 +16,14 @@ from backsight.chain.files import FORMAT, read_index, read_inverse, run_folders
 from backsight.core import IMAGE, UserError, split_entry
 from backsight.engine import StagedModel, Trace
 from backsight.hub import locate, publish
-from backsight.inverses import Inverse, build_inverse
+from backsight.inverses import Flow, Inverse, build_inverse
 from backsight.io import write_bytes, write_json
 
 if TYPE_CHECKING:
     from backsight.display import Html
+
+AT_ONCE = 8
+"""Draws of a batch that pass the inverses together."""
 
 
 @dataclass(frozen=True)
@@ -125,15 +128,95 @@ class InverseChain(nn.Module):
         Raises:
             UserError: no such way through the chain, or features that its first inverse cannot read.
         """
+        features, entries = self._way(source, at, to, reads, via)
+        for entry in entries:
+            features = self.inverses[entry](features)
+        return features
+
+    @torch.no_grad()
+    def sample(
+        self,
+        source: Trace | Tensor,
+        at: str,
+        to: str = IMAGE,
+        *,
+        draws: int = 16,
+        seed: int = 0,
+        reads: str | None = None,
+        via: Mapping[str, str] | None = None,
+        steps: int | None = None,
+    ) -> Tensor:
+        """Draws of what may have led to the features at ``at``: each goes down the whole chain, and takes noise of its
+        own at every inverse that samples (:class:`~backsight.inverses.Flow`).
+
+        A draw depends on ``seed``, on its number and on the place of its image in the batch, and on nothing else: the
+        same ones come again, however many are drawn beside them, to rounding on any device.
+
+        Args:
+            source, at, to, reads: as for :meth:`reconstruct`.
+            draws: how many of each image.
+            seed: of the noise.
+            via: variants to use on the way, as ``{"encoder": "flow"}``; the others give their mean. By default
+                :meth:`samplers`: every stage samples that can.
+            steps: of each inverse that samples, in place of its own.
+
+        Returns:
+            ``draws B 3 H W`` in [0, 1], or features ``draws B N D`` of the stage ``to``.
+
+        Raises:
+            UserError: no inverse on the way samples; or as :meth:`reconstruct`.
+        """
+        features, entries = self._way(source, at, to, reads, self.samplers() if via is None else via)
+        if not any(self.samples(entry) for entry in entries):
+            raise UserError(
+                f"no inverse of {', '.join(entries) or at} samples: train some beside them, as --inverse "
+                f"{self.stages[0]}@flow=flow, and name them by via"
+            )
+        parts = [
+            self._draw(features, entries, range(start, min(start + AT_ONCE, draws)), seed, steps)
+            for start in range(0, draws, AT_ONCE)
+        ]
+        return torch.cat(parts)
+
+    def samplers(self) -> dict[str, str]:
+        """The variant of each stage that samples, the first where there are several; not of stages that have none, or
+        whose own inverse samples."""
+        found: dict[str, str] = {}
+        for entry in self.entries:
+            stage, variant = split_entry(entry)
+            if variant and self.samples(entry) and not self.samples(stage):
+                found.setdefault(stage, variant)
+        return found
+
+    def samples(self, entry: str) -> bool:
+        """Whether the inverse ``entry`` gives draws as well as their mean."""
+        return isinstance(self.inverses[entry], Flow)
+
+    def _draw(self, features: Tensor, entries: Sequence[str], numbers: range, seed: int, steps: int | None) -> Tensor:
+        """The draws ``numbers`` of features ``B N D``: ``draws B ...``."""
+        count = len(features)
+        features = features.expand(len(numbers), *features.shape).flatten(0, 1)
+        for entry in entries:
+            inverse = self.inverses[entry]
+            if isinstance(inverse, Flow):
+                keys = [f"{seed} {self.seed} {entry} {number} {place}" for number in numbers for place in range(count)]
+                noise = torch.stack([noise_of(key, inverse.noise_shape) for key in keys]).to(features)
+                features = inverse.sample(features, noise, steps)
+            else:
+                features = inverse(features)
+        return features.unflatten(0, (len(numbers), count))
+
+    def _way(
+        self, source: Trace | Tensor, at: str, to: str, reads: str | None, via: Mapping[str, str] | None
+    ) -> tuple[Tensor, list[str]]:
+        """The features at ``at``, and the inverses that they pass on the way down to ``to``."""
         name, variant = split_entry(at)
         own = name.partition(".")[0] + (f"@{variant}" if variant else "")
         features = source[name] if isinstance(source, Trace) else source
         entries = self.path(reads or own, to, via)
         if entries:
             self._expect_readable(features, entries[0], at)
-        for entry in entries:
-            features = self.inverses[entry](features)
-        return features
+        return features, entries
 
     def _expect_readable(self, features: Tensor, entry: str, at: str) -> None:
         """Refuse features that the inverse ``entry`` cannot read; those of the chain that can are offered."""
@@ -249,6 +332,14 @@ class ChainEnsemble:
         """:meth:`InverseChain.reconstruct` by every seed: ``S B 3 H W``."""
         return torch.stack([chain.reconstruct(source, at, to, **options) for chain in self.chains])
 
+    def sample(self, source: Trace | Tensor, at: str, to: str = IMAGE, **options: Any) -> Tensor:
+        """:meth:`InverseChain.sample` by every seed: ``S draws B 3 H W``."""
+        return torch.stack([chain.sample(source, at, to, **options) for chain in self.chains])
+
+    def samplers(self) -> dict[str, str]:
+        """The variant of each stage that samples (:meth:`InverseChain.samplers`)."""
+        return self.chains[0].samplers()
+
     def to(self, device: torch.device | str) -> ChainEnsemble:
         """Move every chain; returns the ensemble itself."""
         for chain in self.chains:
@@ -315,6 +406,12 @@ def build_chain(model: StagedModel, plans: Mapping[str, Plan], seed: int) -> Inv
             torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {entry}".encode()).digest()[:8]) >> 1)
             inverses[entry] = build_inverse(plan.inverse, source, target, plan.options, constants)
     return InverseChain(inverses, plans, model.stages, describe(model), seed)
+
+
+def noise_of(key: str, shape: Sequence[int]) -> Tensor:
+    """Standard normal numbers that depend on ``key`` alone."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) >> 1
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _as(value: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -17,6 +17,7 @@ def reconstruct(
     model: str | None = None,
     device: str = "auto",
     strict: bool = False,
+    draws: int = 0,
 ) -> None:
     """Your own pictures, from every stage of a trained run: PNG files, results.json and report.html.
 
@@ -27,10 +28,11 @@ def reconstruct(
         model: The forward model, where the name that the run keeps leads to it no more.
         device: Where to compute: auto, cpu, cuda.
         strict: Fail at a picture that cannot be read, instead of leaving it out.
+        draws: How many draws to show under each picture, with a map of where they differ, if inverses sample.
     """
     from backsight.report.reconstruct import reconstruct as run_reconstruct
 
-    run_reconstruct(run, images, out, model=model, device=device, strict=strict)
+    run_reconstruct(run, images, out, model=model, device=device, strict=strict, draws=draws)
     print(out / "report.html")
 
 

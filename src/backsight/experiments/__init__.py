@@ -9,6 +9,7 @@ import difflib
 
 from backsight.core import UserError
 from backsight.experiments.abstraction import ABSTRACTION
+from backsight.experiments.ambiguity import AMBIGUITY
 from backsight.experiments.attention_ablation import ATTENTION_ABLATION
 from backsight.experiments.color_perturbation import COLOR_PERTURBATION
 from backsight.experiments.detection_errors import DETECTION_ERRORS
@@ -34,6 +35,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         LAYER_SIMILARITY,
         TRUST,
         TRUTH,
+        AMBIGUITY,
         TRADE_OFF,
         COLOR_PERTURBATION,
         TOKEN_NOISE,

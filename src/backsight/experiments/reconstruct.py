@@ -36,6 +36,9 @@ MOST_NAMED = 4
 MEAN, SPREAD, SEEDS = "mean", "spread", "seeds"
 """The rows of a reconstruction: the mean over seeds, the spread between them, every seed by itself."""
 
+DIFFER = "where they differ"
+"""The row of maps of the standard deviation between draws: black is agreement."""
+
 DETECTS = "detects "
 """How the caption of a detector's input begins."""
 
@@ -272,7 +275,8 @@ def _input_caption(picture: Picture) -> Caption:
     answer = _answer(str(picture.labels.get("caption", "")))
     if float(picture.labels.get("distance", 0)) <= 1:
         return answer
-    return [*([(answer, "")] if isinstance(answer, str) and answer else answer), *((line, WARNING) for line in UNLIKE)]
+    lines = [(answer, "")] * bool(answer) if isinstance(answer, str) else list(answer)
+    return [*lines, *((line, WARNING) for line in UNLIKE)]
 
 
 def _answer(caption: str) -> Caption:

@@ -39,6 +39,7 @@ class Experiment:
         tasks: the kinds of forward model that it can be done with.
         padded: whether it knows of padding; one that compares whole images, or all their tokens, does not.
         compares_runs: ``measure`` has no subject, but reads finished runs (its first argument, ``runs``).
+        samples: whether it takes chains with inverses that sample.
         controlled: whether its effects are measured on controls as well
             (:func:`~backsight.experiments.controls.controls_of`).
     """
@@ -52,6 +53,7 @@ class Experiment:
     padded: bool = True
     compares_runs: bool = False
     controlled: bool = True
+    samples: bool = False
 
     def fits(self, subject: Subject) -> str:
         """Why the experiment cannot be done with ``subject``, in one line; empty where it can."""
@@ -59,6 +61,11 @@ class Experiment:
             return f"{self.name} is for models that {' or '.join(self.tasks)}, {subject.name} does not"
         if subject.padded and not self.padded:
             return f"{self.name} compares whole images, and these are padded: take a chain trained without --fit pad"
+        if self.samples and not subject.sampling_stages:
+            return (
+                f"{self.name} takes draws, and no inverse of {subject.name} samples: train some beside them, as "
+                "--inverse encoder@flow=flow"
+            )
         try:
             subject.require(*self.needs)
         except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -187,6 +188,22 @@ class Subject:
         """
         key = ("reconstruction", batch.ids, at, to, repr(sorted(options.items())))
         return self._cache.get(key, lambda: self.invert(self.trace(batch), at, to, **options))
+
+    @property
+    def sampling_stages(self) -> list[str]:
+        """The stages from which at least one inverse on the way to the image samples."""
+        chain = self.ensemble.chains[0]
+        return [stage for stage in self.stages if any(map(chain.samples, chain.path(stage, via=chain.samplers())))]
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, at: str, *, seed: int = 0, **options: Any) -> Tensor:
+        """Draws of one of :attr:`batches` by every seed, cached: ``S draws B 3 H W`` in [0, 1].
+
+        The options are those of :meth:`backsight.chain.InverseChain.sample`. Every batch has noise of its own.
+        """
+        key = ("draws", batch.ids, at, seed, repr(sorted(options.items())))
+        own = int.from_bytes(hashlib.sha256(f"{seed} {batch.ids[0]}".encode()).digest()[:6])
+        return self._cache.get(key, lambda: self.ensemble.sample(self.trace(batch), at, seed=own, **options))
 
     @torch.no_grad()
     def invert(self, source: Trace | Tensor, at: str, to: str = IMAGE, **options: Any) -> Tensor:

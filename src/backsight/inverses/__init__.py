@@ -12,6 +12,7 @@ from backsight.inverses.analytic import Analytic
 from backsight.inverses.base import Inverse, Moments
 from backsight.inverses.conv import Deconvolution, Local, Patch, Pyramid, ResidualStage
 from backsight.inverses.deformable import DeformableDecoder, DeformableEncoder
+from backsight.inverses.flow import Flow
 from backsight.inverses.prediction import PredictionMLP
 from backsight.inverses.ridge import Ridge
 from backsight.inverses.swin import SwinStage
@@ -33,6 +34,7 @@ INVERSES: dict[str, type[Inverse]] = {
     "pyramid": Pyramid,
     "deformable_encoder": DeformableEncoder,
     "deformable_decoder": DeformableDecoder,
+    "flow": Flow,
 }
 
 
@@ -63,6 +65,7 @@ __all__ = [
     "DeformableDecoder",
     "DeformableEncoder",
     "Encoder",
+    "Flow",
     "Inverse",
     "Local",
     "Moments",

@@ -25,11 +25,14 @@ class Inverse(nn.Module, ABC):
         learning_rate: Adam's, as in most of the authors' scripts (the paper names none).
         trainable: False for an inverse that is computed, not learned.
         muon: whether its matrices are Muon's in the fast recipe, or Adam's like all else.
+        samples: whether it gives draws of its target as well as their mean, see :class:`~backsight.inverses.Flow`; its
+            loss is its own, what it gives when called with features and target.
     """
 
     learning_rate: ClassVar[float] = 1e-3
     trainable: ClassVar[bool] = True
     muon: ClassVar[bool] = True
+    samples: ClassVar[bool] = False
 
     def __init__(self, source: Layout, target: Layout, constants: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()

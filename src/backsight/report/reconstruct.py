@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from backsight.chain import ChainEnsemble
 from backsight.chain.model import open_forward_model
 from backsight.core import Key, UserError
 from backsight.data import Batch, find_pictures, load_images
 from backsight.devices import choose_device
-from backsight.engine import RANDOM, StagedModel
+from backsight.engine import RANDOM, StagedModel, Trace
 from backsight.evaluation import MeanImage, evaluate
-from backsight.experiments.reconstruct import DETECTED, INPUT, PLAIN, SEEDS, WARNING, show
+from backsight.experiments.reconstruct import DETECTED, DIFFER, INPUT, PLAIN, SEEDS, WARNING, show, spread_map
 from backsight.experiments.subject import trained_on, training_mean
 from backsight.figures import image_png, pages, picture_part, text_part, to_png
 from backsight.figures.page import Caption
@@ -31,6 +32,8 @@ from backsight.results import FORMAT, TRAINING_LOSS, Measurement, Picture, Pictu
 from backsight.shipped import shipped_card
 from backsight.training import RunFolder, command
 from backsight.training_range import UNLIKE, Distances, TrainingRange, unlike_in_words
+from backsight.validation import AnyNumber
+from backsight.validation import convert as convert_value
 from backsight.weak_inverses import weak_in_words, weak_inverses
 
 logger = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ def reconstruct(
     model: StagedModel | str | None = None,
     device: str = "auto",
     strict: bool = False,
+    draws: int = 0,
 ) -> Result:
     """Reconstruct pictures from every stage and seed of a run, and write them, ``results.json`` and ``report.html``.
 
@@ -62,22 +66,30 @@ def reconstruct(
         model: the forward model, or its name, where that which the run keeps leads to it no more.
         device: where to compute.
         strict: fail at a picture that cannot be read, instead of leaving it out.
+        draws: how many draws to show under each picture, and a map of where they differ, from inverses that sample.
 
     Raises:
-        UserError: no chain there, no picture that can be read, the forward model is not to be had any more, or
-            something else lies in ``out`` (:func:`check_output`).
+        UserError: no chain there, no picture that can be read, the forward model is not to be had any more, draws of a
+            chain in which no inverse samples, or something else lies in ``out`` (:func:`check_output`).
     """
     out = Path(out)
+    convert_value(draws, AnyNumber, "--draws")
     check_output(out, images)
     ensemble = ChainEnsemble.from_pretrained(run)
+    if draws and not any(map(ensemble.chains[0].samples, ensemble.entries)):
+        raise UserError(
+            f"no inverse of {run} samples: leave out --draws, or train some, as --inverse encoder@flow=flow"
+        )
     find_pictures(images)  # a path that is wrong is reported before the model is loaded
     _errors_of(ensemble.folder or run)  # a damaged file is reported before anything is computed
     model = open_forward_model(ensemble, choose_device(device), model)
     batch = load_images(images, model.pixels, strict=strict)
-    return write_results(ensemble.folder or run, model, ensemble, batch, out)
+    return write_results(ensemble.folder or run, model, ensemble, batch, out, draws)
 
 
-def write_results(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batch: Batch, out: Path) -> Result:
+def write_results(
+    run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batch: Batch, out: Path, draws: int = 0
+) -> Result:
     """The pictures of ``batch`` and the run's errors on its test images, as files in ``out``.
 
     These are the pictures, ``figure.png`` (the same for print), ``results.json`` and ``report.html``. A chain that
@@ -87,7 +99,11 @@ def write_results(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, 
     known, weak, data = TrainingRange.beside(ensemble), weak_inverses(ensemble), trained_on(ensemble)
     parts = [batch.part(start, start + AT_ONCE).to(model.device) for start in range(0, len(batch.ids), AT_ONCE)]
     found = [_distances(known, model, ensemble, part) for part in parts]
-    pictures = [each for pair in zip(parts, found, strict=True) for each in _pictures(model, ensemble, *pair, out)]
+    pictures = [
+        each
+        for part, far in zip(parts, found, strict=True)
+        for each in _pictures(model, ensemble, part, far, out, draws)
+    ]
     notes = [*filter(None, [_unlike(batch, found, data)]), *weak_in_words(weak)]
     errors = _errors_of(run) or _measure(run, model, ensemble, batch.to(model.device))
     card = {**errors.subjects[0], "model": model.name, "weights": model.weights, "random": model.weights == RANDOM}
@@ -120,15 +136,18 @@ def _unlike(batch: Batch, found: Sequence[Distances | None], data: str | None) -
 
 @torch.no_grad()
 def _pictures(
-    model: StagedModel, ensemble: ChainEnsemble, batch: Batch, distances: Distances | None, out: Path
+    model: StagedModel, ensemble: ChainEnsemble, batch: Batch, distances: Distances | None, out: Path, draws: int
 ) -> Iterator[PictureFile]:
-    """The input of each image, with detections drawn on it, and its reconstructions, each written to its file."""
+    """The input of each image, with detections drawn on it, its reconstructions, and its draws in rows of their own,
+    each written to its file."""
     trace = model.run(batch.images, valid=batch.valid)
     images = {entry: ensemble.reconstruct(trace, entry).clamp(0, 1) for entry in ensemble.entries}
     far = None if distances is None else distances.farthest.tolist()
     seeds = [chain.seed for chain in ensemble.chains]
     found = list(show(model, batch, trace, images, seeds, [SEEDS], distances=far))
     input_row = DETECTED if any(each.labels["row"] == DETECTED for each in found) else PLAIN
+    if draws:
+        found = list(_with_draws(ensemble, batch, trace, found, input_row, draws))
     numbers: dict[tuple[str, str], int] = {}
     for each in found:
         place = str(each.labels["image"]), str(each.labels["stage"])
@@ -138,6 +157,34 @@ def _pictures(
         file = picture_file(*place, numbers[place])
         write_bytes(out / file, image_png(each.image))
         yield PictureFile(each.labels, out, file)
+
+
+def _with_draws(
+    ensemble: ChainEnsemble, batch: Batch, trace: Trace, found: Sequence[Picture], input_row: str, num: int
+) -> Iterator[Picture]:
+    """The pictures of each image, then its draws: rows ``NAME, draw 1``, ... of the same columns, and one of where they
+    differ. What does not sample is the same in all of them."""
+    drawn = {entry: _draws(ensemble, trace, entry, num) for entry in ensemble.entries}
+    for index, name in enumerate(batch.ids):
+        own = [each for each in found if each.labels["image"] == name]
+        yield from own
+        (shown,) = [each for each in own if each.labels["stage"] == INPUT and each.labels["row"] == input_row]
+        rows = [f"draw {number + 1}" for number in range(num)] + ([DIFFER] if num > 1 else [])
+        for number, row in enumerate(rows):
+            labels = {"model": shown.labels["model"], "image": f"{name}, {row}"}
+            yield Picture({**labels, "stage": INPUT, "row": input_row}, shown.image)
+            for entry, seeds in drawn.items():
+                for chain, draws in zip(ensemble.chains, seeds[:, :, index], strict=True):
+                    picture = batch.cut(index, draws[number] if number < num else spread_map(draws)).cpu()
+                    yield Picture({**labels, "stage": entry, "row": f"seed {chain.seed}"}, picture)
+
+
+def _draws(ensemble: ChainEnsemble, trace: Trace, entry: str, num: int) -> Tensor:
+    """``S draws B 3 H W`` from an entry, wherever anything on its way samples; else its reconstruction."""
+    chain = ensemble.chains[0]
+    if any(map(chain.samples, chain.path(entry, via=chain.samplers()))):
+        return ensemble.sample(trace, entry, draws=num)
+    return ensemble.reconstruct(trace, entry).clamp(0, 1)[:, None].expand(-1, num, -1, -1, -1, -1)
 
 
 def picture_file(image: str, stage: str, seed: int = 0) -> str:

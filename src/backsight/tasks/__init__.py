@@ -164,9 +164,17 @@ def _plans(model: StagedModel, options: TrainOptions) -> dict[str, Plan]:
 
 
 def _on_the_way(model: StagedModel, plans: Mapping[str, Plan], stage: str) -> dict[str, Plan]:
-    """The plans of the stages up to ``stage``, without variants."""
+    """The plans of the stages up to ``stage``, without variants.
+
+    Raises:
+        UserError: a flow is among them, which would learn its mean alone.
+    """
     wanted = model.stages[: model.stages.index(stage) + 1]
-    return {entry: plan for entry, plan in plans.items() if entry in wanted}
+    found = {entry: plan for entry, plan in plans.items() if entry in wanted}
+    for entry, plan in found.items():
+        if plan.inverse == "flow":
+            raise UserError(f"the inverse '{entry}' is a flow, which learns its own component: take --task modular")
+    return found
 
 
 def _only(model: StagedModel, chain: InverseChain, stage: str | None) -> InverseChain:

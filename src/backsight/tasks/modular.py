@@ -44,8 +44,8 @@ class Modular(Task):
         """
         del targets
         features = {name: value.float() for name, value in self.features(images, self.stages, valid).items()}
-        for key in self.networks:
-            loss = stage_loss(self.model, self.modules[key], key.stage, features, valid)
+        for key, network in self.networks.items():
+            loss = stage_loss(self.model, self.modules[key], key.stage, features, valid, samples=bool(network.samples))
             yield key, loss if counts is None else loss * counts.share(key), self.covers[key]
 
     def stop(self, loss: Key) -> list[Key]:

@@ -185,14 +185,19 @@ def image_loss(
 
 def stage_loss(
     model: StagedModel,
-    inverse: Callable[[Tensor], Tensor],
+    inverse: Callable[..., Tensor],
     stage: str,
     features: Mapping[str, Tensor],
     valid: Tensor | None = None,
+    *,
+    samples: bool = False,
 ) -> Tensor:
-    """The error of one ``inverse`` on the ``features`` of its ``stage``, against those of the stage before (eq. 1)."""
+    """The error of one ``inverse`` on the ``features`` of its ``stage``, against those of the stage before (eq. 1); of
+    one that ``samples`` its own loss, on the same."""
     target = model.spec.before(stage)
     counted = None if valid is None else model.layout(target).under(valid)
+    if samples:
+        return inverse(features[stage], features[target], counted)
     return component_loss(inverse(features[stage]).float(), features[target], target, model.pixels, counted)
 
 

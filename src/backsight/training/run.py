@@ -341,7 +341,9 @@ class Run:
         """Let new inverses begin by what the first training images tell (:func:`begin`). Without any to train, the mean
         image is that of those."""
         task, options = self.task, self.options
-        inverses = {**task.computed, **(task.networks if options.recipe != "paper" else {})}
+        quick = options.recipe != "paper"  # a flow has units in any recipe
+        begun = {key: each for key, each in task.networks.items() if quick or getattr(each, "samples", False)}
+        inverses = {**task.computed, **begun}
         batches = train_batches(self.splits.train, options, self.processes, self.device, 0, 0)
         if not task.networks:
             batches = state.counting(batches)

@@ -2,6 +2,7 @@
 
 from backsight.experiments.claims.changes import CHANGES_CLAIMS, TRUTH_CLAIMS
 from backsight.experiments.claims.claim import Claim, Comparison, Evidence, Role
+from backsight.experiments.claims.draws import DRAW_CLAIMS
 from backsight.experiments.claims.judge import (
     VERDICTS,
     Claims,
@@ -16,7 +17,14 @@ from backsight.experiments.claims.layers import LAYER_CLAIMS
 from backsight.experiments.claims.objects import OBJECT_CLAIMS
 from backsight.experiments.claims.stages import STAGE_CLAIMS
 
-CLAIMS: tuple[Claim, ...] = (*STAGE_CLAIMS, *CHANGES_CLAIMS, *LAYER_CLAIMS, *OBJECT_CLAIMS, *TRUTH_CLAIMS)
+CLAIMS: tuple[Claim, ...] = (
+    *STAGE_CLAIMS,
+    *CHANGES_CLAIMS,
+    *LAYER_CLAIMS,
+    *OBJECT_CLAIMS,
+    *TRUTH_CLAIMS,
+    *DRAW_CLAIMS,
+)
 """All of them, in the order of the paper, ours last."""
 
 __all__ = [
