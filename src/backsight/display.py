@@ -131,7 +131,7 @@ def show(chain: InverseChain | ChainEnsemble, trace: Trace, at: Sequence[str] | 
     ensemble = _ensemble(chain)
     batch = Batch(trace.images, tuple(f"image {index}" for index in range(len(trace.images))), (), trace.valid)
     names = [at] if isinstance(at, str) else list(at or ensemble.entries)
-    columns = [("input", batch.images, None)]
+    columns: list[tuple[str, Tensor, Tensor | None]] = [("input", batch.images, None)]
     for name in names:
         seeds = ensemble.reconstruct(trace, name).float().clamp(0, 1)
         errors = torch.stack([on_valid(mse, batch.valid)(each, batch.images) for each in seeds]).mean(0)

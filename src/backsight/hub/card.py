@@ -106,8 +106,9 @@ def _introduction(model: Mapping[str, Any], seeds: Sequence[int], data: str | No
     return (
         f"One small inverse network for each of the stages {', '.join(model['stages'])} of `{model['name']}` (weights: "
         f"{model['weights']}; images of {height} x {width} pixels), for {len(seeds)} "
-        f"seed{'s' if len(seeds) > 1 else ''}{f', trained on `{data}`' if data else ''}. Chained, they turn the features of any stage or layer back into an "
-        "image: what the stage has kept comes back sharp, what it has thrown away blurred or grey. The method is "
+        f"seed{'s' if len(seeds) > 1 else ''}{f', trained on `{data}`' if data else ''}. Chained, they turn the "
+        "features of any stage or layer back into an image: what the stage has kept comes back sharp, what it has "
+        "thrown away blurred or grey. The method is "
         "modular feature inversion ([Rathjens et al., 2024](https://arxiv.org/abs/2412.06534)), the library backsight."
         f"{warning if random else ''}"
     )
