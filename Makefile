@@ -12,6 +12,7 @@ HERE := $(subst /,-,$(subst $(empty) ,_,$(CURDIR)))
 BASE := $(VENV)/backsight$(HERE)
 DEV := $(BASE).dev
 DOCS := $(BASE).docs
+APP := $(BASE).app
 # Without its interpreter, which may have been upgraded away, a .venv is worth nothing.
 $(shell test -x $(VENV)/bin/python || rm -f $(BASE)*)
 
@@ -32,13 +33,14 @@ CPUS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=
 	MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=2 OMP_NUM_THREADS=3
 NUMBERS = $(sort $(shell grep -lE 'assert_rounding|assert_same|assert_close' tests/test_*.py) $(wildcard tests/test_experiments_*.py))
 
-.PHONY: help setup demo test test-all test-cpus test-lowest lint format docs clean distclean
+.PHONY: help setup demo app test test-all test-cpus test-lowest lint format docs clean distclean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
 help:
 	@echo 'make setup      build .venv; the command is then $(VENV)/bin/backsight'
 	@echo 'make demo       train, reconstruct and measure on the shipped models; see demo/report.html'
+	@echo 'make app        the web page on the shipped models; what it needs is installed by itself'
 	@echo 'make test       style, types, import rules, and the tests that take seconds'
 	@echo 'make test-all   the same, and the tests that take minutes'
 	@echo 'make test-cpus  the tests that compare numbers, as other CPUs would compute them; half an hour'
@@ -51,6 +53,9 @@ setup: $(BASE)
 
 demo: $(BASE)
 	$(RUN) backsight demo --out demo
+
+app: $(APP)
+	$(RUN) backsight app
 
 test: lint
 	$(PYTEST) -m 'not slow'
@@ -104,6 +109,10 @@ $(BASE): pyproject.toml $(VENV)/bin/python
 
 $(DEV): $(BASE)
 	$(call install,.[dev])
+	@touch '$@'
+
+$(APP): $(BASE)
+	$(call install,.[app])
 	@touch '$@'
 
 $(DOCS): $(BASE)

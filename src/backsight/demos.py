@@ -63,12 +63,13 @@ def demo(out: str | Path = "demo", *, minutes: float = 1.2, seeds: int = 1, seed
         out: the folder for ``report.html`` and ``results.json`` of the detector, the same for the classifier in
             ``vit/``, both again for the shipped inverses in ``shipped/``, and the runs in ``runs/``. An earlier demo
             there is replaced.
-        minutes: training time in all.
+        minutes: training time in all; 0 shows what the shipped inverses give, and trains nothing.
         seeds: instances of every inverse.
         seed: the first of them.
 
     Returns:
-        The pages of the new inverses; a line tells where those of the shipped ones are as soon as they are there.
+        The pages of the new inverses, or of the shipped ones where none were trained; a line tells where those of the
+        shipped ones are as soon as they are there.
 
     Raises:
         UserError: something else lies in ``out`` where the pages or the runs go.
@@ -77,10 +78,14 @@ def demo(out: str | Path = "demo", *, minutes: float = 1.2, seeds: int = 1, seed
     for subject in SUBJECTS:
         _check(subject, out)
     models = {subject: load_model(subject.model) for subject in SUBJECTS}
+    shown = []
     for subject, model in models.items():
         ensemble = ChainEnsemble.from_pretrained(subject.model)
         page = _show(subject, model, ensemble, ensemble.folder or subject.model, out / "shipped" / subject.page)
         logger.info("%s: what the shipped inverses give", page)
+        shown.append(page)
+    if not minutes:
+        return shown
     pages = []
     for subject, model in models.items():
         given = subject.share * minutes

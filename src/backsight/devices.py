@@ -6,7 +6,6 @@ import ctypes
 import os
 import platform
 import re
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -123,7 +122,7 @@ def exact(values: Tensor) -> Tensor:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory used so far, in bytes: of the GPU, or of this process."""
+    """The most memory used so far, in bytes: of the GPU, or of this process; 0 where nobody knows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -131,6 +130,10 @@ def peak_memory(device: torch.device) -> int:
         kilobytes = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
         if kilobytes:
             return 1024 * int(kilobytes[1])
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
 

@@ -13,6 +13,10 @@ ZOO = Path(__file__).parent / "zoo" / "weights"
 """One folder for each model: ``config.json``, weights, ``card.json``, and ``chains/<seed>`` where there are any."""
 
 
+IN_REPOSITORY = ("deformable-detr-prior", "detr-defining", "detr-independent", "vit-defining", "vit-independent")
+"""Those that a checkout of the repository has, and the wheel has not."""
+
+
 def shipped_names() -> list[str]:
     """``zoo/detr-prior`` and the others that are here."""
     return [f"zoo/{path.parent.name}" for path in sorted(ZOO.glob("*/config.json"))]
@@ -27,6 +31,8 @@ def find_shipped(name: str) -> Path | None:
     if not name.startswith("zoo/"):
         return None
     if name not in (names := shipped_names()):
+        if name.removeprefix("zoo/") in IN_REPOSITORY:
+            raise UserError(f"{name} is not in the installed package, which has {', '.join(names)}: install a checkout")
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
         offer = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(names) or 'nothing yet'}"
         raise UserError(f"no model '{name}' in the zoo: {offer}")

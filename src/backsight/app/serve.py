@@ -60,7 +60,7 @@ def serve(
         UserError: gradio is not installed, the address cannot be had, or something that is named is not there.
     """
     if find_spec("gradio") is None:
-        raise UserError("the web page needs gradio: pip install 'backsight[app]'")
+        raise UserError("the web page needs gradio: run `make app` in a checkout, or pip install 'gradio>=6.24,<7'")
     if root_path and not root_path.startswith("/"):
         raise UserError(f"--root-path is {root_path}: it has to begin with /, as /backsight")
 

@@ -15,7 +15,7 @@ def demo(out: Path = Path("demo"), minutes: float = 1.2, seeds: int = 1, seed: i
 
     Args:
         out: The folder for the pages (report.html) and the runs; an earlier demo there is replaced.
-        minutes: Training time in all.
+        minutes: Training time in all; 0 trains nothing, and shows what the shipped inverses give.
         seeds: How many instances of every inverse to train.
         seed: The first of them.
     """

@@ -275,8 +275,8 @@ def _input_caption(picture: Picture) -> Caption:
     answer = _answer(str(picture.labels.get("caption", "")))
     if float(picture.labels.get("distance", 0)) <= 1:
         return answer
-    lines = [(answer, "")] * bool(answer) if isinstance(answer, str) else list(answer)
-    return [*lines, *((line, WARNING) for line in UNLIKE)]
+    lines = [(answer, "")] if isinstance(answer, str) else list(answer)
+    return [*(line for line in lines if line[0]), *((line, WARNING) for line in UNLIKE)]
 
 
 def _answer(caption: str) -> Caption:

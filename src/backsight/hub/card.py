@@ -103,12 +103,12 @@ def _introduction(model: Mapping[str, Any], seeds: Sequence[int], data: str | No
     height, width = model["size"]
     random = model["weights"] == "random"
     warning = "\n\n**The forward model has random weights: these chains show that the method works, nothing more.**"
-    trained = f", trained on `{data}`" if data else ""
     return (
         f"One small inverse network for each of the stages {', '.join(model['stages'])} of `{model['name']}` (weights: "
         f"{model['weights']}; images of {height} x {width} pixels), for {len(seeds)} "
-        f"seed{'s' if len(seeds) > 1 else ''}{trained}. Chained, they turn the features of any stage or layer back into "
-        "an image: what the stage has kept comes back sharp, what it has thrown away blurred or grey. The method is "
+        f"seed{'s' if len(seeds) > 1 else ''}{f', trained on `{data}`' if data else ''}. Chained, they turn the "
+        "features of any stage or layer back into an image: what the stage has kept comes back sharp, what it has "
+        "thrown away blurred or grey. The method is "
         "modular feature inversion ([Rathjens et al., 2024](https://arxiv.org/abs/2412.06534)), the library backsight."
         f"{warning if random else ''}"
     )

@@ -28,6 +28,7 @@ from backsight.figures.page import Caption
 from backsight.io import read_json, write_bytes
 from backsight.old_results import convert
 from backsight.report.render import write_report
+from backsight.report.views import entry_title
 from backsight.results import FORMAT, TRAINING_LOSS, Measurement, Picture, PictureFile, Result
 from backsight.shipped import shipped_card
 from backsight.training import RunFolder, command
@@ -237,7 +238,7 @@ def _figure(pictures: Sequence[Picture], warning: str, notes: Sequence[str] = ()
         rows.setdefault(str(each.labels["image"]), {}).setdefault(str(each.labels["stage"]), each)
     shown = dict(list(rows.items())[:6])
     stages = list(next(iter(shown.values())))
-    titles = [stage if stage == INPUT or not warning else f"{stage}, {warning}" for stage in stages]
+    titles = [entry_title(stage) + (f", {warning}" if warning and stage != INPUT else "") for stage in stages]
     images = [[row[stage].image for stage in stages] for row in shown.values()]
     captions = [[_warning(row[stage]) for stage in stages] for row in shown.values()]
     table = picture_part(images, titles, [Path(name).name for name in shown], captions)

@@ -19,6 +19,9 @@ from backsight.results import Picture
 LARGEST_PNG = 60_000
 """A larger picture goes into the page as WebP of quality 90, which looks the same; in bytes."""
 
+TITLES = {"onehot": "likeliest class"}
+"""What a reader sees for a variant of an inverse whose name says too little."""
+
 SMALL_SIDE = 160
 """Pictures narrower than this are enlarged pixel by pixel, not smoothed."""
 
@@ -200,8 +203,8 @@ def format_bounds(low: float | None, high: float | None) -> str:
 def entry_title(entry: str) -> str:
     """The name of an inverse as a reader sees it.
 
-    >>> entry_title("backbone@local")
-    'backbone (local)'
+    >>> entry_title("backbone@local"), entry_title("prediction@onehot")
+    ('backbone (local)', 'prediction (likeliest class)')
     """
     stage, variant = split_entry(entry)
-    return f"{stage} ({variant})" if variant else stage
+    return f"{stage} ({TITLES.get(variant, variant)})" if variant else stage
