@@ -8,15 +8,17 @@ measured too: the truth has to lie among them as often as a draw does.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from backsight.core import Classes, Detections, UserError
 from backsight.data import Batch, Target
 from backsight.devices import exact
+from backsight.engine import Trace
 from backsight.experiments.detection_cases import on_cpu
 from backsight.experiments.drawing import models_of, pictures_of, points, title_of
 from backsight.experiments.objects import object_masks
@@ -54,7 +56,16 @@ COVERED = ("hue", "brightness", "texture")
 SHOWN = 3
 """Draws of each image in the figure."""
 
+NEAR = 0.1
+"""The overlap from which on a detection in a draw is that of an object, somewhere else."""
+
+ALONE = 8
+"""Draws, at most, of a stage whose inverse samples alone."""
+
 _AT_ONCE = 64
+
+Answer = Detections | int
+"""The detections in an image that count, or its likeliest class."""
 
 Draws = Annotated[int, Range(2)]
 """How many draws, two at least: with one there is no spread."""
@@ -140,29 +151,28 @@ def _mean_features(subject: Subject) -> dict[str, Tensor]:
 def _measure(subject: Subject, batch: Batch, stage: str, centre: Tensor, num: int, seed: int) -> Values:
     draws = subject.sample(batch, stage, draws=num, seed=seed)
     pictures = {DRAW: draws, MEAN: subject.reconstruct(batch, stage)[:, None], AVERAGE: draws.mean(1, keepdim=True)}
-    answers = _answers(subject, batch.images)
     values: Values = {}
-    again: list[list[list[Detections]]] = []
     for name, shown in pictures.items():
-        flat = shown.flatten(0, 2)
-        size = shown.shape[:3]
-        images = batch.images.expand(*size[:2], *batch.images.shape).flatten(0, 2)
-        values["mse", name] = mse(flat, images).view(size).mean(1)
-        values["fine detail", name] = (fine_power(flat) / fine_power(images)).view(size).mean(1)
-        if name == AVERAGE:
-            continue
-        features = subject.trace(batch)[stage].expand(*size[:2], -1, -1, -1).flatten(0, 2)
-        seen, found = _seen_again(subject, flat, stage)
-        values["features again", name] = _cosine(seen, features.cpu(), centre).view(size).mean(1)
-        if answers is not None and found is not None:
-            rows = [_same(answers[index % size[2]], each) for index, each in enumerate(found)]
-            values["same answer", name] = torch.tensor(rows, dtype=torch.float64).view(size).mean(1)
-            if name == DRAW and isinstance(found[0], Detections):
-                again = [
-                    [[found[(s * size[1] + d) * size[2] + b] for d in range(size[1])] for b in range(size[2])]
-                    for s in range(size[0])
-                ]
-    return {**values, **_spreads(subject, batch, stage, draws, again, seed), **_coverage(batch, draws)}
+        images = batch.images.expand_as(shown)
+        values["mse", name] = _each(mse, shown, images)
+        values["fine detail", name] = _each(lambda one, other: fine_power(one) / fine_power(other), shown, images)
+    del pictures[AVERAGE]
+    for name, shown in pictures.items():
+        features, answers = _seen_again(subject, shown.flatten(0, 2), stage)
+        own = subject.trace(batch)[stage].cpu().expand(*shown.shape[:2], -1, -1, -1).flatten(0, 2)
+        values["features again", name] = _cosine(features, own, centre).view(shown.shape[:3]).mean(1)
+        if answers:
+            known = _answers(subject, subject.trace(batch))
+            same = [_same(known[index % len(known)], each) for index, each in enumerate(answers)]
+            values["same answer", name] = torch.tensor(same, dtype=torch.float64).view(shown.shape[:3]).mean(1)
+        if name == DRAW and isinstance(answers[0] if answers else None, Detections):
+            values["place spread", "draws"] = _place_spreads(batch, answers, draws.shape[:3])
+    return {**values, **_spreads(subject, batch, stage, draws, seed), **_coverage(batch, draws)}
+
+
+def _each(metric: Callable[[Tensor, Tensor], Tensor], shown: Tensor, images: Tensor) -> Tensor:
+    """The mean over draws of ``metric``, of ``S n B 3 H W`` against as many images: ``S B``."""
+    return metric(shown.flatten(0, 2), images.flatten(0, 2)).view(shown.shape[:3]).mean(1)
 
 
 def fine_power(images: Tensor) -> Tensor:
@@ -174,89 +184,66 @@ def fine_power(images: Tensor) -> Tensor:
 
 
 def _cosine(features: Tensor, others: Tensor, centre: Tensor) -> Tensor:
-    """Between features ``M N D``, each less the mean over images ``N D``: ``M``."""
+    """Between features ``M N D``, each less the mean over images ``1 N D``: ``M``."""
     one, other = ((each.float() - centre).flatten(1) for each in (features, others))
-    return torch.nn.functional.cosine_similarity(one, other)
+    return functional.cosine_similarity(one, other)
 
 
-def _seen_again(subject: Subject, images: Tensor, stage: str) -> tuple[Tensor, list | None]:
+def _seen_again(subject: Subject, images: Tensor, stage: str) -> tuple[Tensor, list[Answer]]:
     """The features at ``stage`` of ``M 3 H W``, on the CPU, and what the model answers."""
-    features, answers = [], []
+    features, answers = [], list[Answer]()
     for part in images.split(_AT_ONCE):
         trace = subject.model.run(part)
         features.append(trace[stage].cpu())
-        answers += _listed(subject, trace)
-    return torch.cat(features), answers or None
+        answers += _answers(subject, trace)
+    return torch.cat(features), answers
 
 
-def _answers(subject: Subject, images: Tensor) -> list | None:
-    return _listed(subject, subject.model.run(images)) or None
-
-
-def _listed(subject: Subject, trace: object) -> list:
-    """An answer for each image: detections that count, or the number of the likeliest class; nothing of others."""
+def _answers(subject: Subject, trace: Trace) -> list[Answer]:
+    """For each image the detections that count, or the likeliest class; nothing of models that do neither."""
     if subject.model.read is None or subject.model.spec.task == "features":
         return []
-    found = subject.model.predict(trace)  # pyright: ignore[reportArgumentType]
+    found = subject.model.predict(trace)
     if isinstance(found, Classes):
-        return found.top().tolist()
+        return list(found.top().tolist())
     return [each.above(THRESHOLD) for each in on_cpu(found)]
 
 
-def _same(one: Detections | int, other: Detections | int) -> float:
+def _same(one: Answer, other: Answer) -> float:
     """1 where two answers are the same: the same class, or as many detections of which each finds its like."""
     if isinstance(one, int) or isinstance(other, int):
         return float(one == other)
-    matched = match_objects(other, _as_target(one))
+    known = Target(one.boxes, one.classes, crowd=torch.zeros(len(one.scores), dtype=torch.bool))
+    matched = match_objects(other, known)
     return float(len(one.scores) == len(other.scores) and bool((matched >= 0).all()))
-
-
-def _as_target(answer: Detections) -> Target:
-    return Target(answer.boxes, answer.classes, crowd=torch.zeros(len(answer.scores), dtype=torch.bool))
 
 
 # ---- between draws
 
 
-def _spreads(
-    subject: Subject, batch: Batch, stage: str, draws: Tensor, again: list[list[list[Detections]]], seed: int
-) -> Values:
-    """``draws`` ``S n B 3 H W``; ``again`` the detections in them, by seed, image and draw."""
-    values: Values = {}
-    by_pixel = exact(draws).var(1, correction=1).mean(2).sqrt()
-    values["spread", "draws"] = by_pixel.mean((2, 3))
-    objects = _union(batch).to(by_pixel.device)
-    for name, where in (
-        ("object spread", objects),
-        ("background spread", ~objects & objects.flatten(1).any(1)[:, None, None]),
-    ):
-        inside = where.to(by_pixel.dtype)
-        values[name, "draws"] = (by_pixel * inside).sum((2, 3)) / inside.sum((1, 2))
-    own = subject.ensemble.samplers()
-    via = {stage: own[stage]} if stage in own else {}
-    if via or subject.ensemble.chains[0].samples(stage):
-        alone = subject.sample(batch, stage, via=via, draws=min(draws.shape[1], 8), seed=seed)
-        values["own spread", "draws"] = exact(alone).var(1, correction=1).mean(2).sqrt().mean((2, 3))
-    values["hue spread", "draws"] = _by_object(batch, draws, _hue_spread)
-    if again:
-        rows = [[_place_spread(found, batch.targets[b], batch) for b, found in enumerate(each)] for each in again]
-        values["place spread", "draws"] = torch.tensor(rows, dtype=torch.float64)
+def _spreads(subject: Subject, batch: Batch, stage: str, draws: Tensor, seed: int) -> Values:
+    """Of ``draws`` ``S n B 3 H W``."""
+    pixels = _pixel_spread(draws)
+    values: Values = {("spread", "draws"): pixels.mean((2, 3))}
+    size = batch.images.shape[-2], batch.images.shape[-1]
+    objects = torch.stack([object_masks(each, size).any(0) for each in batch.targets]).to(pixels.device)
+    there = objects.flatten(1).any(1)[:, None, None]
+    for name, where in (("object spread", objects), ("background spread", ~objects & there)):
+        values[name, "draws"] = (pixels * where).sum((2, 3)) / where.sum((1, 2))
+    via = {each: variant for each, variant in subject.ensemble.samplers().items() if each == stage}
+    if via:
+        alone = subject.sample(batch, stage, via=via, draws=min(ALONE, draws.shape[1]), seed=seed)
+        values["own spread", "draws"] = _pixel_spread(alone).mean((2, 3))
+    hues = torch.full((draws.shape[0], len(batch.ids)), math.nan, dtype=torch.float64)
+    for index, found in _object_hues(batch, draws):
+        hues[:, index] = _hue_spread(found).mean(-1).cpu()
+    values["hue spread", "draws"] = hues
     return values
 
 
-def _union(batch: Batch) -> Tensor:
-    """The pixels of all objects of each image, ``B H W`` bool."""
-    size = batch.images.shape[-2], batch.images.shape[-1]
-    return torch.stack([object_masks(target, size).any(0) if len(target.boxes) else torch.zeros(size, dtype=torch.bool)
-                        for target in batch.targets])  # fmt: skip
-
-
-def _by_object(batch: Batch, draws: Tensor, what: object) -> Tensor:
-    """The mean over the objects of each image of ``what(hues)``, ``S B``; NaN where there are none."""
-    table = torch.full((draws.shape[0], len(batch.ids)), math.nan, dtype=torch.float64)
-    for index, hues in _object_hues(batch, draws):
-        table[:, index] = what(hues).mean(-1).cpu()  # pyright: ignore[reportCallIssue]
-    return table
+def _pixel_spread(draws: Tensor) -> Tensor:
+    """``S n B 3 H W`` -> the standard deviation between draws ``S B H W``, RGB in [0, 1]."""
+    return exact(draws).var(1, correction=1).mean(2).sqrt()
 
 
 def _object_hues(batch: Batch, draws: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -265,8 +252,11 @@ def _object_hues(batch: Batch, draws: Tensor) -> Iterator[tuple[int, Tensor]]:
     for index, target in enumerate(batch.targets):
         if len(target.boxes):
             masks = object_masks(target, size).to(draws.device)
-            vectors = colour_vector(draws[:, :, index, None], masks)
-            yield index, vectors / vectors.abs().clamp(min=1e-12)
+            yield index, _unit(colour_vector(draws[:, :, index, None], masks))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.abs().clamp(min=1e-12)
 
 
 def _hue_spread(hues: Tensor) -> Tensor:
@@ -276,17 +266,31 @@ def _hue_spread(hues: Tensor) -> Tensor:
     return 1 - ((count * squared - 1) / (count - 1)).clamp(min=0).sqrt()
 
 
-def _place_spread(found: list[Detections], target: Target, batch: Batch) -> float:
+def _place_spreads(batch: Batch, answers: Sequence[Answer], shape: Sequence[int]) -> Tensor:
+    """``S B``; ``answers`` in the order of ``shape`` (S, n, B)."""
+    seeds, num, images = shape
+    table = torch.full((seeds, images), math.nan, dtype=torch.float64)
+    for seed in range(seeds):
+        for image, target in enumerate(batch.targets):
+            found = [answers[(seed * num + number) * images + image] for number in range(num)]
+            table[seed, image] = _place_spread(found, target, (batch.images.shape[-1], batch.images.shape[-2]))
+    return table
+
+
+def _place_spread(answers: Sequence[Answer], target: Target, size: tuple[int, int]) -> float:
     """The standard deviation of the centres of an object's detections over draws, averaged over objects, in units of
-    that of a place at random; NaN for objects found in fewer than two draws."""
-    sides = torch.tensor([batch.images.shape[-1], batch.images.shape[-2]], dtype=torch.float64)
+    that of a place at random; NaN without objects that are found in two draws. ``size`` is (W, H)."""
     centres: dict[int, list[Tensor]] = {}
-    for answer in found:
-        for place, which in enumerate(match_objects(answer, target, overlap=0.1).tolist()):
-            if which >= 0:
+    for answer in answers:
+        if isinstance(answer, Detections):
+            for place, which in enumerate(match_objects(answer, target, NEAR).tolist()):
                 box = answer.boxes[place].double()
-                centres.setdefault(which, []).append((box[:2] + box[2:]) / 2 / sides)
-    spreads = [torch.stack(each).var(0, correction=1).mean().sqrt() for each in centres.values() if len(each) > 1]
+                centres.setdefault(which, []).append((box[:2] + box[2:]) / 2 / box.new_tensor(size))
+    spreads = [
+        torch.stack(each).var(0, correction=1).mean().sqrt()
+        for which, each in centres.items()
+        if which >= 0 and len(each) > 1
+    ]
     return float(torch.stack(spreads).mean() * 12**0.5) if spreads else math.nan
 
 
@@ -326,8 +330,9 @@ def _coverage(batch: Batch, draws: Tensor) -> Values:
     size = batch.images.shape[-2], batch.images.shape[-1]
     for index, hues in _object_hues(batch, draws):
         masks = object_masks(batch.targets[index], size).to(draws.device)
-        vectors = colour_vector(batch.images[index, None], masks)
-        tables["hue"][:, index] = hue_covered(vectors / vectors.abs().clamp(min=1e-12), hues).mean(1).cpu()
+        tables["hue"][:, index] = (
+            hue_covered(_unit(colour_vector(batch.images[index, None], masks)), hues).mean(1).cpu()
+        )
         inside = masks.to(grey.dtype)
         means = [
             (each.unsqueeze(-3) * inside).sum((-2, -1)) / inside.sum((-2, -1))

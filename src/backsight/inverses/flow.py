@@ -26,7 +26,7 @@ SMALLEST = 1e-3
 STILL = 0.125
 """The share of training images on which the flow learns the mean of what the mean network leaves."""
 
-MOMENTUM = 0.02
+MOMENTUM = 0.05
 """How quickly the spread of what the mean network leaves is followed, by the batch."""
 
 FREQUENCIES = 32
@@ -35,14 +35,18 @@ FREQUENCIES = 32
 FINEST = 4
 """Pixels of the image, at most, for one place of the grid that convolutions work on."""
 
+OPPONENT = ((1 / 3**0.5,) * 3, (0.5**0.5, 0.0, -(0.5**0.5)), (1 / 6**0.5, -2 / 6**0.5, 1 / 6**0.5))
+"""Grey, red against blue, green against both: RGB turned so that what its channels share is in the first."""
+
 
 class Flow(Inverse):
     """A mean, and a flow of what the mean leaves: every draw is one input that may have led to the features.
 
-    Two networks of one kind, each with its own loss, on this component alone. The first gives the mean ``m`` of the
-    target (squared error, eq. 1 of the paper). The second is the velocity of a flow from noise ``z`` to the rest ``r``
-    of the target in units of its spread: it minimises ``|v(x_t, t) - (r - z)|^2`` at ``x_t = (1 - t) z + t r``. A draw
-    is the mean and the rest that ``dx/dt = v(x, t)`` leads to from ``z`` at t = 0 to t = 1.
+    Two networks of one kind, each with its own loss, on this component alone. The first gives the mean of the target
+    (squared error, eq. 1 of the paper). The second is the velocity of a flow from noise ``z`` to the rest ``r`` of the
+    target in units of its spread ``s``: it minimises ``|s (v(x, t) - (r - z))|^2`` at ``x = (1 - t) z + t r``. A draw
+    is the mean and the rest that ``dx/dt = v(x, t)`` leads to from ``z`` at t = 0 to t = 1. Noise of images has the
+    power spectrum of the rest, so that what is fine in it is as faint as it is to be, before anything is learned.
 
     Images are painted by a light U-Net over patches of at most :data:`FINEST` pixels, tokens by transformer blocks that
     time modulates (Peebles and Xie 2023). Any source will do: tokens that stand where the target's stand are read
@@ -82,11 +86,16 @@ class Flow(Inverse):
         self.target_mean: Tensor
         self.target_std: Tensor
         self.running_var: Tensor
+        self.opponent: Tensor
+        self.register_buffer("opponent", torch.tensor(OPPONENT), persistent=False)
         self.register_buffer("source_mean", torch.zeros(source.width))
         self.register_buffer("source_std", torch.ones(source.width))
         self.register_buffer("target_mean", torch.zeros(target.width))
         self.register_buffer("target_std", torch.ones(target.width))
-        self.register_buffer("running_var", torch.ones(target.width))  # of the rest, which processes share by its name
+        # Of the rest, by channel, of images by channel and frequency; processes share it by its name.
+        *_, columns = self.noise_shape
+        spectrum = (*self.noise_shape[:-1], columns // 2 + 1)
+        self.register_buffer("running_var", torch.ones(spectrum if target.image else (target.width,)))
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -123,7 +132,7 @@ class Flow(Inverse):
         def slope(rest: Tensor, step: int) -> Tensor:
             return self._slope(known, mean, rest, mean.new_full((len(mean),), step / steps))
 
-        rest = noise
+        rest = self._coloured(noise)
         for step in range(steps):
             found = slope(rest, step)
             if self.method == "heun":
@@ -147,11 +156,14 @@ class Flow(Inverse):
         rest = wanted - mean.detach().float()
         if self.training:
             self._follow(rest)
-        rest = rest / self._channels(self.running_var.sqrt(), rest)
+        unit = self._unit(rest)
+        rest = rest / unit
         noise, time = self._path(rest)
         share = time.view(-1, *[1] * (rest.ndim - 1))
         found = self._slope(known, mean.detach(), (1 - share) * noise + share * rest, time)
-        errors = (mean.float() - wanted).square() + (found.float() - (rest - noise)).square()
+        # In units of the target, not of the rest: the rest's own grow smaller while the mean is learned, so that errors
+        # in them would rise, and the first weights seem the best.
+        errors = (mean.float() - wanted).square() + (unit * (found.float() - (rest - noise))).square()
         if self.target.image:
             errors = self.crop(errors)
         if counted is None:
@@ -171,13 +183,32 @@ class Flow(Inverse):
         time = (torch.arange(count, device=device) + chance) / count
         moving = (still >= STILL).float()
         noise = noise * moving.view(-1, *[1] * (rest.ndim - 1))
-        return noise.to(rest), (time * moving).to(rest)
+        return self._coloured(noise.to(rest)), (time * moving).to(rest)
 
     @torch.no_grad()
     def _follow(self, rest: Tensor) -> None:
-        axes = (0, 2, 3) if self.target.image else (0, 1)
-        found = rest.square().mean(axes).clamp(min=SMALLEST**2)
-        self.running_var.lerp_(found.to(self.running_var), MOMENTUM)
+        if self.target.image:
+            found = torch.fft.rfft2(rest, norm="ortho").abs().square().mean(0)
+        else:
+            found = rest.square().mean((0, 1))
+        self.running_var.lerp_(found.clamp(min=SMALLEST**3).to(self.running_var), MOMENTUM)
+
+    def _unit(self, like: Tensor) -> Tensor:
+        """The standard deviation of the rest by channel, to go with ``like``."""
+        if not self.target.image:
+            return self.running_var.sqrt().to(like)
+        whole = 2 * self.running_var.sum((1, 2)) - self.running_var[..., 0].sum(1)  # every column counts twice, but 0
+        across = like.shape[-1]
+        if across % 2 == 0:  # and the last
+            whole = whole - self.running_var[..., -1].sum(1)
+        return (whole / (like.shape[-2] * across)).sqrt().to(like).view(-1, 1, 1)
+
+    def _coloured(self, noise: Tensor) -> Tensor:
+        """White noise with the power spectrum of the rest, in units of its spread; of tokens as it is."""
+        if not self.target.image:
+            return noise
+        spectrum = torch.fft.rfft2(noise.float()) * self.running_var.float().sqrt()
+        return torch.fft.irfft2(spectrum, s=noise.shape[-2:]).to(noise) / self._unit(noise)
 
     # ---- units
 
@@ -193,16 +224,19 @@ class Flow(Inverse):
         return torch.cat([class_distribution(logits, self.source), boxes], -1)
 
     def _wanted(self, target: Tensor) -> Tensor:
-        """``B N' D'`` or ``B 3 H W`` in units of its spread, enlarged to the canvas."""
+        """``B N' D'`` in units of its spread; ``B 3 H W`` too, in opponent colours, enlarged to the canvas."""
         wanted = (target - self._channels(self.target_mean, target)) / self._channels(self.target_std, target)
         if not isinstance(self.mean, ImageNetwork):
             return wanted
+        wanted = torch.einsum("dc,bchw->bdhw", self.opponent.to(wanted), wanted)
         (height, width), (down, across) = self.target.grid, self.mean.canvas
         beyond = (0, across - width, 0, down - height)
         return functional.pad(wanted, beyond, mode="replicate") if any(beyond) else wanted
 
     def _restore(self, mean: Tensor, rest: Tensor) -> Tensor:
-        found = mean + self._channels(self.running_var.sqrt(), mean) * rest
+        found = mean + self._unit(mean) * rest
+        if self.target.image:
+            found = torch.einsum("dc,bdhw->bchw", self.opponent.to(found), found)
         found = found * self._channels(self.target_std, found) + self._channels(self.target_mean, found)
         return self.crop(found).clamp(0, 1) if self.target.image else found
 
