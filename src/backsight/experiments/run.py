@@ -41,6 +41,7 @@ class Experiment:
         compares_runs: ``measure`` has no subject, but reads finished runs (its first argument, ``runs``).
         controlled: whether its effects are measured on controls as well
             (:func:`~backsight.experiments.controls.controls_of`).
+        reading: what one sees in its figure, and how far to trust it, in two or three sentences.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Experiment:
     padded: bool = True
     compares_runs: bool = False
     controlled: bool = True
+    reading: str = ""
 
     def fits(self, subject: Subject) -> str:
         """Why the experiment cannot be done with ``subject``, in one line; empty where it can."""
