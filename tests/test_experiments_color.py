@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import backsight as bs
 from backsight.core import UserError
 from backsight.data import Target, open_data
 from backsight.data.world.scenes import class_hues
@@ -43,6 +44,16 @@ def plain(hue: float, saturation: float = 0.8, value: float = 0.8) -> torch.Tens
 
 def through_hues(image: torch.Tensor) -> torch.Tensor:
     return torch.stack([recolour(image, name, MASK) for name in HUES])
+
+
+def test_a_category_that_no_image_has_is_said_to_be_missing() -> None:
+    model = bs.load_model("zoo/vit-prior")
+    subject = Subject(model, "zoo/vit-prior", "world:prior:single", num_images=1)
+    label = subject.batches[0].targets[0].labels[0].item()
+    category = next(name for number, name in subject.data.classes.items() if number != label)
+    result = perturb_colours(subject, category=category, num_pictures=0)
+    (note,) = result.notes
+    assert category in note
 
 
 # ---- objects

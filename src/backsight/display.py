@@ -228,8 +228,9 @@ def result_html(result: Result) -> str:
     experiment = EXPERIMENTS.get(result.experiment)
     figures = [] if experiment is None else [data_uri(to_png(page), "image/png") for page in experiment.draw(result)]
     heading = result.experiment if experiment is None else experiment.question
+    facts = [*_cards(result), *([experiment.reading] if experiment is not None and experiment.reading else [])]
     columns = [*labels, "mean", "95 % interval", "images", "seeds"]
-    return Table(heading, columns, rows, _cards(result), result.notes, figures).html()
+    return Table(heading, columns, rows, facts, result.notes, figures).html()
 
 
 def _errors_html(result: Result) -> str:

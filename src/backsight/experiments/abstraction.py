@@ -154,5 +154,16 @@ def _picture_part(result: Result, model: str) -> list[Part]:
     return picture_parts([replace(pictures_of(result, model, "image"), heading=heading)])
 
 
-ABSTRACTION = Experiment("abstraction", "Does what is not detected fade with depth?", measure, draw, needs=("masks",))
+ABSTRACTION = Experiment(
+    "abstraction",
+    "Does what is not detected fade with depth?",
+    measure,
+    draw,
+    needs=("masks",),
+    reading=(
+        "Errors and contrast inside detected objects, undetected ones and background, stage by stage. A region that "
+        "fades before others is what the inverse cannot read there any more; that the model has dropped it needs a "
+        "probe as well."
+    ),
+)
 """Paper, Fig. 12."""

@@ -421,5 +421,16 @@ def _known(lines: dict) -> dict:
 
 
 AMBIGUITY = Experiment(
-    "ambiguity", "What do the features leave open?", measure, draw, padded=False, controlled=False, samples=True
+    "ambiguity",
+    "What do the features leave open?",
+    measure,
+    draw,
+    padded=False,
+    controlled=False,
+    samples=True,
+    reading=(
+        "Draws beside the mean: each is an image that may have led to the features. Where draws differ, the features "
+        "leave a choice, as far as their intervals hold the truth as often as they claim: coverage says so. No draw is "
+        "the image itself."
+    ),
 )

@@ -348,4 +348,8 @@ ATTENTION_ABLATION = Experiment(
     needs=("labels",),
     tasks=("classify",),
     controlled=False,
+    reading=(
+        "The error after the attention between patches was cut out of single layers. A layer that matters raises it; "
+        "that it hardly rises may also mean that other layers make up for it."
+    ),
 )

@@ -69,6 +69,9 @@ def measure(subject: Subject, *, category: str = "", num_pictures: AnyNumber = 2
     notes = []
     if not on_task and not subject.control:
         notes = [f"{subject.data.name} has no answers to {subject.name}'s task: only reconstructions were measured"]
+    if not any(each.values.isfinite().any() for each in of_objects):
+        what = f"no object of the category '{category}'" if category else "no object"
+        notes.append(f"{subject.name}: none of the {subject.num_images} images has {what}, so nothing was recoloured")
     settings = {"category": category, "num_pictures": num_pictures}
     return subject.result("color_perturbation", [*of_objects, *on_task], pictures, settings, notes)
 
@@ -261,5 +264,13 @@ def _renamed(point: ErrorPoint) -> ErrorPoint:
 
 
 COLOR_PERTURBATION = Experiment(
-    "color_perturbation", "Which stages keep the colours that were changed?", measure, draw, needs=("masks",)
+    "color_perturbation",
+    "Which stages keep the colours that were changed?",
+    measure,
+    draw,
+    needs=("masks",),
+    reading=(
+        "What becomes of a hue that was painted onto objects: 1 where the reconstruction has it, 0 where it has the "
+        "hue from before, or none. A retained hue is in the features; a lost one may be there without being painted."
+    ),
 )

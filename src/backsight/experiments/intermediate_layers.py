@@ -202,5 +202,12 @@ def _thinned(layers: list[str]) -> list[str]:
 
 
 INTERMEDIATE_LAYERS = Experiment(
-    "intermediate_layers", "How far do the inverses of a stage reach into its layers?", measure, draw
+    "intermediate_layers",
+    "How far do the inverses of a stage reach into its layers?",
+    measure,
+    draw,
+    reading=(
+        "Errors when the inverse of a stage reads its layers. It was trained on the last of them: a high error at an "
+        "early layer may mean another code, not less knowledge."
+    ),
 )

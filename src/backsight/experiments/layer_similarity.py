@@ -149,4 +149,14 @@ def draw(result: Result) -> list[Figure]:
     return pages(parts)
 
 
-LAYER_SIMILARITY = Experiment("layer_similarity", "Which layers are alike?", measure, draw, padded=False)
+LAYER_SIMILARITY = Experiment(
+    "layer_similarity",
+    "Which layers are alike?",
+    measure,
+    draw,
+    padded=False,
+    reading=(
+        "How alike the features of two layers are over all images. Alike is no proof of the same content: the "
+        "measures see what varies most."
+    ),
+)

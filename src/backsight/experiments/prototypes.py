@@ -193,5 +193,13 @@ def _by_class(result: Result, model: str) -> list[ErrorPoint]:
 
 
 PROTOTYPES = Experiment(
-    "prototypes", "Which colours appear in objects that were grey?", measure, draw, needs=("boxes",)
+    "prototypes",
+    "Which colours appear in objects that were grey?",
+    measure,
+    draw,
+    needs=("boxes",),
+    reading=(
+        "The colours that come back for objects which were shown in grey. A class that always gets its own colour is "
+        "painted from what the inverse has learned of that class."
+    ),
 )

@@ -288,4 +288,14 @@ def _answer(caption: str) -> Caption:
     return [*((name, _colour(index)) for index, name in enumerate(names[:MOST_NAMED])), *more]
 
 
-RECONSTRUCT = Experiment("reconstruct", "What is seen from every stage?", measure, draw, controlled=False)
+RECONSTRUCT = Experiment(
+    "reconstruct",
+    "What is seen from every stage?",
+    measure,
+    draw,
+    controlled=False,
+    reading=(
+        "Every image beside what the inverses make of each stage. Sharp: the features leave little choice. Blurred, "
+        "grey or typical: they leave one, or the inverse cannot read them."
+    ),
+)

@@ -42,6 +42,7 @@ class Experiment:
         samples: whether it takes chains with inverses that sample.
         controlled: whether its effects are measured on controls as well
             (:func:`~backsight.experiments.controls.controls_of`).
+        reading: what one sees in its figure, and how far to trust it, in two or three sentences.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Experiment:
     compares_runs: bool = False
     controlled: bool = True
     samples: bool = False
+    reading: str = ""
 
     def fits(self, subject: Subject) -> str:
         """Why the experiment cannot be done with ``subject``, in one line; empty where it can."""

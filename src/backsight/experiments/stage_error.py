@@ -145,4 +145,13 @@ def _baselines(result: Result, metric: str) -> dict[str, float]:
     return {f"mean image, data of {title_of(result, model)}": mean for model, mean in means.items()}
 
 
-STAGE_ERROR = Experiment("stage_error", "How much of the image is lost by each stage?", measure, draw)
+STAGE_ERROR = Experiment(
+    "stage_error",
+    "How much of the image is lost by each stage?",
+    measure,
+    draw,
+    reading=(
+        "The error of the image from every stage, in comparison with that of the mean image, which knows nothing, and "
+        "the error of every inverse by itself. Where the second is low and the first is high, the way down fails."
+    ),
+)

@@ -345,4 +345,14 @@ def _percentages(result: Result) -> dict[str, str]:
     return {str(share): f"{100 * share:g} %" for share in result.values_of("share")}
 
 
-TOKEN_NOISE = Experiment("token_noise", "Does noise stay in the patches of its tokens?", measure, draw, padded=False)
+TOKEN_NOISE = Experiment(
+    "token_noise",
+    "Does noise stay in the patches of its tokens?",
+    measure,
+    draw,
+    padded=False,
+    reading=(
+        "What happens to the reconstruction when some tokens are replaced by noise: whether the damage stays in their "
+        "patches. It tells how local the features and their inverses are, both together."
+    ),
+)

@@ -227,4 +227,8 @@ TRADE_OFF = Experiment(
     draw,
     compares_runs=True,
     controlled=False,
+    reading=(
+        "The task score against the error of reconstruction, a point for each run. Compare runs on the same data and "
+        "length only; seeds show how much is chance."
+    ),
 )

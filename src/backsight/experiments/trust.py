@@ -179,4 +179,14 @@ def _with_mean_image(result: Result, metric: str) -> dict:
     return {**lines, **{f"mean image, shown to {name}": line for name, line in against.items()}}
 
 
-TRUST = Experiment("trust", "How far may a reconstruction be believed?", measure, draw, padded=False)
+TRUST = Experiment(
+    "trust",
+    "How far may a reconstruction be believed?",
+    measure,
+    draw,
+    padded=False,
+    reading=(
+        "How near the features of the reconstruction are to those of the image, by the forward model itself. Near: "
+        "the picture means the same to the model. It does not say that it looks the same to you."
+    ),
+)

@@ -320,4 +320,14 @@ def draw(result: Result) -> list[Figure]:
     return pages(parts)
 
 
-TRUTH = Experiment("truth", "Does a reconstruction show what the features hold?", measure, draw)
+TRUTH = Experiment(
+    "truth",
+    "Does a reconstruction show what the features hold?",
+    measure,
+    draw,
+    reading=(
+        "The share of a known change that survives in the reconstruction (inverse), and that a linear probe reads "
+        "from the features: 1 all of it, 0 nothing, above 1 exaggerated. Where the probe has more, the picture leaves "
+        "out what the stage knows."
+    ),
+)

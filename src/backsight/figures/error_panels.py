@@ -87,6 +87,8 @@ def _draw_panel(
     lines = add_errors(axes, panel.table, panel.baselines, panel.from_zero, names, baseline_names)
     for line in lines if not panel.joined else ():
         getattr(line.handle, "lines", [line.handle])[0].set_linestyle("none")
+    if not any(math.isfinite(point.bounds[0]) for points in panel.table.values() for point in points):
+        axes.text(0.5, 0.5, "no image has an answer", transform=axes.transAxes, ha="center", va="center")
     stages = stages_of(panel.table)
     axes.set_xlim(-0.5, max(1, len(stages)) - 0.5)
     if panel.limits is not None:

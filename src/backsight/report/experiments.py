@@ -100,6 +100,7 @@ class Section:
 
     name: str
     question: str
+    reading: str
     result: Result
     figures: Sequence[str]
     columns: Sequence[str]
@@ -162,7 +163,7 @@ def _section(folder: Path) -> Section:
     figures = [_figure(path) for path in figure_pages(folder)]
     if not figures:
         raise UserError(f"{folder / 'figure.png'} is missing: do the experiment again")
-    return Section(experiment.name, experiment.question, result, figures, columns, rows)
+    return Section(experiment.name, experiment.question, experiment.reading, result, figures, columns, rows)
 
 
 def _figure(path: Path) -> str:
