@@ -28,7 +28,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(RUN) pytest -n $(WORKERS) --dist worksteal
 
 # Other kernels and other orders of adding, which other machines have: test-cpus runs under each of these, on its own.
-# MKL_DYNAMIC=FALSE: more threads than cores, too.
+# MKL_DYNAMIC=FALSE: more threads than cores, too. OMP_WAIT_POLICY: those that wait leave the cores to the others.
 CPUS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=SSE41 \
 	MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=2 OMP_NUM_THREADS=3
 NUMBERS = $(sort $(shell grep -lE 'assert_rounding|assert_same|assert_close' tests/test_*.py) $(wildcard tests/test_experiments_*.py))
@@ -66,7 +66,7 @@ test-all: lint
 test-cpus: $(DEV)
 	@failed=; mkdir -p build; for each in $(CPUS); do \
 		case $$each in OMP*) workers=1;; *) workers=$(WORKERS);; esac; \
-		MPLBACKEND=Agg env OMP_NUM_THREADS=1 MKL_DYNAMIC=FALSE $$each $(RUN) pytest -n $$workers --dist worksteal -m 'not slow' $(NUMBERS) \
+		MPLBACKEND=Agg env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive MKL_DYNAMIC=FALSE $$each $(RUN) pytest -n $$workers --dist worksteal -m 'not slow' $(NUMBERS) \
 			>build/$$each.txt 2>&1 || { failed=1; cat build/$$each.txt; }; \
 		echo "$$each: $$(tail -n 1 build/$$each.txt)"; \
 	done; test -z "$$failed"
