@@ -27,6 +27,9 @@ class Inverse(nn.Module, ABC):
         muon: whether its matrices are Muon's in the fast recipe, or Adam's like all else.
     """
 
+    source: Layout
+    target: Layout
+
     learning_rate: ClassVar[float] = 1e-3
     trainable: ClassVar[bool] = True
     muon: ClassVar[bool] = True

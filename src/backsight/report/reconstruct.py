@@ -34,7 +34,7 @@ from backsight.training import RunFolder, command
 from backsight.training_range import UNLIKE, Distances, TrainingRange, unlike_in_words
 from backsight.weak_inverses import weak_in_words, weak_inverses
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 AT_ONCE = 8
 """Pictures that go through the model together."""
