@@ -13,7 +13,10 @@ author = "the backsight authors"
 copyright = "2026, the backsight authors"
 version = release = version_of("backsight")
 
-extensions = ["myst_nb"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_member_order = "bysource"
 nb_execution_mode = os.environ.get("NOTEBOOKS", "off")
 nb_execution_timeout = 1200
 nb_execution_raise_on_error = True

@@ -15,7 +15,7 @@ from backsight.models import load_model
 from backsight.report.reconstruct import check_output, write_results
 from backsight.training import RunFolder, train
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 SHOWN, MEASURED = 12, 500
 """Test images: how many are on a page, and how many the errors are measured on."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from backsight.core import UserError
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 MINUTES = 24 * 60
 """The most that a job may take, unless ``SBATCH_TIMELIMIT`` says otherwise."""

@@ -31,7 +31,7 @@ from backsight.shipped import find_shipped, shipped_names
 from backsight.training import command
 from backsight.validation import check_folder
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 MODELS = ("zoo/detr-prior", "zoo/vit-prior")
 """The models that are used unless some are named. The experiments of :data:`ON_ALL` use all that ship with chains."""

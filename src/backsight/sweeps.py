@@ -17,7 +17,7 @@ from backsight.options import ModelOptions, SweepOptions, TrainOptions
 from backsight.report.experiments import write_experiments_report
 from backsight.training import RunFolder, command, train_run
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 FREE = ("out", "resume", "overwrite", "workers", "tracker", "checkpoint_every", "strict", "memory", "mirror")
 FREE += ("keep_checkpoints",)

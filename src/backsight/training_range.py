@@ -78,6 +78,9 @@ class Recorder:
     """Passes batches through a model and its chains, as :func:`~backsight.evaluation.evaluate` takes it for ``invert``,
     and keeps what is :class:`Measured` of the first :data:`MOST` images."""
 
+    model: StagedModel
+    ensemble: ChainEnsemble
+
     def __init__(self, model: StagedModel, ensemble: ChainEnsemble) -> None:
         self.model, self.ensemble = model, ensemble
         self.parts: list[Measured] = []

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 def _open_world(spec: str, reading: Reading) -> Splits:

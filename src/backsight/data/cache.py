@@ -19,7 +19,7 @@ from backsight.core import Pixels
 from backsight.data.base import ImageData, Sample, Target
 from backsight.io import write_bytes
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 IN_A_FOLDER = 1000
 """Files of one folder: some systems are slow with more."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from backsight.core import UserError
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 WHITE = (255, 255, 255, 255)
 

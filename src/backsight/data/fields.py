@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from backsight.core import UserError
 from backsight.io import printable
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 MOST = 2**31 - 1
 """The largest label, and the most pixels of a side."""

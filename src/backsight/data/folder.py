@@ -15,7 +15,7 @@ from backsight.data.source import Reading, Source, file_facts, printable_ids
 from backsight.data.split import PART, arrange
 from backsight.io import printable
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),

@@ -22,7 +22,7 @@ from backsight.data.outlines import Outline, draw_mask, fill_boxes
 from backsight.data.source import Reading, Source, file_facts
 from backsight.data.split import PART, arrange
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from backsight.data.labels import Labelling, Vocabulary
 from backsight.data.resize import fit, fit_target, valid_pixels
 from backsight.io import printable
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Source(ABC):
     folder ``root``, where all pictures are in one, nothing can go on. Subclasses count the ``classes`` as the data do;
     what is given out is in the labels of the vocabulary that is read for.
     """
+
+    name: str
+    names: Sequence[str]
+    ids: Sequence[str]
+    classes: Mapping[int, str]
 
     root: Path = Path()
 

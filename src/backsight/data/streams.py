@@ -30,7 +30,7 @@ from backsight.data.loader import (
 )
 from backsight.data.source import Reading, Source, digest
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 SHARE = 20
 """One picture of so many is for validation, and one for the test; which ones, a hash of their ids decides."""

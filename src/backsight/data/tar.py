@@ -30,7 +30,7 @@ from backsight.data.source import Reading, Source
 from backsight.data.streams import HELD_OUT, Encoded, hold_out, part_of
 from backsight.io import write_text
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 DAMAGED = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
 """What the readers of archives say of one that is cut short or damaged, each in its own way."""

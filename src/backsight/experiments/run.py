@@ -20,7 +20,7 @@ from backsight.validation import convert_arguments, parse
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # ---- what an experiment is
 

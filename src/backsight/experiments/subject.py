@@ -91,6 +91,13 @@ class Subject:
         UserError: chains of another model, data that cannot be opened, or no image that can be read.
     """
 
+    model: StagedModel
+    ensemble: ChainEnsemble
+    data: ImageData
+    processes: Processes
+    control: str
+    fit: str
+
     def __init__(
         self,
         model: StagedModel,
@@ -332,6 +339,12 @@ class Batches(Sequence[Batch]):
         UserError: there is no image that can be read.
     """
 
+    data: OneByOne
+    batch_size: int
+    device: torch.device
+    total: int
+    summaries: list[Summary]
+
     def __init__(
         self, data: ImageData, num_images: int | None, batch_size: int, device: torch.device, processes: Processes
     ) -> None:
@@ -569,6 +582,9 @@ def is_read_as(subject: Subject, name: str, stage: str) -> bool:
 
 class LRUCache:
     """What was computed; once it exceeds ``limit`` bytes, the least recently used is forgotten first."""
+
+    limit: int
+    size: int
 
     def __init__(self, limit: int) -> None:
         self.limit, self.size = limit, 0

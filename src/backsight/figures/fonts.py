@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import cache
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 OWN = "DejaVu Sans"
 """It comes with matplotlib: letters are the same on every machine."""

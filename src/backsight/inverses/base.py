@@ -29,6 +29,9 @@ class Inverse(nn.Module, ABC):
             loss is its own, what it gives when called with features and target.
     """
 
+    source: Layout
+    target: Layout
+
     learning_rate: ClassVar[float] = 1e-3
     trainable: ClassVar[bool] = True
     muon: ClassVar[bool] = True

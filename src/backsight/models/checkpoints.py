@@ -18,7 +18,7 @@ from backsight.core import UserError
 from backsight.io import read_tensors
 from backsight.models.weights import shards_of
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 WRAPPERS: tuple[str, ...] = ("model", "state_dict", "model_state_dict", "module")
 """What trainings keep a model's tensors under, beside the optimiser's and their own."""

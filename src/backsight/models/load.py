@@ -27,7 +27,7 @@ from backsight.models.shape_tracing import trace_shapes
 from backsight.models.weights import download, read_config
 from backsight.shipped import find_shipped
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 

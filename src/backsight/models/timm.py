@@ -16,7 +16,7 @@ from backsight.core import Fit, Pixels, UserError, of_rgb
 from backsight.models.checkpoints import classes_in, differing_in, fitting, mismatch, read_state
 from backsight.models.weights import weights_in
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _FITS: dict[str, Fit] = {"squash": "stretch", "center": "crop"}
 """timm's modes of cropping -> ours. It has one more, ``border``, which pads on all four sides: no model takes a mask of

@@ -18,7 +18,7 @@ from backsight.models.inputs import settled
 from backsight.models.original_detr import from_original, is_original
 from backsight.models.weights import read_config, read_json, weights_in
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _RESAMPLE: dict[int, Any] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers for interpolation, which preprocessor_config.json uses."""

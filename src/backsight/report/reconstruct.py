@@ -37,7 +37,7 @@ from backsight.validation import AnyNumber
 from backsight.validation import convert as convert_value
 from backsight.weak_inverses import weak_in_words, weak_inverses
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 AT_ONCE = 8
 """Pictures that go through the model together."""

@@ -26,7 +26,7 @@ from backsight.tasks.joint import (
 from backsight.tasks.modular import Modular
 from backsight.tasks.task import Task, build_chains, component_loss, learning_rate, make_plans
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 __all__ = [
     "FORWARD",
