@@ -269,7 +269,7 @@ def test_results(tmp_path: Path, tries: int) -> None:
 @TRIES
 @pytest.mark.parametrize("name", ["config.yaml", "card.json"])
 def test_what_chains_were_trained_on(tmp_path: Path, tries: int, name: str) -> None:
-    ensemble: Any = SimpleNamespace(folder=tmp_path)
+    ensemble: Any = SimpleNamespace(run_folders=[tmp_path])
     write = yaml.safe_dump if name == "config.yaml" else json.dumps
 
     def check(content: Any) -> None:

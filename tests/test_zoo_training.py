@@ -71,9 +71,11 @@ def test_a_training_is_compared_with_the_shipped_model():
 
 def test_chains_leave_the_mean_of_the_scenes_they_were_trained_on(tmp_path, monkeypatch):
     shipped, folder = ZOO / "vit-defining", tmp_path / "vit-defining"
-    shutil.copytree(shipped, folder, ignore=shutil.ignore_patterns("chains", "mean_image.safetensors"))
+    shutil.copytree(shipped, folder, ignore=shutil.ignore_patterns("chains", "*_image.safetensors", "*_range.safetensors"))
     monkeypatch.setitem(CHAINS, "vit-defining", replace(CHAINS["vit-defining"], seeds=1))
+    monkeypatch.setattr(chains, "keep_range", partial(chains.keep_range, num=64))
     train_chains("vit-defining", folder, steps=2, test=8, log=lambda _: None)
+    assert (folder / "training_range.safetensors").is_file()
     kept = load_file(folder / "mean_image.safetensors")["mean_image"]
     scenes = loader(World("defining", SIZE, single=True), CHAINS["vit-defining"].batch_size, shuffle=True)
     seen = torch.cat([next(scenes).images for _ in range(2)])
