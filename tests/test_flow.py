@@ -326,3 +326,22 @@ def test_draws_stand_under_each_picture(chain: InverseChain, detr: StagedModel, 
     small.save(tmp_path / "mean" / "chains" / "0")
     with pytest.raises(UserError, match="samples: leave out draws"):
         reconstruct(tmp_path / "mean", files, tmp_path / "other", model=detr, draws=2)
+
+
+# ---- noise
+
+
+def test_noise_of_images_has_the_spectrum_of_what_the_mean_leaves() -> None:
+    flow = build_inverse("flow", *CASES["stride 4"], {"width": 8, "depth": 1}).train()
+    assert isinstance(flow, Flow)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        images = nn.functional.avg_pool2d(torch.rand(16, 3, 40, 32, generator=generator) - 0.5, 5, 1)
+        flow._follow(flow._wanted(images))
+    white = torch.randn(200, *flow.noise_shape, generator=generator)
+    noise = flow._coloured(white)
+    assert float(noise.std()) == pytest.approx(1, abs=0.05)
+    pictures = (images, noise, white)
+    share = [float(fine_power(each).mean() / each.square().sum((1, 2, 3)).mean()) for each in pictures]
+    assert share[1] == pytest.approx(share[0], rel=0.3)
+    assert share[2] > 2 * share[0]

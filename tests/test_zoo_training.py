@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -16,6 +17,7 @@ from backsight.data import loader
 from backsight.data.base import Batch
 from backsight.data.world import World
 from backsight.shipped import ZOO, shipped_card
+from recipes import chains
 from recipes.chains import train_chains
 from recipes.classifier import ClassifierLearner
 from recipes.detector import PIXELS, DetectorLearner, as_labels
@@ -71,7 +73,9 @@ def test_a_training_is_compared_with_the_shipped_model():
 
 def test_chains_leave_the_mean_of_the_scenes_they_were_trained_on(tmp_path, monkeypatch):
     shipped, folder = ZOO / "vit-defining", tmp_path / "vit-defining"
-    shutil.copytree(shipped, folder, ignore=shutil.ignore_patterns("chains", "*_image.safetensors", "*_range.safetensors"))
+    shutil.copytree(
+        shipped, folder, ignore=shutil.ignore_patterns("chains", "*_image.safetensors", "*_range.safetensors")
+    )
     monkeypatch.setitem(CHAINS, "vit-defining", replace(CHAINS["vit-defining"], seeds=1))
     monkeypatch.setattr(chains, "keep_range", partial(chains.keep_range, num=64))
     train_chains("vit-defining", folder, steps=2, test=8, log=lambda _: None)
