@@ -136,6 +136,18 @@ def test_train_takes_a_name_and_options_as_keywords(tmp_path: Path) -> None:
 # ---- interrupted, resumed
 
 
+def test_flows_too_are_trained_the_same_again_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flows = ("encoder@flow=flow:depth=1", "backbone@flow=flow:width=8,depth=1")
+    given = {"evaluate_every": 2, "steps": 4, "seeds": 1, "inverse": flows}
+    whole = run(tmp_path / "whole", **given)
+    assert same(whole, run(tmp_path / "again", **given))
+    with monkeypatch.context() as patch:
+        after_step(patch, lambda loop: loop.state.step == 2 and signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Interrupted):
+            run(tmp_path / "parts", **given)
+    assert same(whole, run(tmp_path / "parts", resume=True, **given))
+
+
 @pytest.mark.parametrize(
     "stop", [pytest.param(1, id="between evaluations", marks=pytest.mark.slow), pytest.param(4, id="when one is due")]
 )

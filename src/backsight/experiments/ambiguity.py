@@ -308,10 +308,10 @@ def _cut(num_draws: int) -> int:
 
 def covered(truth: Tensor, draws: Tensor) -> Tensor:
     """Whether the truth lies between the k-th smallest and the k-th largest draw, with k so that one more draw does
-    90 % of the time: ``T`` and ``S n T`` -> ``S T``. As probable ranks, not quantiles: right for few draws too."""
-    below = (draws < truth).sum(1).double() + 0.5 * (draws == truth).sum(1)
+    90 % of the time: ``T`` and ``S n T`` -> ``S T``. By ranks, not quantiles: right for few draws too."""
+    below = (draws < truth).sum(1).float() + 0.5 * (draws == truth).sum(1)
     cut = _cut(draws.shape[1])
-    return ((below >= cut) & (below <= draws.shape[1] - cut)).double()
+    return ((below >= cut) & (below <= draws.shape[1] - cut)).float()
 
 
 def hue_covered(truth: Tensor, draws: Tensor) -> Tensor:

@@ -333,8 +333,10 @@ class Run:
         checkpoint = from_main(self.processes, saved)
         if checkpoint is not None:
             loop.load(checkpoint)
-        elif self.options.chain is None:
-            self.begin_inverses(loop.state)
+        else:
+            torch.manual_seed(self.options.seed + self.processes.rank)  # of the noise of flows, and of dropout
+            if self.options.chain is None:
+                self.begin_inverses(loop.state)
         folder.forget_after(loop.state.step)
 
     def begin_inverses(self, state: State) -> None:
