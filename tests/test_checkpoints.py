@@ -24,13 +24,14 @@ from backsight.core import Classes, Pixels, UserError
 from backsight.engine import StagedModel
 from backsight.models import load_model
 from backsight.verification import verify
+from marks import quick
 from numerics import assert_rounding
 from small import assert_same_answers, random_images, save_timm, save_transformers
 
 State = dict[str, Tensor]
 
 
-@pytest.fixture(params=["vit", "vit-transformers", "detr"])
+@pytest.fixture(params=quick(["vit", "vit-transformers", "detr"], "vit", "detr"))
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The folder of a small model of timm or transformers."""
     (save_timm if request.param == "vit" else save_transformers)(request.param, tmp_path / "saved")

@@ -18,6 +18,7 @@ from backsight.data.world import World
 from backsight.experiments import EXPERIMENTS, Subject, run_experiment, truth
 from backsight.experiments.run import check_settings
 from backsight.tasks import make_plans
+from marks import quick
 from small import build_small
 
 INVERSES = {
@@ -91,7 +92,7 @@ LEAST = {
 }
 
 
-@pytest.mark.parametrize("name", LEAST)
+@pytest.mark.parametrize("name", quick(LEAST, "reconstruct", "token_noise", "abstraction", "detection_errors"))
 def test_the_least_is_measured_and_drawn(name: str, tmp_path: Path):
     experiment = EXPERIMENTS[name]
     subjects = [each for each in map(small_subject, INVERSES) if not experiment.fits(each)]

@@ -169,7 +169,8 @@ def test_broken_and_odd_pictures_are_skipped_or_read_and_counted(
     assert all(np.isfinite(list(each.values())).all() for each in losses)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_folder_that_vanishes_is_one_line(workers: int, tmp_path: Path) -> None:
     said, out, photos = tmp_path / "said", tmp_path / "run", tmp_path / "photos"
     write_pictures(photos)

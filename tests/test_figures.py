@@ -36,6 +36,7 @@ from backsight.figures import (
 )
 from backsight.figures.house_style import DARK_PALETTE, HEIGHT, LETTERS, PALETTE
 from known_chains import texts_of
+from marks import quick
 
 LONG = "a file with a very long name 000000397133.jpg"
 STAGES = ("backbone", "encoder", "decoder", "prediction (one-hot)")
@@ -95,7 +96,7 @@ def legend_of(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", quick(FIGURES, "pages", "curves"))
 def test_letters_are_legible_and_whole_and_files_have_the_pages(name: str):
     sheets = FIGURES[name]()
     for sheet in sheets:

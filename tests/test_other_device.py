@@ -123,6 +123,7 @@ def test_experiments_run_on_another_device(device: PretendDevice, family: str):
     assert len(done) >= 10
 
 
+@pytest.mark.slow
 def test_padded_images_are_measured_on_another_device(device: PretendDevice):
     subject = subject_on(device.device, "detr")
     (batch,) = subject.batches

@@ -43,6 +43,7 @@ from backsight.report.reconstruct import reconstruct
 from backsight.tasks import Modular, build_chains, component_loss, make_plans
 from backsight.training import train
 from backsight.verification import verify
+from marks import quick
 from numerics import assert_rounding
 from pictures import drawn, save_pictures
 from small import build_small, random_images
@@ -351,13 +352,16 @@ def test_no_experiment_looks_at_the_padding(name: str, mixed: Path, detr: Staged
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [
-        ("reconstruct", {"num_pictures": 12, "rows": ["mean", "spread", "seeds"]}),
-        ("intermediate_layers", {"num_pictures": 12}),
-        ("prototypes", {"num_pictures": 12}),
-        ("color_perturbation", {"num_pictures": 12}),
-        ("abstraction", {"num_shown": 12, "threshold": 1.0}),
-    ],
+    quick(
+        [
+            ("reconstruct", {"num_pictures": 12, "rows": ["mean", "spread", "seeds"]}),
+            ("intermediate_layers", {"num_pictures": 12}),
+            ("prototypes", {"num_pictures": 12}),
+            ("color_perturbation", {"num_pictures": 12}),
+            ("abstraction", {"num_shown": 12, "threshold": 1.0}),
+        ],
+        *("reconstruct", "abstraction"),
+    ),
 )
 def test_pictures_of_experiments_are_cut_to_what_is_valid(
     name: str, settings: dict[str, Any], mixed: Path, detr: StagedModel, monkeypatch: pytest.MonkeyPatch

@@ -15,7 +15,7 @@ from backsight.chain import ChainEnsemble
 from backsight.core import UserError
 from backsight.data.world import World
 from backsight.data.world.scenes import LAWS, Law
-from backsight.demos import SUBJECTS, demo
+from backsight.demos import SUBJECTS, Subject, demo
 from backsight.error_table import error_table
 from backsight.experiments.subject import open_subject
 from backsight.figures import image_png
@@ -25,6 +25,7 @@ from backsight.report.reconstruct import reconstruct
 from backsight.results import Result
 from backsight.shipped import ZOO, find_shipped, shipped_card, shipped_names
 from backsight.verification import verify
+from marks import quick
 from recipes.evaluate import evaluate_forward
 
 
@@ -36,7 +37,7 @@ def test_a_shipped_model_loads_and_its_sites_are_right(name: str) -> None:
     assert all(check.passed for check in verify(model))
 
 
-@pytest.mark.parametrize("name", shipped_names())
+@pytest.mark.parametrize("name", quick(shipped_names(), "zoo/detr-prior", "zoo/vit-independent"))
 def test_a_shipped_model_is_as_good_as_its_card_says(name: str) -> None:
     card = json.loads((ZOO / name.removeprefix("zoo/") / "card.json").read_text())
     found = evaluate_forward(name, num=200)
@@ -60,7 +61,10 @@ def training_scenes(law: Law, size: tuple[int, int], single: bool) -> torch.Tens
     return World(law, size, seed=0, single=single).batch(range(200)).images
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_names() if "chains" in shipped_card(name)])
+WITH_CHAINS = [name for name in shipped_names() if "chains" in shipped_card(name)]
+
+
+@pytest.mark.parametrize("name", quick(WITH_CHAINS, "zoo/detr-independent", "zoo/vit-prior"))
 def test_shipped_chains_bring_the_mean_of_what_they_were_trained_on(name: str) -> None:
     subject = open_subject(name, num_images=1)
     assert subject.baseline.counts is None, "that of the images looked at would stand in"
@@ -117,13 +121,19 @@ def shipped_entries(name: str) -> list[str]:
     return ChainEnsemble.from_pretrained(name).entries
 
 
-def test_the_demo_leaves_its_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "subjects", [pytest.param(SUBJECTS, marks=pytest.mark.slow), SUBJECTS[1:]], ids=["both", "vit"]
+)
+def test_the_demo_leaves_its_pages(
+    subjects: tuple[Subject, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backsight.demos.SUBJECTS", subjects)
     monkeypatch.setattr("backsight.demos.SHOWN", 3)
     monkeypatch.setattr("backsight.demos.MEASURED", 12)
     monkeypatch.setattr("backsight.inverses.ridge.IMAGES", 48)
     pages = demo(tmp_path, minutes=0.02, seeds=1)
-    assert pages == [tmp_path / "report.html", tmp_path / "vit" / "report.html"]
-    for page, subject in zip(pages, SUBJECTS, strict=True):
+    assert pages == [tmp_path / subject.page / "report.html" for subject in subjects]
+    for page, subject in zip(pages, subjects, strict=True):
         results = Result.load(page.parent)
         found = results.subjects[0]
         assert (found["model"], found["random"]) == (subject.model, False)
@@ -137,4 +147,4 @@ def test_the_demo_leaves_its_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert [row.stage for row in error_table(shipped)[1][:-1]] == shipped_entries(subject.model)
         assert len(shipped.shown(stage="input")) == 3
     with pytest.raises(UserError, match="is a file"):
-        demo(tmp_path / "results.json")
+        demo(pages[0].parent / "results.json")

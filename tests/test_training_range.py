@@ -16,6 +16,7 @@ from backsight.experiments.subject import Subject
 from backsight.results import Measurement, Result
 from backsight.training_range import FEWEST, FILE, Measured, Recorder, TrainingRange, unlike_in_words
 from backsight.weak_inverses import no_better, still_falling, weak_inverses
+from marks import quick
 
 SHIPPED = {"zoo/detr-prior": "world:prior", "zoo/vit-prior": "world:prior:single"}
 
@@ -31,7 +32,7 @@ def photo_like(count: int, size: tuple[int, int] = (96, 96)) -> Tensor:
     return (0.45 + 0.25 * found).clamp(0, 1)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", quick(SHIPPED, "zoo/vit-prior"))
 def test_a_photo_like_image_is_unlike_drawn_scenes_and_a_fresh_scene_is_not(name: str) -> None:
     model, chains = bs.load_model(name), bs.ChainEnsemble.from_pretrained(name)
     known = TrainingRange.beside(chains)

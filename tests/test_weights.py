@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from backsight.core import UserError
 from backsight.engine import RANDOM
 from backsight.models import MODELS, load_model
+from marks import quick
 from small import assert_same_answers, save_timm, save_transformers
 
 SIZE = (64, 96)
@@ -234,7 +235,12 @@ def test_a_configuration_that_the_library_refuses(tmp_path: Path) -> None:
     expect_mistake(r"config\.json is refused by transformers \(.*hidden_size", str(tmp_path))
 
 
-@pytest.mark.parametrize("family", [name for name, family in MODELS.items() if family.library == "transformers"])
+TRANSFORMERS = [name for name, family in MODELS.items() if family.library == "transformers"]
+
+
+@pytest.mark.parametrize(
+    "family", quick(TRANSFORMERS, "detr", "deformable_detr", "rt_detr", "vit-transformers", "dinov2")
+)
 def test_a_configuration_that_names_no_class(family: str, tmp_path: Path) -> None:
     """A detector where the type has one, else a classifier, or a bare model if there are no weights of a head."""
     module: Any = save_transformers(family, tmp_path)
