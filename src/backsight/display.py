@@ -140,7 +140,7 @@ def show(chain: InverseChain | ChainEnsemble, trace: Trace, at: Sequence[str] | 
     rows = []
     for index in range(len(batch.ids)):
         far = 0.0 if distances is None else float(distances.farthest[index])
-        note = f"{batch.ids[index]}{f', unlike the training data ({far:.1f})' if far > 1 else ''}"
+        note = f"{batch.ids[index]}{f', unlike the training data ({far:.2f})' if far > 1 else ''}"
         cells = [Cell(_uri(batch.cut(index, images[index])), "" if errors is None else f"MSE {errors[index]:.4f}")
                  for _, images, errors in columns]  # fmt: skip
         rows.append([Cell(cells[0].uri, note), *cells[1:]])

@@ -329,7 +329,7 @@ def unlike_in_words(names: Sequence[str], distances: Distances, data: str | None
     found = [(name, far) for name, far in zip(names, distances.farthest.tolist(), strict=True) if far > 1]
     if not found:
         return ""
-    shown = [f"{Path(name).name} ({far:.1f})" for name, far in found[:MOST_NAMED]]
+    shown = [f"{Path(name).name} ({far:.2f})" for name, far in found[:MOST_NAMED]]
     more = [f"{len(found) - len(shown)} more"] if len(found) > len(shown) else []
     kind, whose = f" ({data})" if data else "", "Their" if len(found) > 1 else "Its"
     return (
