@@ -53,7 +53,14 @@ def build(
         state = fitting(read_state(source), blank.state_dict())
         classes = _classes(state, blank, source) if file is not None else blank.num_classes
         # What timm itself saves, also where the published weights are of another format ("custom_load").
-        overlay = {"state_dict": dict(state), "source": "", "custom_load": False, "num_classes": classes}
+        overlay: dict[str, Any] = {
+            "state_dict": dict(state),
+            "source": "",
+            "custom_load": False,
+            "num_classes": classes,
+        }
+        if not differing_in(state, blank.state_dict()):
+            overlay["first_conv"] = None  # which older versions of timm take for one of three channels, and drop
         options |= {"pretrained": True, "pretrained_cfg_overlay": overlay, "num_classes": classes}
     try:
         with nullcontext() if source is None else _Unfilled():
@@ -73,6 +80,7 @@ def build(
         reason = str(error).splitlines()[0]
         raise UserError(f"{architecture} cannot take images of {size[0]}x{size[1]} pixels: {reason}") from error
     module.pretrained_cfg.pop("state_dict", None)
+    module.pretrained_cfg["first_conv"] = blank.pretrained_cfg.get("first_conv")
     return _checked(module, architecture, size)
 
 
