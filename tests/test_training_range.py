@@ -38,8 +38,8 @@ def test_a_photo_like_image_is_unlike_drawn_scenes_and_a_fresh_scene_is_not(name
     known = TrainingRange.beside(chains)
     assert known is not None
     fresh = bs.open_data(SHIPPED[name], model.pixels).test.batch(range(1500, 1580)).images
-    assert known.distances_of(model, chains, fresh).unlike.double().mean() <= 0.05
-    assert known.distances_of(model, chains, photo_like(10)).unlike.double().mean() >= 0.9
+    assert known.distances_of(chains, model.run(fresh)).unlike.double().mean() <= 0.05
+    assert known.distances_of(chains, model.run(photo_like(10))).unlike.double().mean() >= 0.9
 
 
 @pytest.mark.slow
@@ -49,7 +49,7 @@ def test_photos_are_unlike_drawn_scenes(name: str, test_data) -> None:
     known = TrainingRange.beside(chains)
     assert known is not None
     photos = bs.load_images([test_data("coco-tiny") / "val2017"], model.pixels).images
-    assert known.distances_of(model, chains, photos).unlike.double().mean() >= 0.7
+    assert known.distances_of(chains, model.run(photos)).unlike.double().mean() >= 0.7
 
 
 def test_one_seed_alone_is_judged_as_all_of_them() -> None:
@@ -58,7 +58,7 @@ def test_one_seed_alone_is_judged_as_all_of_them() -> None:
     ensemble = bs.ChainEnsemble([chain])
     known = TrainingRange.beside(ensemble)
     assert known is not None
-    assert known.distances_of(model, ensemble, photo_like(4)).unlike.all()
+    assert known.distances_of(ensemble, model.run(photo_like(4))).unlike.all()
 
 
 def measured(count: int, seed: int = 0, scale: float = 1.0) -> Measured:
@@ -105,7 +105,7 @@ def test_what_is_recorded_during_an_evaluation_is_what_is_measured_of_images() -
         for _ in recorder(Batch(images, tuple("abcd"), ()))[1]:
             pass
     (recorded,) = recorder.parts
-    found = known.distances_of(model, chains, images)
+    found = known.distances_of(chains, model.run(images))
     torch.testing.assert_close(known.distances(recorded).farthest, found.farthest, rtol=1e-3, atol=1e-3)
 
 
@@ -117,7 +117,7 @@ def test_of_padded_images_only_the_pictures_count() -> None:
     valid[:, 64:] = False
     other = images.masked_fill(~valid[:, None], 0.3)
     with torch.no_grad():
-        first, second = (known.distances_of(model, chains, each, valid) for each in (images, other))
+        first, second = (known.distances_of(chains, model.run(each, valid=valid)) for each in (images, other))
     torch.testing.assert_close(first.farthest, second.farthest, rtol=1e-3, atol=1e-3)
 
 

@@ -25,7 +25,7 @@ from backsight.metrics import mse, on_valid
 from backsight.report.render import environment
 from backsight.report.views import data_uri, entry_title, format_bounds, format_effect, format_number
 from backsight.results import Measurement, Result
-from backsight.training_range import Distances, TrainingRange, measure_images, stages_of, unlike_in_words
+from backsight.training_range import Distances, TrainingRange, stages_of, unlike_in_words
 from backsight.weak_inverses import weak_in_words, weak_inverses
 
 MOST_ROWS = 30
@@ -136,7 +136,7 @@ def show(chain: InverseChain | ChainEnsemble, trace: Trace, at: Sequence[str] | 
         seeds = ensemble.reconstruct(trace, name).float().clamp(0, 1)
         errors = torch.stack([on_valid(mse, batch.valid)(each, batch.images) for each in seeds]).mean(0)
         columns.append((entry_title(name), seeds.mean(0), errors))
-    distances = _distances(ensemble, trace, batch)
+    distances = _distances(ensemble, trace)
     rows = []
     for index in range(len(batch.ids)):
         far = 0.0 if distances is None else float(distances.farthest[index])
@@ -200,12 +200,11 @@ def _ensemble(chain: InverseChain | ChainEnsemble) -> ChainEnsemble:
     return ChainEnsemble([chain]) if isinstance(chain, InverseChain) else chain
 
 
-def _distances(ensemble: ChainEnsemble, trace: Trace, batch: Batch) -> Distances | None:
+def _distances(ensemble: ChainEnsemble, trace: Trace) -> Distances | None:
     known = TrainingRange.beside(ensemble)
     if known is None or not all(stage in trace for stage in stages_of(ensemble)):
         return None
-    reconstruct = lambda at, to: ensemble.reconstruct(trace, at, to)  # noqa: E731
-    return known.distances(measure_images(ensemble, batch, trace.features, reconstruct))
+    return known.distances_of(ensemble, trace)
 
 
 def _random(weights: str) -> list[str]:

@@ -19,7 +19,7 @@ from backsight.chain import ChainEnsemble
 from backsight.core import IMAGE, Layout, UserError, split_entry
 from backsight.data import Batch
 from backsight.devices import exact
-from backsight.engine import StagedModel
+from backsight.engine import StagedModel, Trace
 from backsight.evaluation import Inverted, invert_chains, token_error
 from backsight.io import read_tensors, write_bytes
 from backsight.metrics import mse, on_valid
@@ -232,7 +232,7 @@ class TrainingRange:
     >>> import backsight as bs
     >>> model, chains = bs.load_model("zoo/vit-prior"), bs.ChainEnsemble.from_pretrained("zoo/vit-prior")
     >>> noise = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-    >>> TrainingRange.beside(chains).distances_of(model, chains, noise).unlike
+    >>> TrainingRange.beside(chains).distances_of(chains, model.run(noise)).unlike
     tensor([True])
 
     Attributes:
@@ -273,12 +273,9 @@ class TrainingRange:
         return Distances(*(((found - limit) / 2).exp() for found, limit in pairs))
 
     @torch.no_grad()
-    def distances_of(
-        self, model: StagedModel, ensemble: ChainEnsemble, images: Tensor, valid: Tensor | None = None
-    ) -> Distances:
-        """The same for images ``B 3 H W`` in [0, 1]; of padded ones ``valid`` (``B H W``) says where they are."""
-        trace = model.run(images, valid=valid)
-        batch = Batch(images, ("",) * len(images), (), valid)
+    def distances_of(self, ensemble: ChainEnsemble, trace: Trace) -> Distances:
+        """The same for the images of a forward pass, which holds every stage of ``ensemble``."""
+        batch = Batch(trace.images, ("",) * len(trace.images), (), trace.valid)
         reconstruct = lambda at, to: ensemble.reconstruct(trace, at, to)  # noqa: E731
         return self.distances(measure_images(ensemble, batch, trace.features, reconstruct))
 

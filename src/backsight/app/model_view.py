@@ -200,8 +200,7 @@ class ModelView:
         known = self.subject.training_range
         if known is None:
             return ""
-        image, ensemble = forward.image[None], self.subject.ensemble
-        compute = lambda: known.distances_of(self.model, ensemble, image, forward.trace.valid)  # noqa: E731
+        compute = lambda: known.distances_of(self.subject.ensemble, forward.trace)  # noqa: E731
         found = self._cached(("distances", forward.key), compute)
         return unlike_in_words(["this picture"], found, self.trained_on)
 

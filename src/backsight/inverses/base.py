@@ -101,6 +101,17 @@ class Inverse(nn.Module, ABC):
             case _:
                 pass
 
+    def known(self, features: Tensor) -> Tensor:
+        """``B N D`` as they are; of predictions, logits and boxes, the class distribution and the boxes."""
+        if not self.source.classes:
+            return features
+        logits, boxes = features.split([self.source.classes, 4], -1)
+        return torch.cat([self.classes(logits), boxes], -1)
+
+    def classes(self, logits: Tensor) -> Tensor:
+        """Logits ``B Q C`` -> the class distribution that the inverse reads."""
+        return class_distribution(logits, self.source)
+
     def as_map(self, features: Tensor) -> Tensor:
         """``B N D`` without its prefix tokens -> ``B D h w``."""
         h, w = self.source.grid

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from backsight.core import Layout
-from backsight.inverses.base import Inverse, Moments, class_distribution, times_finer
+from backsight.inverses.base import Inverse, Moments, times_finer
 from backsight.validation import Depth, Number, Side
 
 SMALLEST = 1e-3
@@ -214,14 +214,7 @@ class Flow(Inverse):
 
     def _standard(self, features: Tensor) -> Tensor:
         """``B N D`` in units of the source's spread, the logits of predictions as a class distribution."""
-        return (self.read(features) - self.source_mean) / self.source_std
-
-    def read(self, features: Tensor) -> Tensor:
-        """``B N D`` as they are, of predictions the class distribution and the boxes."""
-        if not self.source.classes:
-            return features
-        logits, boxes = features.split([self.source.classes, 4], -1)
-        return torch.cat([class_distribution(logits, self.source), boxes], -1)
+        return (self.known(features) - self.source_mean) / self.source_std
 
     def _wanted(self, target: Tensor) -> Tensor:
         """``B N' D'`` in units of its spread; ``B 3 H W`` too, in opponent colours, enlarged to the canvas."""
@@ -247,7 +240,7 @@ class Flow(Inverse):
 
     def moments(self) -> Moments:
         """The spread of what it reads and of what it has to give."""
-        return Moments(images=64, reads=self.read)
+        return Moments(images=64, reads=self.known)
 
     @torch.no_grad()
     def begin(self, moments: Moments) -> None:

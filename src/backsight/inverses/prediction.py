@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from backsight.core import Layout
-from backsight.inverses.base import Inverse, Moments, class_distribution
+from backsight.inverses.base import Inverse, Moments
 
 SMALLEST = 1e-3
 """The least standard deviation that a number is divided by."""
@@ -42,15 +42,10 @@ class PredictionMLP(Inverse):
         """``B Q (C + 4)`` -> ``B Q D``."""
         return self.fc3(self.fc2(self.fc1(self.known(features)).relu()).relu())
 
-    def known(self, features: Tensor) -> Tensor:
-        """Logits and boxes ``B Q (C + 4)`` -> what the inverse reads: the class distribution, and boxes."""
-        logits, boxes = features.split([self.source.classes, 4], -1)
-        return torch.cat([self.classes(logits), boxes], -1)
-
     def classes(self, logits: Tensor) -> Tensor:
         """Logits ``B Q C`` -> the class distribution that the inverse reads."""
         if not self.onehot:
-            return class_distribution(logits, self.source)
+            return super().classes(logits)
         likeliest = nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
         return likeliest * (logits > 0) if self.source.scores == "sigmoid" else likeliest
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from backsight.core import Layout, UserError
 from backsight.devices import exact
-from backsight.inverses.base import Inverse, Moments, class_distribution, times_finer
+from backsight.inverses.base import Inverse, Moments, times_finer
 from backsight.validation import Number
 
 IMAGES = 1000
@@ -96,9 +96,7 @@ class Ridge(Inverse):
 
     def rows(self, features: Tensor) -> Tensor:
         """What is read at every place: ``B N D`` -> ``B places inputs``."""
-        if self.source.classes:
-            logits, boxes = features.split([self.source.classes, 4], -1)
-            features = torch.cat([class_distribution(logits, self.source), boxes], -1)
+        features = self.known(features)
         if self.reads == "all":
             return features.flatten(1)[:, None]
         if self._same_tokens:

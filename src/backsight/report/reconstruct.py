@@ -88,6 +88,7 @@ def reconstruct(
     return write_results(ensemble.folder or run, model, ensemble, batch, out, draws)
 
 
+@torch.no_grad()
 def write_results(
     run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batch: Batch, out: Path, draws: int = 0
 ) -> Result:
@@ -98,13 +99,13 @@ def write_results(
     """
     earlier = _written_before(out)
     known, weak, data = TrainingRange.beside(ensemble), weak_inverses(ensemble), trained_on(ensemble)
-    parts = [batch.part(start, start + AT_ONCE).to(model.device) for start in range(0, len(batch.ids), AT_ONCE)]
-    found = [_distances(known, model, ensemble, part) for part in parts]
-    pictures = [
-        each
-        for part, far in zip(parts, found, strict=True)
-        for each in _pictures(model, ensemble, part, far, out, draws)
-    ]
+    found: list[Distances | None] = []
+    pictures: list[PictureFile] = []
+    for start in range(0, len(batch.ids), AT_ONCE):
+        part = batch.part(start, start + AT_ONCE).to(model.device)
+        trace = model.run(part.images, valid=part.valid)
+        found.append(None if known is None else known.distances_of(ensemble, trace))
+        pictures += _pictures(model, ensemble, part, trace, found[-1], out, draws)
     notes = [*filter(None, [_unlike(batch, found, data)]), *weak_in_words(weak)]
     errors = _errors_of(run) or _measure(run, model, ensemble, batch.to(model.device))
     card = {**errors.subjects[0], "model": model.name, "weights": model.weights, "random": model.weights == RANDOM}
@@ -124,24 +125,22 @@ def write_results(
     return result
 
 
-def _distances(
-    known: TrainingRange | None, model: StagedModel, ensemble: ChainEnsemble, batch: Batch
-) -> Distances | None:
-    return None if known is None else known.distances_of(model, ensemble, batch.images, batch.valid)
-
-
 def _unlike(batch: Batch, found: Sequence[Distances | None], data: str | None) -> str:
     known = [each for each in found if each is not None]
     return unlike_in_words(batch.ids, Distances.joined(known), data) if known else ""
 
 
-@torch.no_grad()
 def _pictures(
-    model: StagedModel, ensemble: ChainEnsemble, batch: Batch, distances: Distances | None, out: Path, draws: int
+    model: StagedModel,
+    ensemble: ChainEnsemble,
+    batch: Batch,
+    trace: Trace,
+    distances: Distances | None,
+    out: Path,
+    draws: int,
 ) -> Iterator[PictureFile]:
     """The input of each image, with detections drawn on it, its reconstructions, and its draws in rows of their own,
     each written to its file."""
-    trace = model.run(batch.images, valid=batch.valid)
     images = {entry: ensemble.reconstruct(trace, entry).clamp(0, 1) for entry in ensemble.entries}
     far = None if distances is None else distances.farthest.tolist()
     seeds = [chain.seed for chain in ensemble.chains]
