@@ -107,6 +107,12 @@ def test_pictures_are_held_against_the_training_mean_and_not_against_themselves(
     assert math.isnan(mean_error(one))
 
 
+def test_a_demo_of_negative_time_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="minutes"):
+        demo(tmp_path / "demo", minutes=-1)
+    assert not (tmp_path / "demo").exists()
+
+
 def test_names_that_are_not_there() -> None:
     assert find_shipped("detr-resnet-50") is None
     with pytest.raises(UserError, match="zoo/detr-prior"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ def demo(out: str | Path = "demo", *, minutes: float = 1.2, seeds: int = 1, seed
     Raises:
         UserError: something else lies in ``out`` where the pages or the runs go.
     """
+    if not 0 <= minutes < math.inf:
+        raise UserError(f"--minutes is {minutes:g}: it has to be 0 or more, and finite")
     out = Path(out)
     for subject in SUBJECTS:
         _check(subject, out)
