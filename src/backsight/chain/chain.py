@@ -47,12 +47,6 @@ class InverseChain(nn.Module):
         seed: of the inverses' initialisation.
     """
 
-    inverses: nn.ModuleDict
-    plans: dict[str, Plan]
-    stages: list[str]
-    model: dict[str, Any]
-    seed: int
-
     def __init__(
         self,
         inverses: Mapping[str, Inverse],
@@ -298,9 +292,6 @@ class InverseChain(nn.Module):
 
 class ChainEnsemble:
     """The chains of several seeds of one forward model, so that no finding hangs on one initialisation."""
-
-    chains: list[InverseChain]
-    folder: Path | None
 
     def __init__(self, chains: Iterable[InverseChain], folder: Path | None = None) -> None:
         self.chains, self.folder = list(chains), folder

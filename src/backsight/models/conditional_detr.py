@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from backsight.core import Spec
-from backsight.models.detection import prediction_stage, read_detections
+from backsight.models.detection import prediction_stage, read_with
 from backsight.models.detr import small, stages_before
 from backsight.models.family import Family
 
@@ -22,7 +22,7 @@ CONDITIONAL_DETR = Family(
     kind="conditional_detr",
     names={"conditional-detr-resnet-50": "microsoft/conditional-detr-resnet-50"},
     stage=stage,
-    read=partial(read_detections, "ConditionalDetrImageProcessor"),
+    read=partial(read_with, "ConditionalDetrImageProcessor"),
     small=partial(small, "conditional_detr"),
     configure={"conditional-detr-resnet-50": {"num_labels": 91}},
     size=(480, 640),

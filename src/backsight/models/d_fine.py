@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from backsight.models.detection import read_detections
+from backsight.models.detection import read_with
 from backsight.models.family import Family
 from backsight.models.rt_detr import PREPROCESS, SMALL, check_size, stage
 
@@ -42,7 +42,7 @@ D_FINE = Family(
     kind="d_fine",
     names={f"dfine-{size}-coco": f"ustc-community/dfine-{size}-coco" for size in ("small", "large")},
     stage=stage,
-    read=partial(read_detections, "RTDetrImageProcessor"),
+    read=partial(read_with, "RTDetrImageProcessor"),
     small=small,
     configure={
         "dfine-small-coco": {

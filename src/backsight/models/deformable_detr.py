@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from backsight.core import Site, Spec, Stage
-from backsight.models.detection import expect_tokens, layer_sites, mirror, prediction_stage, read_detections
+from backsight.models.detection import expect_tokens, layer_sites, mirror, prediction_stage, read_with
 from backsight.models.detr import SMALL_BACKBONE
 from backsight.models.family import Family
 
@@ -69,7 +69,7 @@ DEFORMABLE_DETR = Family(
     kind="deformable_detr",
     names={short: f"SenseTime/{short}" for short in _VARIANTS},
     stage=stage,
-    read=partial(read_detections, "DeformableDetrImageProcessor"),
+    read=partial(read_with, "DeformableDetrImageProcessor"),
     small=small,
     configure=_VARIANTS,
     size=(480, 640),

@@ -33,7 +33,7 @@ def layer_sites(path: str, count: int, field: int | None = None) -> tuple[Site, 
     return tuple(Site(f"{path}.layers.{index}", field=field) for index in range(count))
 
 
-def read_detections(processor: str, module: Any) -> Read:
+def read_with(processor: str, module: Any) -> Read:
     """All that the post-processing of transformers' class ``processor`` makes of the output of ``module``, however
     faint: the likeliest class of every query, or the best pairs of query and class where each has a score of its own.
     """

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from backsight.core import Site, Spec, Stage
-from backsight.models.detection import layer_sites, mirror, prediction_stage, read_detections
+from backsight.models.detection import layer_sites, mirror, prediction_stage, read_with
 from backsight.models.family import Family
 
 DECODED = Site("model.decoder", field="last_hidden_state")
@@ -74,7 +74,7 @@ DETR = Family(
     kind="detr",
     names={"detr-resnet-50": "facebook/detr-resnet-50", "detr-resnet-101": "facebook/detr-resnet-101"},
     stage=stage,
-    read=partial(read_detections, "DetrImageProcessor"),
+    read=partial(read_with, "DetrImageProcessor"),
     small=partial(small, "detr"),
     configure={"detr-resnet-50": {"num_labels": 91}, "detr-resnet-101": {"num_labels": 91, "backbone": "resnet101"}},
     size=(480, 640),

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from backsight.core import Site, Spec
-from backsight.models.detection import expect_multiples, expect_tokens, read_detections
+from backsight.models.detection import expect_multiples, expect_tokens, read_with
 from backsight.models.family import Family
 from backsight.models.lw_detr import SMALL, stages_from
 
@@ -53,7 +53,7 @@ RF_DETR = Family(
     kind="rf_detr",
     names={f"rf-detr-{size}": f"Roboflow/rf-detr-{size}" for size in ("nano", "base")},
     stage=stage,
-    read=partial(read_detections, "RfDetrImageProcessor"),
+    read=partial(read_with, "RfDetrImageProcessor"),
     small=small,
     configure={
         "rf-detr-nano": _configure(16, 2, 384, [3, 6, 9, 12], 2),

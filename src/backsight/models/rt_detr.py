@@ -8,14 +8,7 @@ from typing import Any
 from torch import nn
 
 from backsight.core import Site, Spec, Stage
-from backsight.models.detection import (
-    expect_multiples,
-    expect_tokens,
-    layer_sites,
-    mirror,
-    prediction_stage,
-    read_detections,
-)
+from backsight.models.detection import expect_multiples, expect_tokens, layer_sites, mirror, prediction_stage, read_with
 from backsight.models.family import Family
 
 
@@ -101,7 +94,7 @@ def _family(name: str, short: str) -> Family:
         kind=name,
         names=names,
         stage=stage,
-        read=partial(read_detections, "RTDetrImageProcessor"),
+        read=partial(read_with, "RTDetrImageProcessor"),
         small=partial(small, name),
         configure={f"{short}-r18": _R18, f"{short}-r50": {"num_labels": 80}},
         size=(640, 640),

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from backsight.core import Spec
-from backsight.models.detection import prediction_stage, read_detections
+from backsight.models.detection import prediction_stage, read_with
 from backsight.models.detr import small, stages_before
 from backsight.models.family import Family
 
@@ -22,7 +22,7 @@ TABLE_TRANSFORMER = Family(
     kind="table-transformer",
     names={"table-transformer-detection": "microsoft/table-transformer-detection"},
     stage=stage,
-    read=partial(read_detections, "DetrImageProcessor"),
+    read=partial(read_with, "DetrImageProcessor"),
     small=partial(small, "table-transformer"),
     configure={"table-transformer-detection": {"num_labels": 2, "num_queries": 15, "backbone": "resnet18"}},
     size=(480, 640),

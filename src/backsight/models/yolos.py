@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from backsight.core import Site, Spec, Stage
-from backsight.models.detection import prediction_stage, read_detections
+from backsight.models.detection import prediction_stage, read_with
 from backsight.models.family import Family
 
 
@@ -57,7 +57,7 @@ YOLOS = Family(
     kind="yolos",
     names={f"yolos-{size}": f"hustvl/yolos-{size}" for size in ("tiny", "small", "base")},
     stage=stage,
-    read=partial(read_detections, "YolosImageProcessor"),
+    read=partial(read_with, "YolosImageProcessor"),
     small=small,
     configure={
         "yolos-tiny": {"num_labels": 91, "image_size": [800, 1333], **_TINY},

@@ -67,10 +67,6 @@ class Task(ABC):
         UserError: a chain lacks an inverse on the way from ``stage``.
     """
 
-    model: StagedModel
-    chains: list[InverseChain]
-    learning_rates: dict[Key, float]
-
     def __init__(self, model: StagedModel, chains: Sequence[InverseChain], stage: str | None = None) -> None:
         self.model, self.chains = model, list(chains)
         self.networks: dict[Key, nn.Module] = {
