@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -58,10 +58,9 @@ class Annotations:
     relative: bool = False
     tally: Tally = field(default_factory=lambda: Tally(""), compare=False)
 
-    def without(self, ids: Iterable[str]) -> Annotations:
+    def without(self, ids: Set[str]) -> Annotations:
         """The same, of those photos that are not among ``ids``."""
-        left = {identity: size for identity, size in self.sizes.items() if identity not in set(ids)}
-        return Annotations(left, self.entries, self.classes, self.content, self.relative, self.tally)
+        return replace(self, sizes={each: size for each, size in self.sizes.items() if each not in ids})
 
 
 class Photos(Source):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from backsight.core import Pixels
 from backsight.data.base import Target
-
-INTERPOLATION = ("nearest", "bilinear", "bicubic", "lanczos")
-"""As Pillow names them."""
 
 
 @dataclass(frozen=True)
@@ -114,14 +111,10 @@ def fit_target(target: Target, original: tuple[int, int], pixels: Pixels) -> Tar
     border = torch.tensor([placement.size[1], placement.size[0]]).repeat(2)
     boxes = (target.boxes * scale - corner).clamp(min=0).minimum(border)
     keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return replace(
-        target,
-        boxes=boxes[keep],
-        labels=target.labels[keep],
-        masks=None if target.masks is None else _fit_masks(target.masks[keep], placement, pixels.size),
-        crowd=target.crowd[keep],
-        attributes={name: values[keep] for name, values in target.attributes.items()},
-    )
+    kept = {name: values[keep] for name, values in (target.tensors() | {"boxes": boxes}).items()}
+    if "masks" in kept:
+        kept["masks"] = _fit_masks(kept["masks"], placement, pixels.size)
+    return Target.of(kept, target.label)
 
 
 def _fit_masks(masks: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:

@@ -259,11 +259,6 @@ def with_backdrop_of(scenes: Scenes, other: Scenes) -> Scenes:
     return replace(scenes, backdrop=other.backdrop)
 
 
-def with_clutter_of(scenes: Scenes, other: Scenes) -> Scenes:
-    """The same scenes with the clutter of ``other``, behind and in front of the objects."""
-    return replace(scenes, behind=other.behind, front=other.front)
-
-
 def without_clutter(scenes: Scenes) -> Scenes:
     """The same scenes with nothing in them but background and objects."""
     behind, front = (replace(p, present=torch.zeros_like(p.present)) for p in (scenes.behind, scenes.front))
