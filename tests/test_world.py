@@ -46,7 +46,7 @@ def test_the_distance_to_a_square_is_exact():
 
 
 def test_two_outlines_make_a_ring():
-    ring = SHAPES["ring"]()
+    ring = SHAPES["ring"]
     middle, body, outside = signed_distance(np.array([[0.0, 0], [0.7, 0], [1.2, 0]]), ring)
     assert middle > 0.4
     assert body < -0.2
@@ -65,7 +65,7 @@ def test_areas_are_those_of_the_polygons():
         return abs(np.sum(outline[:, 0] * following[:, 1] - following[:, 0] * outline[:, 1])) / 2
 
     for index, name in enumerate(NAMES[: len(SHAPES)]):
-        outlines = SHAPES[name]()
+        outlines = SHAPES[name]
         exact = area(outlines[0]) - sum(area(hole) for hole in outlines[1:])
         assert float(areas()[index]) == pytest.approx(exact, rel=0.02), name
 
