@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from backsight.app import uploads
-from backsight.app.uploads import MAX_BYTES, MAX_PROPORTION, Uploads, accept
+from backsight.app.security import MAX_UPLOAD
+from backsight.app.uploads import MAX_PROPORTION, Uploads, accept
 from backsight.app.workspace import ImageLibrary
 from backsight.core import Pixels, UserError
 from backsight.data import fit, read_image
@@ -47,7 +48,7 @@ def test_the_name_follows_from_the_content() -> None:
         (grey_png(10_000, 5_000), "10000 x 5000 pixels"),
         (grey_png(1, 39_999), "too narrow"),
         (grey_png(200_000, 1), "too narrow"),
-        (bytes(MAX_BYTES + 1), "at most 20 MB"),
+        (bytes(MAX_UPLOAD + 1), "at most 20 MB"),
     ],
     ids=["text", "empty", "svg", "eps", "cut jpeg", "cut png", "bomb", "large", "column", "row", "heavy"],
 )

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 
 from backsight.app.error_cases import Diagnosis
-from backsight.app.model_view import InputImage, ModelView, public_name
+from backsight.app.model_view import InputImage, ModelView
 from backsight.app.uploads import PREFIX, Uploads
 from backsight.core import Pixels, UserError
 from backsight.data import ImageData, open_data
 from backsight.experiments.subject import Subject, has_chains, open_subject, trained_on
+from backsight.hub.card import public_name
 from backsight.shipped import find_shipped, shipped_names
 
 ZOO = ("zoo/detr-prior", "zoo/vit-prior")
