@@ -11,7 +11,7 @@ from backsight.app.model_view import InputImage, ModelView
 from backsight.app.uploads import PREFIX, Uploads
 from backsight.core import Pixels, UserError
 from backsight.data import ImageData, open_data
-from backsight.experiments.subject import Subject, has_chains, open_subject, trained_on
+from backsight.experiments.subject import has_chains, open_subject, trained_on
 from backsight.hub.card import public_name
 from backsight.shipped import find_shipped, shipped_names
 
@@ -188,19 +188,10 @@ def open_workspace(
     for model, chain, spec in zip(*options, strict=True):
         report(public_name(model or chain or ""))
         subject = open_subject(model, chain, spec, num_images=NUM_AVERAGED, device=device)
-        opened.append(
-            (_named_view(subject, opened), images.add(_spec_of(subject, spec), subject.model.pixels, subject.data))
-        )
+        name = _unused_name(public_name(subject.model.name), [view.name for view, _ in opened], "{} ({})")
+        spec = spec or trained_on(subject.ensemble) or subject.data.name
+        opened.append((ModelView(subject, name), images.add(spec, subject.model.pixels, subject.data)))
     return Workspace(opened, images)
-
-
-def _named_view(subject: Subject, opened: Sequence[tuple[ModelView, str]]) -> ModelView:
-    name = _unused_name(public_name(subject.model.name), [model.name for model, _ in opened], "{} ({})")
-    return ModelView(subject, name)
-
-
-def _spec_of(subject: Subject, given: str | None) -> str:
-    return given or trained_on(subject.ensemble) or subject.data.name
 
 
 def _each(option: str, given: Sequence[str], count: int) -> list[str | None]:

@@ -41,7 +41,7 @@ class ImageFiles(Source):
         classes: Mapping[int, str] | None = None,
     ) -> None:
         super().__init__(name, ids, classes or {}, reading, labels)
-        self.root, self.folders = root, classes or {}
+        self.root, self.names_of_labels = root, classes or {}
 
     def where(self, index: int) -> str:
         """The picture's path."""
@@ -55,7 +55,7 @@ class ImageFiles(Source):
         """Every id with its file's size and its label."""
         yield from file_facts(zip(self.ids, map(self.root.joinpath, self.names), strict=True))
         labelled = sorted(zip(self.names, self.labels, strict=True)) if self.labels else []
-        yield from (f"{name} {self.folders[label]}" for name, label in labelled if label is not None)
+        yield from (f"{name} {self.names_of_labels[label]}" for name, label in labelled if label is not None)
 
 
 def open_folder(spec: str, reading: Reading) -> Splits:

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backsight.core import UserError
 from backsight.data.world.shapes import CLUTTER, NAMES, SHAPES
 
 Law = Literal["prior", "independent", "defining"]
@@ -153,12 +152,7 @@ def sample_scenes(law: Law, seed: int, indices: Sequence[int], single: bool = Fa
     """The scenes ``indices`` of the world (``law``, ``seed``): ``len(indices)`` scenes of at most four objects.
 
     ``single`` gives scenes of exactly one object, larger and nearer the middle, for classifiers.
-
-    Raises:
-        UserError: there is no such law.
     """
-    if law not in LAWS:
-        raise UserError(f"no law of colour '{law}': there are {', '.join(LAWS)}")
     dice = _Dice(seed, indices, 192)
     backdrop, light = _sample_backdrop(dice), dice.take(low=0, high=360)
     objects, classes, prototypical = _sample_objects(dice, law, single)
