@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import cast
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from backsight.app.security import MAX_UPLOAD
 from backsight.app.uploads import MAX_PROPORTION, Uploads, accept
 from backsight.app.workspace import ImageLibrary
 from backsight.core import Pixels, UserError
-from backsight.data import fit, read_image
+from backsight.data import ImageData, fit, read_image
 from small_app import SVG, grey_png, png
 
 
@@ -94,14 +95,14 @@ def test_an_upload_is_fitted_as_any_image() -> None:
 
 
 def test_data_sets_are_named_without_their_folders() -> None:
-    images = ImageLibrary(Uploads(), lambda spec, pixels: [])
+    images, none = ImageLibrary(Uploads()), cast(ImageData, [])
     specs = [
         "coco:/srv/secret/photos:val2017",
         "folder:/other/photos",
         "folder:/srv/secret/photos",
         "folder:/other/photos",
     ]
-    names = [images.add(spec, Pixels((8, 8))) for spec in specs]
+    names = [images.add(spec, Pixels((8, 8)), none) for spec in specs]
     assert names == ["coco-photos-val2017", "folder-photos", "folder-photos-2", "folder-photos"]
     with pytest.raises(UserError, match="'7' is none of them"):
         images.get("folder-photos/7", Pixels((8, 8)))
