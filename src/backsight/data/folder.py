@@ -96,10 +96,7 @@ def find_images(root: Path) -> list[str]:
         UserError: the folder is missing or empty, or has no pictures.
     """
     check_folder(root)
-    try:
-        files = sorted(_walk(root, set()))
-    except OSError as error:
-        raise UserError(f"cannot look into folder '{error.filename}': {(error.strerror or '').lower()}") from error
+    files = sorted(_walk(root, set()))
     by_suffix: dict[str, list[str]] = {}
     for file in files:
         by_suffix.setdefault(Path(file).suffix.lower(), []).append(file)

@@ -45,11 +45,6 @@ class Source(ABC):
     the same order; none where nothing is known of that, hidden ones negative or None.
     """
 
-    name: str
-    names: Sequence[str]
-    ids: Sequence[str]
-    classes: Mapping[int, str]
-
     root: Path = Path()
 
     def __init__(

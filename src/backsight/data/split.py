@@ -34,11 +34,6 @@ PART = {
 class Subset:
     """Some images of a source, in the source's order; name, classes and unreadable files are the source's."""
 
-    indices: list[int]
-    ids: list[str]
-    name: str
-    classes: Mapping[int, str]
-
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
         self.source = source
         self.indices = sorted(indices)
