@@ -204,7 +204,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    calls = [["--help"], ["train", "--help"], ["reconstruct", "--help"], ["zoo", "--help"]]
+    calls = [["--version"], ["--help"], ["train", "--help"], ["reconstruct", "--help"], ["zoo", "--help"]]
     code = f"""
 from backsight.cli import main
 for call in {calls!r}:

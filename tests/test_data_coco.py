@@ -255,9 +255,8 @@ def test_annotations_of_another_photo_leave_it_out(tmp_path: Path, what: str, ca
 )
 def test_annotations_that_are_not_cocos(tmp_path: Path, content: str, message: str) -> None:
     (write_coco(tmp_path, "val", 3) / "annotations" / "instances_val.json").write_text(content)
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message):
         opened(f"coco:{tmp_path}", PIXELS)
-    assert "\n" not in str(caught.value)
 
 
 def test_folders_that_are_not_cocos(tmp_path: Path) -> None:

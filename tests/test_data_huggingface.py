@@ -119,9 +119,8 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
         f"hf:{tmp_path}/empty": "cannot load",
         f"hf:{tmp_path}/saved:tset": "cannot load",
     }.items():
-        with pytest.raises(UserError, match=message) as caught:
+        with pytest.raises(UserError, match=message):
             opened(spec, PIXELS)
-        assert "\n" not in str(caught.value)
 
 
 def test_real_photos() -> None:

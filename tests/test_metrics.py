@@ -113,7 +113,6 @@ def test_a_learned_metric_without_weights_says_what_to_do(metric, network: str, 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(UserError, match=network) as error:
         metric(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64))
-    assert "\n" not in str(error.value)
     assert str(tmp_path) in str(error.value)
 
 

@@ -11,16 +11,12 @@ import torch
 from torch import nn
 
 from backsight.arrange import infer_grids
-from backsight.chain import ChainEnsemble
 from backsight.core import Pixels, Site, Spec, Stage
 from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, load_model, stage_module
 from backsight.models.deformable_detr import DEFORMABLE_DETR, small
-from backsight.options import ModelOptions, TrainOptions
 from backsight.tasks import make_plans
-from backsight.training import train_run
 from backsight.verification import scramble, verify
-from numerics import assert_rounding
 from small import assert_same_answers, random_images, save_transformers
 
 VARIANTS: dict[str, dict[str, bool]] = {
@@ -174,30 +170,3 @@ def test_names_and_configurations_belong_together() -> None:
 
 
 # ---- training
-
-
-def test_inverses_are_trained_and_come_back(tmp_path: Path) -> None:
-    settings = TrainOptions(
-        data="world:prior",
-        out=tmp_path / "run",
-        steps=3,
-        seeds=1,
-        batch_size=3,
-        max_validation=4,
-        max_test=4,
-        workers=0,
-        tracker="none",
-        inverse=("backbone@coarse=pyramid:level=3,expansion=2",),
-    )
-    model = build("two stages")
-    ensemble = train_run(model, settings, ModelOptions(device="cpu"))
-    assert "backbone@coarse" in ensemble.entries
-    loaded = ChainEnsemble.from_pretrained(tmp_path / "run")
-    ours, theirs = (each.chains[0].state_dict() for each in (ensemble, loaded))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    trace = model.run(random_images(model))
-    for at in (*model.stages, "backbone@coarse", "encoder.0", "prediction@onehot"):
-        images = loaded.reconstruct(trace, at)
-        assert images.shape == (1, 2, 3, 64, 96)
-        assert_rounding(images, ensemble.reconstruct(trace, at))

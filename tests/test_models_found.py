@@ -18,12 +18,20 @@ from backsight.cli import main
 from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, load_model
 from backsight.verification import verify
+from marks import quick
 from numerics import assert_rounding
 from small import random_images
 from undescribed import ANY_PATCHES, PROPOSED, UNDESCRIBED, Undescribed
 
 SHORT: dict[str, Any] = {"steps": 3, "seeds": 1, "batch_size": 2, "workers": 0, "tracker": "none", "device": "cpu"}
 SHORT |= {"max_validation": 2, "max_test": 2, "precision": "fp32"}
+
+
+OF_A_KIND = (
+    *("deit distilled", "beit", "vit_mae", "swinv2", "resnet", "dinov3", "dinov3 convnext", "clip", "clip classifier"),
+    *("siglip2", "segformer", "dpt", "depth anything", "owlv2", "sam", "sam2 vision"),
+)
+"""One of each kind of network, which stand for those like it in the fast suite."""
 
 
 def failures(model: StagedModel) -> list[str]:
@@ -42,7 +50,7 @@ def train_and_reconstruct(model: StagedModel, folder: Path) -> None:
     assert {each.labels["stage"] for each in result.pictures} >= set(model.stages)
 
 
-@pytest.mark.parametrize("name", UNDESCRIBED)
+@pytest.mark.parametrize("name", quick(UNDESCRIBED, *OF_A_KIND))
 def test_a_type_that_no_family_describes_is_staged_by_its_repeated_blocks(name: str, tmp_path: Path) -> None:
     each = UNDESCRIBED[name]
     model = load(each, tmp_path)
@@ -61,7 +69,7 @@ def test_such_a_model_is_trained_and_reconstructs_a_picture(name: str, tmp_path:
     train_and_reconstruct(load(UNDESCRIBED[name], tmp_path / "model"), tmp_path)
 
 
-@pytest.mark.parametrize("name", PROPOSED)
+@pytest.mark.parametrize("name", quick(PROPOSED, "clip", "vit_mae", "owlv2"))
 def test_a_proposal_holds_and_names_the_arguments_that_a_pass_needs(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

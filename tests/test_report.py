@@ -315,7 +315,7 @@ def test_a_page_of_almost_nothing(tmp_path):
 
 
 def test_the_same_results_give_the_same_page(tmp_path):
-    results = example()
+    results = without_numbers(example())
     assert open_page(results, tmp_path).source == open_page(results, tmp_path).source
 
 
@@ -420,9 +420,8 @@ KEYS = "command: x\nmodel: {}\ninverses: {}\nseeds: [0]\nversions: {}\n"
 def test_nothing_is_written_beside_what_is_not_ours(name: str, content: str, tmp_path):
     (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
     (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=r"another out|out names") as caught:
+    with pytest.raises(UserError, match=r"another out|out names"):
         check_output(tmp_path, [tmp_path / "photos"])
-    assert "\n" not in str(caught.value)
 
 
 def test_results_and_pictures_of_an_interrupted_call_are_ours(tmp_path):

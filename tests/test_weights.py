@@ -147,9 +147,8 @@ def test_a_pickle_is_never_run(where: str, tmp_path: Path) -> None:
 
 
 def expect_mistake(message: str, *args: Any, **options: Any) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message):
         load_model(*args, **options)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
