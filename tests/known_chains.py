@@ -126,8 +126,23 @@ def untrained_subject(model: StagedModel, seeds: int = 2, **options: Any) -> Sub
     return subject_of(model, [untrained_chain(model, seed) for seed in range(seeds)], **options)
 
 
-QUICK = {"detr": ("backbone=local:depth=1", "encoder=encoder:depth=1", "decoder=decoder:depth=1")}
+QUICK = {
+    "detr": ("backbone=local:depth=1", "encoder=encoder:depth=1", "decoder=decoder:depth=1", "prediction@onehot=none"),
+    "vit": ("encoder=blocks:depth=1",),
+}
 """Inverses that are drawn and run in no time, in place of a family's own."""
+
+FLOW = "backbone@flow=flow:width=8,depth=1,steps=1"
+"""One beside them that samples."""
+
+FEW: dict[str, dict[str, Any]] = {
+    "ambiguity": {"num_draws": 3},
+    "attention_ablation": {"steps": 1, "batch_size": 2, "copies": 1},
+    "truth": {"num_scenes": 4, "num_training": 12},
+    "token_noise": {"shares": [0.3]},
+    **{name: {"num_pictures": 0} for name in ("color_perturbation", "intermediate_layers", "prototypes")},
+}
+"""Settings of experiments with which they take no time."""
 
 
 def random_subject(family: str, *, inverses: Sequence[str] = (), num_images: int = 4, batch_size: int = 3) -> Subject:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ def chain(detr: StagedModel) -> InverseChain:
     return build_chain(detr, PLANS, seed=0).eval()
 
 
+@cache
 def of_family(model: StagedModel, seed: int = 0) -> InverseChain:
-    """A chain of the inverses that the family itself names."""
+    """A chain of the inverses that the family itself names, one for all who only read it."""
     plans = {
         f"{stage.name}@{variant}" if variant else stage.name: Plan(name, options)
         for stage in model.spec.stages

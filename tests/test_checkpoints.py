@@ -26,7 +26,7 @@ from backsight.models import load_model
 from backsight.verification import verify
 from marks import quick
 from numerics import assert_rounding
-from small import assert_same_answers, random_images, save_timm, save_transformers
+from small import assert_same_answers, random_images, save_timm, save_transformers, train_and_reconstruct
 
 State = dict[str, Tensor]
 
@@ -120,10 +120,7 @@ def test_a_run_on_averages_is_opened_again_and_says_so(tmp_path: Path) -> None:
     state = state_of(tmp_path / "saved")
     torch.save({"model_ema": {name: value * 0.5 for name, value in state.items()}}, tmp_path / "c.pth")
     model = load_model(str(tmp_path / "saved"), weights=f"{tmp_path / 'c.pth'}:ema")
-    bs.train(model, data="world:prior:single", out=tmp_path / "run", **SHORT)
-    assert "c.pth:ema" in (tmp_path / "run" / "card.md").read_text()
-    Image.new("RGB", (80, 60), (200, 30, 30)).save(tmp_path / "photo.jpg")
-    bs.reconstruct(tmp_path / "run", [tmp_path / "photo.jpg"], tmp_path / "seen", device="cpu")
+    assert "c.pth:ema" in train_and_reconstruct(model, tmp_path)
 
 
 def test_options_and_measurements_beside_the_weights_are_read(tmp_path: Path) -> None:
@@ -190,7 +187,6 @@ def test_a_model_of_timm_that_transformers_saved_is_the_one_inside(tmp_path: Pat
     assert model.stages == ["backbone", "encoder"]
     images = random_images(model)
     found = model.predict(model.run(images))
-    assert isinstance(found, Classes)
     assert found.labels == labels
     assert_rounding(found.logits, wrapper(model.pixels.normalise(images)).logits)
 
@@ -230,7 +226,6 @@ def test_an_adapter_is_merged_into_its_model(tmp_path: Path) -> None:
     merged = load_model(str(folder))
     images = random_images(merged)
     found = merged.predict(merged.run(images))
-    assert isinstance(found, Classes)
     assert found.logits.shape[1] == 3
     assert_rounding(found.logits, model(merged.pixels.normalise(images), interpolate_pos_encoding=True).logits, 1e-4)
 
@@ -271,7 +266,6 @@ def test_pictures_are_converted_for_other_numbers_of_channels(
     as_pillow = np.array(photo.convert("L" if channels == 1 else "RGBA"), dtype="float32") / 255
     native = torch.from_numpy(as_pillow).reshape(1, *model.pixels.size, channels).permute(0, 3, 1, 2)
     found = model.predict(model.run(images))
-    assert isinstance(found, Classes)
     # Pillow rounds brightness to whole numbers
     torch.testing.assert_close(
         model.pixels.as_input(images), (native - mean) / std, rtol=0, atol=0.5 / 255 / std + 1e-4
@@ -282,10 +276,7 @@ def test_pictures_are_converted_for_other_numbers_of_channels(
 
 def test_a_model_of_one_channel_is_trained_and_says_so(tmp_path: Path) -> None:
     save_channels("timm", 1, tmp_path / "saved")
-    bs.train(load_model(str(tmp_path / "saved")), data="world:prior:single", out=tmp_path / "run", **SHORT)
-    assert "brightness" in (tmp_path / "run" / "card.md").read_text()
-    Image.new("RGB", (80, 60), (200, 30, 30)).save(tmp_path / "photo.jpg")
-    bs.reconstruct(tmp_path / "run", [tmp_path / "photo.jpg"], tmp_path / "seen", device="cpu")
+    assert "brightness" in train_and_reconstruct(load_model(str(tmp_path / "saved")), tmp_path)
 
 
 def test_other_numbers_of_channels_are_refused(tmp_path: Path) -> None:
@@ -300,10 +291,6 @@ def test_a_spec_names_the_channels() -> None:
     model: StagedModel = bs.stage(module, {"pixels": {"size": [16, 16], "channels": 1}, "stages": stages})
     images = torch.rand(2, 3, 16, 16)
     assert_rounding(model.run(images).output, module(Pixels((16, 16), channels=1).as_input(images)))
-
-
-SHORT: dict[str, Any] = {"steps": 2, "seeds": 1, "batch_size": 2, "workers": 0, "tracker": "none", "device": "cpu"}
-SHORT |= {"max_validation": 2, "max_test": 2}
 
 
 def refused(message: str, *args: Any, **options: Any) -> None:

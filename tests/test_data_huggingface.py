@@ -44,7 +44,6 @@ def test_one_parquet_file_is_divided(tmp_path: Path) -> None:
     assert sizes(opened(f"hf:{path}", PIXELS)) == (36, 2, 2)
     assert splits.train.classes == {0: "cat", 1: "dog"}
     sample = splits.train[0]
-    assert sample is not None
     assert sample.image.shape == (3, 16, 24)
     assert sample.target.label == int(sample.id.split("/")[1]) % 2
 

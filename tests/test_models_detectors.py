@@ -55,7 +55,7 @@ def test_the_stages_are_the_paper_s_and_the_last_before_the_prediction_is_its_qu
     assert model.spec.family == name
 
 
-@pytest.mark.parametrize("name", SIGMOID)
+@pytest.mark.parametrize("name", [*SIGMOID, "deformable_detr"])
 def test_detections_are_the_best_pairs_of_query_and_class(name: str) -> None:
     model = build_small(name)
     trace = model.run(random_images(model))

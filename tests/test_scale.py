@@ -28,7 +28,7 @@ from backsight.training.batches import HeldOut
 from backsight.training.run import Run
 from marks import quick
 from numerics import assert_rounding
-from pictures import drawn
+from pictures import drawn, save_pictures
 from together import codes, command, forward_model, lines, options, together, train
 
 NO_BATCH_NORM = ("backbone=local",)
@@ -332,3 +332,26 @@ def test_experiments_on_two_processes_find_what_one_finds(tmp_path: Path) -> Non
         for mine, theirs in zip(two.measurements, one.measurements, strict=True):
             assert mine.labels == theirs.labels
             assert_rounding(mine.values, theirs.values, 1e-4)
+
+
+# ---- where processes do not fork
+
+
+SCRIPT = """
+import multiprocessing
+import backsight as bs
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("{method}")
+    bs.train("zoo/vit-prior", data="folder:photos", out="run", steps=3, seeds=1, batch_size=4, workers=2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_training_starts_where_processes_do_not_fork(method: str, tmp_path: Path) -> None:
+    save_pictures(tmp_path / "photos", [f"{index}.png" for index in range(40)])
+    (tmp_path / "script.py").write_text(SCRIPT.format(method=method), encoding="utf-8")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "card.md").is_file()
