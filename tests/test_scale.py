@@ -76,7 +76,7 @@ def steps_of(name: str, folder: Path, processes: Processes, num_steps: int = 4) 
     if changes.get("data") == "padded":
         model, changes = model.fitting("pad"), {**changes, "data": f"folder:{folder / 'photos'}"}
     given = {"inverse": NO_BATCH_NORM, "steps": 1000, "precision": "fp32", **changes}
-    run = Run.of(model, options(folder / "run", **given), RunFolder(folder / name, writes=False), processes)
+    run = Run(model, options(folder / "run", **given), RunFolder(folder / name, writes=False), processes)
     training, found = run.loop(), []
     if name in BEGUN:
         run.begin_inverses(training.state)
