@@ -21,7 +21,7 @@ def begin(
     batches: Iterator[Batch],
     batch_size: int,
     processes: Processes,
-    watch: Callable[[str, int, int], None],
+    watch: Callable[[str, int, int], object],
 ) -> None:
     """Let every inverse among ``networks`` begin by the moments that it asks for (:meth:`Inverse.moments`), which all
     seeds share: computed ones are then done, and others give something like their target from the first step on. What
