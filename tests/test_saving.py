@@ -60,7 +60,7 @@ def open_run(model: StagedModel, out: Path, **changes: Any) -> Run:
         "paper"  # at the fast recipe's rate a gradient of 0, which is rounding alone, moves ten times as far
     )
     options = TrainOptions(**{"data": "world", "out": out, **given, **changes})
-    return Run.of(model, options, RunFolder(out))
+    return Run(model, options, RunFolder(out))
 
 
 LAYER_NORM_ONLY = ("backbone=local",)
