@@ -39,6 +39,9 @@ GUTTER = 0.2
 HEADING = 1.5 * LINE_HEIGHT
 """Of one line of a heading, in inches."""
 
+Pages = list["Figure"]
+"""The pages of a figure."""
+
 Caption = str | Sequence[tuple[str, str]]
 """What stands under a picture: a text, which is wrapped, or lines with the colour of each."""
 
@@ -75,7 +78,7 @@ class Part:
         return sum(strip.height for strip in self.strips)
 
 
-def pages(parts: Sequence[Part]) -> list[Figure]:
+def pages(parts: Sequence[Part]) -> Pages:
     """Figures of ``parts`` from the top, 7 inches wide and at most 9 high, laid out.
 
     A part that does not fit on what is left of a page is cut, or begins the next one; one that is higher than a page
