@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from backsight.core import UserError
+from backsight.data import Batch
 from backsight.experiments.drawing import lines_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, baseline_notes, by_seed
@@ -67,12 +68,9 @@ def _seen_again(subject: Subject) -> Iterator[Measurement]:
 
 def _encode_reconstructions(subject: Subject, stage: str) -> Tensor:
     """The features at ``stage`` of the images that are reconstructed from there, ``S images F``."""
-    parts = []
-    for batch in subject.batches:
-        seeds = subject.reconstruct(batch, stage)
-        features = [_encode(subject, stage, images) for images in seeds]
-        parts.append(torch.stack(features))
-    return torch.cat(parts, 1)
+    parts = [[_encode(subject, stage, images) for images in subject.reconstruct(batch, stage)]
+             for batch in subject.batches]  # fmt: skip
+    return torch.cat([torch.stack(features) for features in parts], 1)
 
 
 def _encode_baseline(subject: Subject, stage: str) -> Tensor:
@@ -115,20 +113,23 @@ def _compare(features: Tensor, originals: Tensor, unit: Tensor) -> dict[str, Ten
 
 
 def _pixels(subject: Subject) -> Iterator[Measurement]:
-    mean = subject.mean_image
-    # How far images are from their mean; where that is their own, distances to it are short by the same share.
-    own = subject.collect(lambda batch: mse(batch.images, mean.expand_as(batch.images))).mean().clamp(min=1e-12)
-    unit = subject.collect(lambda batch: mse(batch.images, subject.baseline.against(batch))).mean().clamp(min=1e-12)
-    for stage in subject.stages:
-        labels = {"stage": stage, "of": RECONSTRUCTION}
-        away = [
-            by_seed(mse, subject.reconstruct(batch, stage), mean.expand_as(batch.images)).cpu()
-            for batch in subject.batches
-        ]
-        yield Measurement({**labels, "metric": "mean image distance"}, torch.cat(away, 1) / own)
-        if len(subject.seeds) > 1:
-            apart = [_apart(subject.reconstruct(batch, stage)).cpu() for batch in subject.batches]
-            yield Measurement({**labels, "metric": "seed spread"}, torch.cat(apart)[None] / unit)
+    def distances(batch: Batch) -> dict[tuple[str, str], Tensor]:
+        mean = subject.mean_image.expand_as(batch.images)
+        # How far images are from their mean; where that is their own, distances to it are short by the same share.
+        found = {("", "mean image distance"): mse(batch.images, mean)}
+        found["", "seed spread"] = mse(batch.images, subject.baseline.against(batch))
+        for stage in subject.stages:
+            seeds = subject.reconstruct(batch, stage)
+            found[stage, "mean image distance"] = by_seed(mse, seeds, mean)
+            if len(seeds) > 1:
+                found[stage, "seed spread"] = _apart(seeds)
+        return found
+
+    found = subject.gather(distances)
+    for (stage, metric), values in found.items():
+        if stage:
+            labels = {"stage": stage, "of": RECONSTRUCTION, "metric": metric}
+            yield Measurement(labels, values / found["", metric].mean().clamp(min=1e-12))
 
 
 def _apart(seeds: Tensor) -> Tensor:

@@ -59,14 +59,12 @@ def crop_around(boxes: Tensor, size: tuple[int, int], margin: float = 0.5, least
     return slices[0], slices[1]
 
 
-def cut_out(
-    image: Tensor, window: tuple[slice, slice], frames: Sequence[tuple[Tensor, str]] = (), least: int = 192
-) -> Tensor:
-    """A part of an image, small ones enlarged, with boxes drawn on it.
+def cut_out(image: Tensor, boxes: Tensor, frames: Sequence[tuple[Tensor, str]] = (), least: int = 192) -> Tensor:
+    """What :func:`crop_around` leaves of an image, small parts enlarged, with boxes drawn on it.
 
     Args:
         image: ``3 H W`` in [0, 1].
-        window: (rows, columns), as :func:`crop_around` gives them.
+        boxes: what is to be seen with its surroundings, ``n 4``.
         frames: boxes (x0, y0, x1, y1 in pixels of the whole image) and their colours, ``#rrggbb``, drawn inside their
             bounds; all but the first are dashed, so that it shows where others lie on it.
         least: the shorter side to reach by enlarging, in pixels; 0 to leave the picture as it is.
@@ -74,7 +72,7 @@ def cut_out(
     Returns:
         ``3 kh kw`` in [0, 1], for a whole number k.
     """
-    rows, columns = window
+    rows, columns = crop_around(boxes, (image.shape[-2], image.shape[-1]))
     corner = torch.tensor([columns.start, rows.start] * 2)
     inside = [(box.cpu() - corner, colour) for box, colour in frames]
     return draw_frames(image[:, rows, columns], inside, least, dashed=True)
