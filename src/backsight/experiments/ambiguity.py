@@ -27,8 +27,7 @@ from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
 from backsight.figures import ErrorPoint, Pages, Panel, pages, panel_part, picture_parts
 from backsight.metrics import match_objects, mse
-from backsight.perturb import colour_vector
-from backsight.perturb.colour import LUMA
+from backsight.perturb import LUMA, colour_vector
 from backsight.results import INPUT, Measurement, Picture, Result
 from backsight.validation import AnyNumber, Range
 
