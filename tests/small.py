@@ -8,9 +8,11 @@ from typing import Any
 
 import timm
 import torch
+from PIL import Image
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
+import backsight as bs
 from backsight.core import Pixels, Site, Spec, Stage
 from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, Family, stage_module
@@ -100,6 +102,21 @@ def save_timm(name: str, folder: Path) -> nn.Module:
     module = timm.create_model(architecture, **options)
     save_for_hf(module, str(folder), model_args=options, safe_serialization=True)
     return module
+
+
+SHORT_RUN: dict[str, Any] = {
+    **{"data": "world:prior:single", "steps": 2, "seeds": 1, "batch_size": 2, "max_validation": 2, "max_test": 2},
+    **{"workers": 0, "tracker": "none", "device": "cpu", "precision": "fp32"},
+}
+
+
+def train_and_reconstruct(model: StagedModel, folder: Path, given: StagedModel | None = None) -> str:
+    """A few steps in ``folder/run``, then ``folder/photo.jpg`` by all stages (``given``: as the model) -> the card."""
+    bs.train(model, out=folder / "run", **SHORT_RUN)
+    Image.new("RGB", (80, 60), (200, 30, 30)).save(folder / "photo.jpg")
+    result = bs.reconstruct(folder / "run", [folder / "photo.jpg"], folder / "seen", model=given, device="cpu")
+    assert {each.labels["stage"] for each in result.pictures} >= set(model.stages)
+    return (folder / "run" / "card.md").read_text()
 
 
 def assert_same_answers(one: StagedModel, other: StagedModel) -> None:

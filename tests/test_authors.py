@@ -366,7 +366,6 @@ def refused(model: StagedModel, folder: Path) -> str:
     with pytest.raises(UserError) as caught:
         import_authors(folder / "published", model, folder / "run")
     assert not (folder / "run").exists()
-    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
@@ -383,36 +382,29 @@ def removable(name: str) -> Names:
 
 
 @pytest.mark.parametrize(("name", "model"), ALL, indirect=["model"])
-def test_a_missing_tensor_is_named(name: str, model: StagedModel, tmp_path: Path) -> None:
-    for tensor in removable(name):
-        if tensor in ("pos_emb", "query_embed.weight") and name == "vit position":
-            continue  # without it, it is the variant that subtracts no position
+def test_a_tensor_that_is_missing_too_many_or_of_another_shape_is_named(
+    name: str, model: StagedModel, tmp_path: Path
+) -> None:
+    first, last = removable(name)
+
+    def told(change: Callable[[dict[str, Tensor]], object]) -> str:
         publish(tmp_path / "published", name, *below(name))
-        damage(tmp_path / "published" / f"{name}.pt", lambda state, tensor=tensor: state.pop(tensor))
-        said = refused(model, tmp_path)
-        assert tensor in said
-        assert f"{name}.pt" in said
-
-
-@pytest.mark.parametrize(("name", "model"), ALL, indirect=["model"])
-def test_a_tensor_too_many_is_named(name: str, model: StagedModel, tmp_path: Path) -> None:
-    publish(tmp_path / "published", name, *below(name))
-    damage(tmp_path / "published" / f"{name}.pt", lambda state: state.update(nose=torch.zeros(2)))
-    assert f"{name}.pt is no inverse that can be read: 1 tensors not of this network (nose)" in refused(model, tmp_path)
-
-
-@pytest.mark.parametrize(("name", "model"), ALL, indirect=["model"])
-def test_a_tensor_of_another_shape_is_named(name: str, model: StagedModel, tmp_path: Path) -> None:
-    publish(tmp_path / "published", name, *below(name))
-    tensor = removable(name)[-1]
+        damage(tmp_path / "published" / f"{name}.pt", change)
+        return refused(model, tmp_path)
 
     def widen(state: dict[str, Tensor]) -> None:
-        state[tensor] = state[tensor].new_zeros([side + 1 for side in state[tensor].shape] or [2])
+        state[last] = state[last].new_zeros([side + 1 for side in state[last].shape] or [2])
 
-    damage(tmp_path / "published" / f"{name}.pt", widen)
-    said = refused(model, tmp_path)
+    for tensor in (first, last):
+        if name != "vit position" or tensor != "pos_emb":  # without it, it is the variant that subtracts no position
+            said = told(lambda state, tensor=tensor: state.pop(tensor))
+            assert tensor in said
+            assert f"{name}.pt" in said
+    said = told(lambda state: state.update(nose=torch.zeros(2)))
+    assert f"{name}.pt is no inverse that can be read: 1 tensors not of this network (nose)" in said
+    said = told(widen)
     assert "of another shape" in said
-    assert tensor.rpartition(".")[0] in said or tensor in said
+    assert last.rpartition(".")[0] in said or last in said
 
 
 class Trap:

@@ -16,7 +16,7 @@ from backsight.core import UserError
 from backsight.cost import count_operations
 from backsight.data import read_image
 from backsight.engine import StagedModel
-from benchmarks import BENCHMARKS, COMMITTED, Ratio, Settings, alternate, choose, difference, read_ratios, regressions
+from benchmarks import BENCHMARKS, COMMITTED, Ratio, Settings, alternate, difference, read_ratios, regressions
 from benchmarks.__main__ import bench
 from benchmarks.apart import Apart
 from benchmarks.coverage import BLOCKS, FAILED, FAMILY, attempt, interval
@@ -221,11 +221,6 @@ def test_a_file_without_ratios_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"ratios": [{}]}')
     with pytest.raises(UserError, match="holds no ratios"):
         read_ratios(tmp_path / "other.json")
-
-
-def test_benchmarks_are_chosen_in_their_own_order() -> None:
-    assert choose(["data", "train"]) == ["train", "data"]
-    assert choose([]) == list(BENCHMARKS)
 
 
 @pytest.mark.slow

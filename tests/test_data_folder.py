@@ -33,7 +33,6 @@ def test_a_flat_folder_is_divided(tmp_path: Path) -> None:
     assert len(train | validation | test) == 60
     assert splits.train.classes == {}
     sample = splits.test[0]
-    assert sample is not None
     assert sample.image.shape == (3, 16, 24)
     assert sample.target.label is None
 

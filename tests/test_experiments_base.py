@@ -7,7 +7,6 @@ import io
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,19 @@ from backsight.engine import StagedModel
 from backsight.evaluation import MeanImage, mean_image_of
 from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Picture, Result, Subject, run_experiment
 from backsight.experiments import subject as subject_module
+from backsight.experiments.controls import controls_of, untrained
 from backsight.figures import error_bars
 from backsight.metrics import interval
 from backsight.results import FORMAT
-from known_chains import Pictures, perfect_chain, random_subject, subject_of, untrained_chain, untrained_subject
+from known_chains import (
+    Pictures,
+    perfect_chain,
+    perfect_subject,
+    random_subject,
+    subject_of,
+    untrained_chain,
+    untrained_subject,
+)
 from numerics import assert_rounding
 from small import build_small
 
@@ -117,20 +125,6 @@ def test_measurements_are_found_by_their_labels():
     for labels in ({"metric": "mse"}, {"stage": "prediction"}):
         with pytest.raises(UserError, match="one was expected"):
             result.one(**labels)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", '{"format": "other/2"}', json.dumps({"format": FORMAT}), "no json"],
-    ids=["empty", "list", "no format", "another format", "no fields", "text"],
-)
-def test_what_is_no_result_is_refused_in_one_line(tmp_path: Path, text: str):
-    (tmp_path / "result.json").write_text(text)
-    with pytest.raises(UserError) as caught:
-        Result.load(tmp_path)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="no result at"):
-        Result.load(tmp_path / "elsewhere")
 
 
 def test_values_have_two_dimensions():
@@ -249,11 +243,9 @@ def test_the_mean_image_of_a_run(tmp_path: Path):
     image = torch.rand(3, 4, 5)
     save_file({"mean_image": image}, tmp_path / "mean_image.safetensors")
     found = mean_image_of(tmp_path)
-    assert found is not None
     assert torch.equal(found, image)
     save_file({"mean_image": image.half()}, tmp_path / "mean_image.safetensors")
     found = mean_image_of(tmp_path)
-    assert found is not None
     assert found.dtype == torch.float32
     assert torch.equal(found, image.half().float())
 
@@ -300,12 +292,6 @@ def test_of_padded_images_only_the_pictures_are_held_against():
 # ---- experiments
 
 
-def test_experiments_are_listed_by_their_name():
-    for name, experiment in EXPERIMENTS.items():
-        assert experiment.name == name
-        assert experiment.question.endswith("?")
-
-
 @pytest.mark.parametrize(
     ("need", "words"), [("masks", "instance masks"), ("boxes", "boxes of objects"), ("labels", "class of the whole")]
 )
@@ -322,14 +308,6 @@ def test_data_that_lacks_something_is_refused_before_anything_is_measured(
     assert not (tmp_path / "out").exists()
 
 
-def test_data_with_what_is_needed_fits(small_model: Models):
-    subject = untrained_subject(small_model("vit"), 1)
-    size = subject.model.pixels.size
-    whole = Target(torch.tensor([[0.0, 0, 5, 5]]), torch.tensor([1]), torch.ones(1, *size, dtype=torch.bool), label=3)
-    subject.batches = [replace(batch, targets=(whole, *batch.targets[1:])) for batch in subject.batches]
-    subject.require("masks", "boxes", "labels")
-
-
 def test_a_model_of_another_kind_is_refused(small_model: Models, tmp_path: Path):
     experiment = Experiment(
         "detecting", "What?", lambda subject: result_of(), lambda r: error_bars({}), (), ("detect",)
@@ -340,3 +318,48 @@ def test_a_model_of_another_kind_is_refused(small_model: Models, tmp_path: Path)
     model = small_model("detr")
     images = Pictures(model.pixels.size).floats
     assert experiment.fits(subject_of(model, [perfect_chain(model, images)])) == ""
+
+
+# ---- controls
+
+
+Models = Callable[[str], StagedModel]
+
+
+def test_controls_share_the_images_and_the_structure(small_model: Models, tmp_path: Path):
+    subject = untrained_subject(small_model("detr"), seeds=2)
+    inverse, model = controls_of(subject, num_images=5)
+    assert (inverse.name, model.name) == ("small detr, untrained inverse", "small detr, untrained model")
+    assert (inverse.model, model.model is subject.model) == (subject.model, False)
+    assert model.card()["random"]
+    assert inverse.card()["of"] == subject.name
+    for each in (inverse, model):
+        assert (each.num_images, each.seeds, each.stages) == (5, [0], subject.stages)
+        assert torch.equal(each.mean_image, subject.mean_image)
+        assert torch.equal(each.batches[0].images, subject.batches[0].images)
+    result = run_experiment(EXPERIMENTS["reconstruct"], [subject, inverse], tmp_path, {"num_pictures": 2})
+    assert {each.labels["model"] for each in result.pictures} == {subject.name}
+    assert result.one(model=inverse.name, stage="encoder", of="seeds").values.shape == (1, 5)
+
+
+def test_an_untrained_inverse_does_not_know_the_images(small_model: Models):
+    subject = perfect_subject(small_model("vit"))
+    subject.ensemble.chains[0].plans = untrained_subject(subject.model, 1).ensemble.chains[0].plans
+    inverse, _ = controls_of(subject)
+    batch = inverse.batches[0]
+    assert (subject.reconstruct(batch, "encoder")[0] - batch.images).abs().max() < 1e-4
+    assert (inverse.reconstruct(batch, "encoder")[0] - batch.images).abs().mean() > 0.05
+
+
+def test_an_untrained_model_has_other_weights_and_the_model_keeps_its_own(small_model: Models):
+    for family in ("detr", "vit"):
+        model = small_model(family)
+        before = {name: value.clone() for name, value in model.module.state_dict().items()}
+        copy = untrained(model)
+        assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())
+        own = dict(copy.module.named_parameters())
+        moved = [name for name, value in model.module.named_parameters() if not torch.equal(value, own[name])]
+        assert len(moved) > 0.9 * len(own)
+        assert all(value.isfinite().all() for value in own.values())
+        assert (copy.stages, copy.spec) == (model.stages, model.spec)
+        assert all(map(torch.equal, copy.module.parameters(), untrained(model).module.parameters()))  # by its seed

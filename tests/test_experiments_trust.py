@@ -12,14 +12,7 @@ from backsight.core import UserError
 from backsight.engine import StagedModel
 from backsight.experiments.trust import MEAN_IMAGE, RECONSTRUCTION, measure
 from backsight.metrics import mse
-from known_chains import (
-    Pictures,
-    check_contract,
-    constant_chain,
-    perfect_subject,
-    subject_of,
-    untrained_subject,
-)
+from known_chains import Pictures, check_contract, constant_chain, perfect_subject, subject_of, untrained_subject
 
 COUNT = 6
 """Pictures."""

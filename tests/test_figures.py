@@ -1,10 +1,12 @@
 """Figures can be read in print: nothing clipped, no tiny letters, the legend in the order of the lines."""
 
+import logging
 import math
 import subprocess
 import sys
 from dataclasses import replace
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -23,6 +25,7 @@ from backsight.figures import (
     draw_detections,
     draw_frames,
     error_bars,
+    fonts,
     grid,
     image_png,
     pages,
@@ -258,3 +261,29 @@ def test_boxes_beyond_the_edge_and_crowded_names_stay_inside():
 def test_importing_loads_no_matplotlib():
     code = f"import sys, {figures.__name__}; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- letters of any script
+
+
+def test_a_font_is_taken_that_has_the_letters(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    letters = {"own": "cat", "other": "cat\u732b"}
+    monkeypatch.setattr(fonts, "installed", lambda: {fonts.OWN: "own", "Noto Sans CJK SC": "other"})
+    charmaps = {
+        path: SimpleNamespace(get_charmap=lambda known=known: set(map(ord, known))) for path, known in letters.items()
+    }
+    monkeypatch.setattr("matplotlib.ft2font.FT2Font", charmaps.__getitem__)
+    fonts._font_file.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert [fonts.font_file(text) for text in ("cat", "a \u732b".replace(" ", ""))] == ["own", "other"]
+        assert caplog.text == ""
+        assert [fonts.font_file("\u0e41"), fonts.font_file("\u0e41")] == ["own", "own"]
+    assert caplog.text.count("no font here has '\u0e41'") == 1
+    fonts._font_file.cache_clear()
+
+
+def test_matplotlib_s_own_comes_first() -> None:
+    assert next(iter(fonts.installed())) == "DejaVu Sans"
+    assert fonts.font_file("caf\u00e9 80 %").endswith("DejaVuSans.ttf")

@@ -37,7 +37,7 @@ OTHER_KERNELS = {
 
 def reconstructions() -> dict[str, Tensor]:
     """Features of two pictures, ``2 N D``, and the images ``2 3 H W`` reconstructed from them, at every stage."""
-    model, chain = load_model("zoo/detr-prior"), InverseChain.from_pretrained("zoo/detr-prior")
+    model, chain = load_model("zoo/vit-prior"), InverseChain.from_pretrained("zoo/vit-prior")
     trace = model.run(random_images(model))
     with torch.no_grad():
         images = {f"image {name}": chain.reconstruct(trace, name) for name in model.stages}

@@ -42,6 +42,12 @@ def model() -> StagedModel:
     return build_small("detr")
 
 
+@pytest.fixture(scope="module")
+def task(model: StagedModel) -> Modular:
+    """Modular training of all its inverses, for those who only ask it something."""
+    return Modular(model, build_chains(model, make_plans(model), [0]))
+
+
 def write_pictures(folder: Path) -> Path:
     """A folder with the three parts of a data set."""
     parts = {"train": 10, "val": 2, "test": 2}
@@ -169,7 +175,6 @@ def test_a_bias_in_front_of_a_batch_norm_is_frozen_and_no_other_gradient_changes
     assert frozen == set(convolutions)
     largest = max(each.abs().max() for each in before.values() if each is not None)
     for name, gradient in before.items():
-        assert gradient is not None
         expected = after[name] if name not in frozen else torch.zeros_like(gradient)
         torch.testing.assert_close(gradient, expected, rtol=0, atol=float(1e-9 * largest))
 
@@ -180,7 +185,6 @@ def test_a_bias_in_front_of_a_batch_norm_that_does_not_follow_the_batch_is_learn
     freeze_biases([network])
     network(torch.rand(2, 3, 8, 8)).square().sum().backward()
     bias = network.get_parameter("0.bias")
-    assert bias.grad is not None
     assert bias.grad.abs().max() > 1e-3
 
 
@@ -245,8 +249,7 @@ def test_padded_micro_batches_weigh_by_what_is_under_the_pictures() -> None:
         torch.testing.assert_close(found[name], loss)
 
 
-def test_a_batch_that_fits_stays_whole(model: StagedModel) -> None:
-    task = Modular(model, build_chains(model, make_plans(model), [0]))
+def test_a_batch_that_fits_stays_whole(model: StagedModel, task: Modular) -> None:
     batch = Batch(random_images(model), ("a", "b"), (Target(), Target()))
     for size in (None, 2):
         assert split(batch, size, task, Processes()) == (2, [(batch, None)])
@@ -255,8 +258,7 @@ def test_a_batch_that_fits_stays_whole(model: StagedModel) -> None:
 # ---- memory
 
 
-def test_what_an_image_takes_is_found_and_nothing_changed(model: StagedModel) -> None:
-    task = Modular(model, build_chains(model, make_plans(model), [0]))
+def test_what_an_image_takes_is_found_and_nothing_changed(model: StagedModel, task: Modular) -> None:
     before = copy.deepcopy(task.chains[0].state_dict())
     random = torch.get_rng_state()
     height, width = model.pixels.size
@@ -276,26 +278,23 @@ def test_bytes_are_written_as_a_user_writes_them(number: int, text: str) -> None
     ("memory_there", "expected"), [("8MiB", None), ("4MiB", 3), ("2.5MiB", 1)], ids=["all", "some", "one"]
 )
 def test_as_many_images_pass_as_fit(
-    memory_there: str, expected: int | None, model: StagedModel, monkeypatch: pytest.MonkeyPatch
+    memory_there: str, expected: int | None, task: Modular, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "need_of", lambda *_: Need(2**20, 2**20))
-    task = Modular(model, build_chains(model, make_plans(model), [0]))
     given = TrainOptions(batch_size=5, memory=memory_there)
     assert choose_micro_batch(task, given, "fp32", {})[0] == expected
     with pytest.raises(UserError, match="too little: one image needs 2MiB"):
         choose_micro_batch(task, TrainOptions(memory="1.5MiB"), "fp32", {})
 
 
-def test_by_itself_a_run_stays_within_what_is_free(model: StagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = Modular(model, build_chains(model, make_plans(model), [0]))
+def test_by_itself_a_run_stays_within_what_is_free(task: Modular, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "need_of", lambda *_: Need(0, 2**40))
     with pytest.raises(UserError, match="of memory is too little"):
         choose_micro_batch(task, TrainOptions(), "fp32", {})
     assert choose_micro_batch(task, TrainOptions(micro_batch=3), "fp32", {}) == (3, None)
 
 
-def test_a_resumed_run_keeps_the_micro_batch_that_fitted_before(model: StagedModel) -> None:
-    task = Modular(model, build_chains(model, make_plans(model), [0]))
+def test_a_resumed_run_keeps_the_micro_batch_that_fitted_before(task: Modular) -> None:
     before = {"micro_batch": 3, "options": {"memory": "8GiB"}}
     of_0_1 = {"micro_batch": None, "options": {"memory": None}}
     assert choose_micro_batch(task, TrainOptions(memory="8GiB"), "fp32", before)[0] == 3
@@ -457,12 +456,9 @@ def test_the_cache_of_a_run_is_that_of_its_precision_and_its_processes(model: St
     given = {"data": data, "feature_cache": tmp_path / "cache"}
     runs = [open_run(model, tmp_path / "run", precision=precision, **given) for precision in ("fp32", "bf16")]
     caches = [run.cache for run in runs]
-    assert caches[0] is not None
-    assert caches[1] is not None
     assert caches[0].folder != caches[1].folder
     options = TrainOptions(feature_cache=tmp_path / "cache", feature_cache_gb=8)
     shared = open_feature_cache(runs[0].task, options, "data", "fp32", 8)
-    assert shared is not None
     assert shared.room == 1e9
 
 
@@ -493,8 +489,6 @@ def test_cached_images_stay_below_their_limit_and_damaged_ones_are_written_again
     files[0].write_bytes(content)
     assert read_sample(files[0]) is None
     again = kept[0]
-    assert again is not None
-    assert first[0] is not None
     assert torch.equal(again.image, first[0].image)
     assert read_sample(files[0]) is not None
 
@@ -612,8 +606,7 @@ def test_a_failed_attempt_leaves_no_gradients(
     model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compile_by(
-        monkeypatch,
-        lambda forward: lambda features: forward(FailsBackwards.apply(features.clone().requires_grad_())),
+        monkeypatch, lambda forward: lambda features: forward(FailsBackwards.apply(features.clone().requires_grad_()))
     )
     run = open_run(model, tmp_path)
     assert "0/encoder" not in kernels.compile_task(run.task, "on", 5, "fp32")

@@ -313,10 +313,10 @@ MISTAKES: dict[str, tuple[Callable[[StagedModel, Trace], object], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_in_one_line(model: StagedModel, mistake: str) -> None:
-    act, message = MISTAKES[mistake]
+@pytest.mark.parametrize("family", ["vit", "detr"])
+def test_a_mistake_is_told(family: str, mistake: str, small_model: Callable[[str], StagedModel]) -> None:
+    (act, message), model = MISTAKES[mistake], small_model(family)
     trace = model.run(random_images(model))
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message):
         act(model, trace)
-    assert "\n" not in str(caught.value)
     assert not patched(model)

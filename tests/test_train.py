@@ -17,7 +17,7 @@ from pathlib import Path
 import filelock
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from backsight.chain import ChainEnsemble
 from backsight.core import Key, Pixels, UserError
@@ -28,7 +28,7 @@ from backsight.jobs import run_jobs
 from backsight.models import MODELS, stage_module
 from backsight.options import ModelOptions, TrainOptions
 from backsight.results import Result
-from backsight.training import Budget, Interrupted, NotFinite, RunFolder, loop, train, train_run
+from backsight.training import Budget, Interrupted, NotFinite, RunFolder, loop, train_run
 from backsight.training.folder import LOCK
 from backsight.training.loop import Loop
 from backsight.training.merge import merge
@@ -96,7 +96,7 @@ FAST = ("vit", "detr")
 def test_every_family_trains_and_leaves_a_whole_run_folder(family: str, tmp_path: Path) -> None:
     ensemble = run(tmp_path / "run", family, steps=2, seeds=1)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        *("config.yaml", "metrics.jsonl", "chains", "mean_image.safetensors", "evaluation.json", "card.md"),
+        *("config.yaml", "metrics.jsonl", "chains", "mean_image.safetensors", "evaluation.json", "card.md")
     }
     assert same(ensemble, ChainEnsemble.from_pretrained(tmp_path / "run"))
     evaluation = Result.load(tmp_path / "run" / "evaluation.json")
@@ -118,19 +118,6 @@ def test_same_seed_same_weights_other_seed_other_weights(tmp_path: Path) -> None
     assert not same(first, run(tmp_path / "c", seed=5))
     one, two = first.chains
     assert not torch.equal(next(one.parameters()), next(two.parameters()))
-
-
-def test_inverses_can_be_replaced_and_added(tmp_path: Path) -> None:
-    changes = ("backbone=local", "backbone@whole=patch:whole=true", "backbone@analytic=analytic")
-    ensemble = run(tmp_path / "run", steps=2, seeds=1, inverse=changes)
-    assert ensemble.entries == ["backbone", "backbone@analytic", "backbone@whole", "encoder"]
-    assert isinstance(ensemble.chains[0].inverses["backbone"].layers[0], nn.Conv2d)
-
-
-def test_train_takes_a_name_and_options_as_keywords(tmp_path: Path) -> None:
-    given = {name: value for name, value in vars(options(tmp_path / "run", steps=1, seeds=1)).items() if value}
-    ensemble = train("zoo/vit-prior", device="cpu", **given)
-    assert ensemble.model["name"] == "zoo/vit-prior"
 
 
 # ---- interrupted, resumed

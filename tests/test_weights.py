@@ -52,15 +52,6 @@ def test_a_file_of_weights_is_loaded(name: str, file: str, tiny_detr: str, tmp_p
     assert_same_answers(loaded, original)
 
 
-@pytest.mark.parametrize("name", ["detr-tiny", "test_vit"])
-def test_random_weights_are_drawn_from_the_seed(name: str, tiny_detr: str) -> None:
-    state = torch.random.get_rng_state()
-    models = [load_model(name, random_weights=True, seed=seed) for seed in (5, 5, 6)]
-    assert models[0].digest() == models[1].digest() != models[2].digest()
-    assert {model.weights for model in models} == {RANDOM} == {"random"}
-    assert torch.equal(torch.random.get_rng_state(), state)
-
-
 @pytest.fixture(params=["vit", "detr", "dinov2"])
 def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The folder of a small model, as its library saves it."""
@@ -147,9 +138,8 @@ def test_a_pickle_is_never_run(where: str, tmp_path: Path) -> None:
 
 
 def expect_mistake(message: str, *args: Any, **options: Any) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message):
         load_model(*args, **options)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
