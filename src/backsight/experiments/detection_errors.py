@@ -171,12 +171,11 @@ class Gallery:
             self.pictures.append(Picture({**labels, "stage": stage, "shows": WITHOUT}, picture))
 
     def _describe(self, batch: Batch, case: Case) -> dict[str, Label]:
-        known = case.truth or case.answer
-        answer = case.answer
+        known, answer, names = case.truth or case.answer, case.answer, self.subject.data.classes
         return {
             "type": case.finding.outcome,
-            "class": _name(self.subject, known[1]) if known else "",
-            "detected as": _name(self.subject, answer[1]) if answer else "",
+            "class": names.get(known[1], str(known[1])) if known else "",
+            "detected as": names.get(answer[1], str(answer[1])) if answer else "",
             "score": round(answer[2], 3) if answer else 0.0,
             "overlap": round(case.finding.overlap, 3),
             "image": batch.ids[case.row],
@@ -191,11 +190,6 @@ class Gallery:
         for stage in self.subject.stages:
             painted = batch.cut(case.row, self.subject.reconstruct(batch, stage)[0, case.row])
             yield Picture({**labels, "stage": stage, "shows": RECONSTRUCTION}, cut_out(painted, case.boxes, least=0))
-
-
-def _name(subject: Subject, label: int) -> str:
-    names: Mapping[int, str] = subject.data.classes
-    return names.get(label, str(label))
 
 
 # ---- the figure

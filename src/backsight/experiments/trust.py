@@ -58,7 +58,8 @@ def _seen_again(subject: Subject) -> Iterator[Measurement]:
             MEAN_IMAGE: _encode_baseline(subject, stage),
             INPUT: originals[None],
         }
-        unit = _mean_of_others(originals)
+        # The mean distance of each image's features to all others'.
+        unit = _distances(originals, originals).fill_diagonal_(0).sum(1) / (len(originals) - 1)
         for name, features in pictures.items():
             found = [_compare(each, originals, unit) for each in features]
             for metric in ("distance", "rank", "found"):
@@ -83,12 +84,6 @@ def _encode_baseline(subject: Subject, stage: str) -> Tensor:
 def _encode(subject: Subject, stage: str, images: Tensor) -> Tensor:
     """The features of ``B 3 H W`` at ``stage``, ``B F``."""
     return subject.model.features(images, [stage])[stage].flatten(1).float()
-
-
-def _mean_of_others(originals: Tensor) -> Tensor:
-    """The mean distance of each image's features to all others', ``images``."""
-    distances = _distances(originals, originals)
-    return distances.fill_diagonal_(0).sum(1) / (len(originals) - 1)
 
 
 def _distances(features: Tensor, originals: Tensor) -> Tensor:
