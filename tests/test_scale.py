@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,7 @@ from backsight.training.run import Run
 from marks import quick
 from numerics import assert_rounding
 from pictures import drawn, save_pictures
-from together import codes, command, forward_model, lines, options, together, train
+from together import codes, command, forward_model, free_port, lines, options, together, train
 
 NO_BATCH_NORM = ("backbone=local",)
 """Its noise on few images, and its parts in several processes, would drown the comparison."""
@@ -253,6 +254,35 @@ def test_torchrun_starts_a_run_again_after_each_kill(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "run").finished
     steps = [record["step"] for record in RunFolder(tmp_path / "run").metrics() if "validation" in record]
     assert steps == list(range(2, 17, 2))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_a_node_is_gone(tmp_path: Path) -> None:
+    """Two nodes, one of which is killed with its process: the other starts again from the last checkpoint, alone."""
+    script, run = tmp_path / "train.py", RunFolder(tmp_path / "run")
+    changes = {"steps": 60, "evaluate_every": 2}
+    script.write_text(
+        f"import sys; from pathlib import Path; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"from together import command; command(0, 'vit', Path({str(run.path)!r}), {changes})"
+    )
+    elastic = ["--nnodes", "1:2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--max-restarts", "3"]
+    launch = [*TORCHRUN, *elastic, "--rdzv-endpoint", f"localhost:{free_port()}", str(script)]
+    first = subprocess.Popen(launch)
+    time.sleep(2)  # so that it is the one that holds the store
+    second = subprocess.Popen(launch)
+    try:
+        deadline = time.monotonic() + 150
+        while not any(record["step"] >= 6 for record in run.metrics()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        subprocess.run(["pkill", "-KILL", "-P", str(second.pid)], check=True)
+        second.kill()
+        assert first.wait(240) == 0
+    finally:
+        first.kill()
+        second.kill()
+    steps = [record["step"] for record in run.metrics() if "validation" in record]
+    assert run.finished
+    assert steps == list(range(2, 61, 2))
 
 
 # ---- who does what
