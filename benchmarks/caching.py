@@ -13,10 +13,8 @@ from backsight.data import Batch, Target
 from backsight.devices import autocast, choose_precision
 from backsight.engine import StagedModel
 from backsight.training.feature_cache import FeatureCache
-from benchmarks.measure import Ratio, Side, alternate, quotients
+from benchmarks.measure import Ratio, Side, quotients, seconds
 from benchmarks.settings import TRUE_SIZE, Settings
-
-PLAIN, FILLING, READING = "forward", "forward and keep", "read"
 
 
 def measure(settings: Settings) -> list[Ratio]:
@@ -30,14 +28,13 @@ def _measure(name: str, settings: Settings) -> list[Ratio]:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         cached = _Cached(model, images, Path(folder))
         sides: dict[str, Side] = {
-            PLAIN: lambda: model.features(images, model.stages),
-            FILLING: cached.fill,
-            READING: cached.read,
+            "forward": lambda: model.features(images, model.stages),
+            "forward and keep": cached.fill,
+            "read": cached.read,
         }
         with autocast(choose_precision(settings.precision, device), device):
-            spent = alternate(sides, settings.rounds, device)
+            plain, filling, reading = seconds(sides, settings.rounds, device).values()
         size = sum(path.stat().st_size for path in Path(folder, "kept").rglob("*.safetensors")) / len(images)
-    plain, filling, reading = ([each.wall for each in spent[side]] for side in sides)
     extra, saved = median(filling) - median(plain), median(plain) - median(reading)
     return [
         Ratio(

@@ -16,7 +16,7 @@ from backsight.data import Sample, Target, fit, read_image
 from backsight.data.cache import pack_sample, read_sample
 from backsight.data.world import World
 from backsight.io import write_bytes
-from benchmarks.measure import Ratio, Side, alternate, quotients
+from benchmarks.measure import Ratio, Side, quotients, seconds
 from benchmarks.photos import write_photos
 from benchmarks.settings import Settings
 
@@ -51,8 +51,7 @@ def _photos(contents: list[bytes], settings: Settings) -> list[Ratio]:
         sample = Sample(fit(read_image(contents[0]), Pixels(SIZES["480x640"])), "one", Target())
         path = write_bytes(Path(folder, "one.safetensors"), pack_sample(sample))
         sides["read from the image cache at 480x640"] = lambda: [read_sample(path) for _ in contents]
-        found = alternate(sides, settings.rounds)
-    spent = {side: [each.cpu for each in turns] for side, turns in found.items()}
+        spent = seconds(sides, settings.rounds, clock="cpu")
     return [
         Ratio(
             f"data/{side}",
@@ -76,7 +75,7 @@ def _world(settings: Settings) -> list[Ratio]:
         "read": lambda: [read_image(stream.getvalue()) for _ in range(number)],
         "draw": lambda: world.batch(range(number)),
     }
-    spent = {side: [each.cpu for each in turns] for side, turns in alternate(sides, settings.rounds).items()}
+    spent = seconds(sides, settings.rounds, clock="cpu")
     return [
         Ratio(
             "data/draw the world",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from backsight.chain import InverseChain
 from backsight.devices import autocast, choose_precision
-from backsight.engine import StagedModel, Trace
+from backsight.engine import StagedModel
 from backsight.tasks import build_chains, make_plans
-from benchmarks.measure import Better, Ratio, Side, Spent, alternate, quotients
+from benchmarks.measure import Ratio, Side, quotients, seconds
 from benchmarks.settings import TRUE_SIZE, Settings
 
 BARE = "bare forward"
@@ -22,17 +22,14 @@ def measure_trace(settings: Settings) -> list[Ratio]:
     found: list[Ratio] = []
     for name in settings.chosen(TRUE_SIZE):
         model = settings.open(name)
-        images = _images(model, settings)
+        images = _images(model, settings.batch_size)
         trace = model.run(images)
         sides: dict[str, Side] = {
-            BARE: _bare(model, images),
-            "run": lambda model=model, images=images: model.run(images),
-            "features of all stages": lambda model=model, images=images: model.features(images, model.stages),
+            "run": partial(model.run, images),
+            "features of all stages": partial(model.features, images, model.stages),
+            **{f"resume at {stage}": partial(model.resume, stage, trace[stage], trace) for stage in model.stages},
         }
-        for stage in model.stages:
-            sides[f"resume at {stage}"] = _resume(model, stage, trace)
-        spent = _alternate(sides, settings)
-        found += [_over_bare(f"trace/{name}/{side}", spent, side, len(images)) for side in sides if side != BARE]
+        found += _over_bare(f"trace/{name}", sides, model, images, settings)
     return found
 
 
@@ -41,48 +38,36 @@ def measure_reconstruct(settings: Settings) -> list[Ratio]:
     found: list[Ratio] = []
     for name in settings.chosen(TRUE_SIZE):
         model = settings.open(name)
-        images = _images(model, settings)[:1]
+        images = _images(model, settings.batch_size)[:1]
         chain = build_chains(model, make_plans(model), [0])[0].to(model.device).eval()
         trace = model.run(images)
-        sides = {BARE: _bare(model, images)}
-        for stage in chain.stages:
-            sides[f"from {stage}"] = _reconstruct(chain, trace, stage)
-        spent = _alternate(sides, settings)
-        found += [_over_bare(f"reconstruct/{name}/{side}", spent, side, len(images)) for side in sides if side != BARE]
+        sides: dict[str, Side] = {f"from {stage}": partial(chain.reconstruct, trace, stage) for stage in chain.stages}
+        found += _over_bare(f"reconstruct/{name}", sides, model, images, settings)
     return found
 
 
-def _images(model: StagedModel, settings: Settings) -> Tensor:
+def _images(model: StagedModel, count: int) -> Tensor:
     """``B 3 H W``: the same numbers each time."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(settings.batch_size, 3, *model.pixels.size, generator=generator).to(model.device)
+    return torch.rand(count, 3, *model.pixels.size, generator=torch.Generator().manual_seed(0)).to(model.device)
 
 
-def _bare(model: StagedModel, images: Tensor) -> Side:
-    return lambda: model.module(model.pixels.normalise(images), **model.arguments)
-
-
-def _resume(model: StagedModel, stage: str, trace: Trace) -> Side:
-    return lambda: model.resume(stage, trace[stage], trace)
-
-
-def _reconstruct(chain: InverseChain, trace: Trace, stage: str) -> Side:
-    return lambda: chain.reconstruct(trace, stage)
-
-
-def _alternate(sides: dict[str, Side], settings: Settings) -> dict[str, list[Spent]]:
+def _over_bare(
+    name: str, sides: dict[str, Side], model: StagedModel, images: Tensor, settings: Settings
+) -> list[Ratio]:
     device = settings.device
+
+    def bare() -> object:
+        return model.module(model.pixels.normalise(images), **model.arguments)
+
     with torch.no_grad(), autocast(choose_precision(settings.precision, device), device):
-        return alternate(sides, settings.rounds, device)
-
-
-def _over_bare(name: str, spent: dict[str, list[Spent]], side: str, images: int) -> Ratio:
-    better: Better = "lower"
-    own, bare = ([each.wall for each in spent[which]] for which in (side, BARE))
-    return Ratio(
-        name,
-        quotients(own, bare),
-        "seconds, over those of the library's own forward pass",
-        better,
-        {"images/s": images / median(own), "forward images/s": images / median(bare)},
-    )
+        spent = seconds({BARE: bare, **sides}, settings.rounds, device)
+    return [
+        Ratio(
+            f"{name}/{side}",
+            quotients(spent[side], spent[BARE]),
+            "seconds, over those of the library's own forward pass",
+            "lower",
+            {"images/s": len(images) / median(spent[side]), "forward images/s": len(images) / median(spent[BARE])},
+        )
+        for side in sides
+    ]

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from statistics import median
 
-from benchmarks.measure import Ratio, Side, alternate, quotients
+from benchmarks.measure import Ratio, Side, quotients, seconds
 from benchmarks.settings import SHIPPED, Settings
 
 LOOK = """
@@ -43,7 +43,7 @@ def measure_look(settings: Settings) -> list[Ratio]:
 
 def _over(base: str, commands: dict[str, list[str]], settings: Settings) -> list[Ratio]:
     sides: dict[str, Side] = {name: _process(arguments) for name, arguments in commands.items()}
-    spent = {side: [each.wall for each in turns] for side, turns in alternate(sides, settings.rounds).items()}
+    spent = seconds(sides, settings.rounds)
     return [
         Ratio(
             f"start/{side}",

@@ -6,7 +6,7 @@ from statistics import median
 
 from backsight.experiments import EXPERIMENTS, Subject
 from backsight.experiments.subject import open_subject
-from benchmarks.measure import Ratio, Side, alternate, quotients
+from benchmarks.measure import Ratio, Side, quotients, seconds
 from benchmarks.settings import SHIPPED, Settings
 
 MEASURED = ("stage_error", "intermediate_layers", "token_noise")
@@ -23,8 +23,7 @@ def measure(settings: Settings) -> list[Ratio]:
 def _measure(name: str, settings: Settings) -> Ratio:
     subject = open_subject(name, num_images=NUM_IMAGES, device=settings.device_name)
     sides: dict[str, Side] = {"naive": lambda: study_naively(subject), "ours": lambda: study(subject)}
-    spent = alternate(sides, settings.rounds, settings.device)
-    naive, ours = ([each.wall for each in spent[side]] for side in ("naive", "ours"))
+    naive, ours = seconds(sides, settings.rounds, settings.device).values()
     return Ratio(
         f"experiments/{name}",
         quotients(naive, ours),

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from backsight.core import Pixels
-from backsight.data.base import Batch, Target
+from backsight.data.base import Batch
 from backsight.data.world.scenes import class_names
 from backsight.io import write_json
 from backsight.tasks import as_label
@@ -81,7 +81,7 @@ class DetectorLearner:
     def loss(self, batch: Batch) -> Tensor:
         """The library's own detection loss, after every layer of the decoder."""
         images = PIXELS.normalise(batch.images).contiguous(memory_format=torch.channels_last)
-        labels = [as_labels(target) for target in batch.targets]
+        labels = [as_label(target, SIZE) for target in batch.targets]
         if self.recipe.architecture != "detr":
             return self.model(images, labels=labels).loss
         return _loss_of_every_layer(self.model, images, labels)
@@ -110,11 +110,6 @@ def build_detector(recipe: Recipe) -> Any:
         model = DeformableDetrForObjectDetection(DeformableDetrConfig(backbone_config=backbone, **_DEFORMABLE, **names))
     learning: Any = thaw_batch_norm(model).requires_grad_(True)
     return learning.to(memory_format=torch.channels_last).train()
-
-
-def as_labels(target: Target) -> dict[str, Tensor]:
-    """A target in the library's words: ``class_labels`` ``n`` and ``boxes`` ``n 4`` (cx, cy, w, h in 0..1)."""
-    return as_label(target, SIZE)
 
 
 def thaw_batch_norm(model: nn.Module) -> nn.Module:

@@ -108,11 +108,6 @@ CHAINS: dict[str, ChainRecipe] = {
 """The shipped chains of every forward model, by its name."""
 
 
-def zoo_names() -> list[str]:
-    """The names of the forward models that ship with the package."""
-    return list(RECIPES)
-
-
 def find_recipe(name: str) -> Recipe:
     """The recipe called ``name``, with or without ``zoo/`` before it.
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from backsight.app.edits import BRUSH, apply, complete, region_of, regions
-from backsight.app.model_view import ModelView, public_name
+from backsight.app.model_view import ModelView
 from backsight.app.state import Change
 from backsight.app.workspace import Workspace
 from backsight.core import UserError
 from backsight.engine import RANDOM
+from backsight.hub.card import public_name
 from backsight.perturb import recolour
 from numerics import assert_rounding
 from small_app import small_view, small_workspace

@@ -23,9 +23,8 @@ import pytest
 from PIL import Image
 
 from backsight.app import security
-from backsight.app.security import MAX_EVENT, Guard, is_open
+from backsight.app.security import MAX_EVENT, MAX_UPLOAD, Guard, is_open
 from backsight.app.serve import Loader, listen
-from backsight.app.uploads import MAX_BYTES
 from backsight.app.workspace import Workspace
 from backsight.core import UserError
 from small_app import grey_png, png, small_workspace
@@ -115,7 +114,7 @@ def test_what_is_no_picture_is_refused_and_the_page_lives_on(client: Any) -> Non
 
 
 def test_too_much_is_refused(client: Any) -> None:
-    assert client.post("/pictures", content=bytes(MAX_BYTES + 1), headers=BINARY).status_code == 413
+    assert client.post("/pictures", content=bytes(MAX_UPLOAD + 1), headers=BINARY).status_code == 413
     assert client.post(JOIN, content=bytes(MAX_EVENT + 1)).status_code == 413
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+from typing import cast
 
 import pytest
 import torch
 from PIL import Image
 
 from backsight.app import uploads
-from backsight.app.uploads import MAX_BYTES, MAX_PROPORTION, Uploads, accept
+from backsight.app.security import MAX_UPLOAD
+from backsight.app.uploads import MAX_PROPORTION, Uploads, accept
 from backsight.app.workspace import ImageLibrary
 from backsight.core import Pixels, UserError
-from backsight.data import fit, read_image
+from backsight.data import ImageData, fit, read_image
 from small_app import SVG, grey_png, png
 
 
@@ -47,7 +49,7 @@ def test_the_name_follows_from_the_content() -> None:
         (grey_png(10_000, 5_000), "10000 x 5000 pixels"),
         (grey_png(1, 39_999), "too narrow"),
         (grey_png(200_000, 1), "too narrow"),
-        (bytes(MAX_BYTES + 1), "at most 20 MB"),
+        (bytes(MAX_UPLOAD + 1), "at most 20 MB"),
     ],
     ids=["text", "empty", "svg", "eps", "cut jpeg", "cut png", "bomb", "large", "column", "row", "heavy"],
 )
@@ -91,14 +93,14 @@ def test_an_upload_is_fitted_as_any_image() -> None:
 
 
 def test_data_sets_are_named_without_their_folders() -> None:
-    images = ImageLibrary(Uploads(), lambda spec, pixels: [])
+    images, none = ImageLibrary(Uploads()), cast(ImageData, [])
     specs = [
         "coco:/srv/secret/photos:val2017",
         "folder:/other/photos",
         "folder:/srv/secret/photos",
         "folder:/other/photos",
     ]
-    names = [images.add(spec, Pixels((8, 8))) for spec in specs]
+    names = [images.add(spec, Pixels((8, 8)), none) for spec in specs]
     assert names == ["coco-photos-val2017", "folder-photos", "folder-photos-2", "folder-photos"]
     with pytest.raises(UserError, match="'7' is none of them"):
         images.get("folder-photos/7", Pixels((8, 8)))

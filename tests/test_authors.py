@@ -15,8 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from backsight.authors import find_published, import_authors
-from backsight.authors.run import _pixels
+from backsight.authors import _pixels, find_published, import_authors
 from backsight.chain import ChainEnsemble
 from backsight.chain.model import open_forward_model
 from backsight.cli import main

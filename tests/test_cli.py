@@ -344,7 +344,7 @@ def test_going_on_with_a_run_whose_configuration_is_damaged(copied: Path, capsys
             "has no 'experiment'; restore it",
         ),
         ("reproduce.json", b"[]", "does not hold names and values: run `backsight reproduce` again"),
-        ("reproduce.json", b'{"format": "backsight.reproduce/1"}', "it has no 'command'"),
+        ("reproduce.json", b'{"format": "backsight.reproduce/1"}', "has no 'command'"),
     ],
 )
 @pytest.mark.parametrize("by_its_path", [True, False])

@@ -130,10 +130,9 @@ def test_the_window_lies_in_the_scaled_picture(
     rows: int, columns: int, height: int, width: int, fraction: float, way: Any
 ) -> None:
     placement = place((rows, columns), Pixels((height, width), fit=way, crop_fraction=fraction))
-    assert placement.top >= 0
-    assert placement.left >= 0
-    assert placement.top + height <= placement.scaled[0]
-    assert placement.left + width <= placement.scaled[1]
+    top, left = placement.corner
+    assert 0 <= top <= placement.scaled[0] - height
+    assert 0 <= left <= placement.scaled[1] - width
 
 
 def test_a_mark_in_the_picture_stays_under_its_box_and_mask() -> None:

@@ -247,7 +247,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         f"wds:{tmp_path}/trian-0.tar": "is it '",
         f"wds:{tmp_path}/train-0.tar": "too few pictures",
         "wds:no-such-store://a.tar": "no-such-store",
-        f"stream:{tmp_path}/none.parquet": "cannot stream",
+        f"stream:{tmp_path}/none.parquet": "cannot load",
     }.items():
         with pytest.raises(UserError, match=message):
             open_data(spec, PIXELS)

@@ -23,12 +23,22 @@ from backsight.data.base import Batch, Target
 from backsight.engine import StagedModel
 from backsight.evaluation import MeanImage, mean_image_of
 from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Picture, Result, Subject, run_experiment
+from backsight.experiments import subject as subject_module
 from backsight.experiments.controls import controls_of, untrained
 from backsight.figures import error_bars
 from backsight.metrics import interval
 from backsight.results import FORMAT
-from known_chains import Pictures, perfect_chain, perfect_subject, subject_of, untrained_chain, untrained_subject
+from known_chains import (
+    Pictures,
+    perfect_chain,
+    perfect_subject,
+    random_subject,
+    subject_of,
+    untrained_chain,
+    untrained_subject,
+)
 from numerics import assert_rounding
+from small import build_small
 
 Models = Callable[[str], StagedModel]
 
@@ -164,6 +174,17 @@ def test_a_small_cache_forgets_the_oldest_and_stays_right(small_model: Models, m
     assert all(map(torch.equal, kept, again))
     assert counting.passes == 4
     assert len(subject._cache.values) == 1
+
+
+@pytest.mark.parametrize("num_kept", [0.5, 1.5, 2.5])
+def test_images_that_do_not_all_fit_into_memory_are_read_again(num_kept: float, monkeypatch: pytest.MonkeyPatch):
+    height, width = build_small("vit").pixels.size
+    monkeypatch.setattr(subject_module, "KEPT_BYTES", int(num_kept * 3 * 4 * height * width))
+    subject = random_subject("vit", num_images=5, batch_size=1)
+    for _ in range(3):
+        assert [each for batch in subject.batches for each in batch.ids] == subject.ids
+    pairs = zip(subject.batches, subject.batches, strict=True)  # two at once do not come in each other's way
+    assert all(one.ids == other.ids == (name,) for (one, other), name in zip(pairs, subject.ids, strict=True))
 
 
 def test_reconstructions_with_other_options_are_cached_apart(small_model: Models):

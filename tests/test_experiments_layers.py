@@ -42,17 +42,17 @@ def expected_readings(family: str) -> set[tuple[str, str]]:
 @pytest.mark.parametrize("family", ["detr", "vit"])
 def test_layers_are_read_as_their_own_stage_and_the_one_before(small_model: Models, family: str):
     found = intermediate_layers.readings(untrained_subject(small_model(family), seeds=1))
-    assert {(each.layer, each.read_as) for each in found} == expected_readings(family)
+    assert {(each.layer, each.reads) for each in found} == expected_readings(family)
 
 
 def test_layers_of_another_layout_are_left_out(small_model: Models):
     model = small_model("swin")  # the second stage halves the grid, the first keeps that of the backbone
     subject = untrained_subject(model, seeds=1)
-    for layer, read_as in {(each.layer, each.read_as) for each in intermediate_layers.readings(subject)}:
+    for layer, read_as in {(each.layer, each.reads) for each in intermediate_layers.readings(subject)}:
         assert model.layout(layer) == model.layout(read_as)
-    read = {each.layer: each.read_as for each in intermediate_layers.readings(subject)}
+    read = {each.layer: each.reads for each in intermediate_layers.readings(subject)}
     assert read["stage2.0"] == "stage2"
-    assert ("stage2.0", "stage1") not in {(e.layer, e.read_as) for e in intermediate_layers.readings(subject)}
+    assert ("stage2.0", "stage1") not in {(e.layer, e.reads) for e in intermediate_layers.readings(subject)}
 
 
 def test_the_last_layer_goes_by_the_name_of_its_stage_only_where_it_is_the_same(small_model: Models):

@@ -19,7 +19,7 @@ from backsight.figures import image_png
 from backsight.inverses import Flow, build_inverse
 from backsight.io import write_bytes
 from backsight.options import TrainOptions
-from backsight.perturb.colour import hue_unit
+from backsight.perturb import hue_unit
 from backsight.report.reconstruct import reconstruct
 from backsight.tasks import make_plans, make_task
 from backsight.training.updates import Updates, schedule

@@ -86,7 +86,8 @@ def test_names_have_configurations_and_sizes_that_their_models_take(name: str) -
         with torch.device("meta"):
             module = transformers_models.build(family.kind, family.configure[short])
         pixels = transformers_models.pixels(module, family.preprocess.get(short, {}), None, family.size)
-        family.check_size(module, pixels.size)
+        if family.check_size is not None:
+            family.check_size(module, pixels.size)
         assert len(family.stage(module).stages) == 4
 
 

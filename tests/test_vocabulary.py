@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,8 @@ from torch import nn
 
 from backsight.core import Classes, Detections, Pixels, Site, Spec, Stage
 from backsight.data import Target, loader, open_data
-from backsight.data.labels import outside, relabel, rename, translate
-from backsight.data.world import open_world
-from backsight.data.world.coco import export_coco
+from backsight.data.labels import Labelling, outside, translate
+from backsight.data.world import World, open_world
 from backsight.engine import StagedModel
 from backsight.evaluation import mean_scores, task_scores
 from backsight.models import load_model, vocabulary
@@ -32,7 +32,7 @@ def test_a_class_that_the_model_has_not_is_none_of_its_labels():
     classes = {1: "person", 2: "unicorn", 3: "telly"}
     found = translate(classes, CONTIGUOUS)
     assert found == {1: 0, 3: 3, 2: outside(CONTIGUOUS)}
-    assert rename(classes, found) == {0: "person", 3: "telly", 4: "unicorn"}
+    assert Labelling.of(classes, CONTIGUOUS).classes == {0: "person", 3: "telly", 4: "unicorn"}
 
 
 @pytest.mark.parametrize(
@@ -59,15 +59,35 @@ def test_a_name_of_two_classes_decides_nothing():
 
 def test_the_target_of_an_unknown_class():
     target = Target(torch.zeros(2, 4), torch.tensor([5, 7]), label=7)
-    known = relabel(target, {5: 0, 7: 2}, known=2)
+    known = Labelling({}, {5: 0, 7: 2}, known=2).of_model(target)
     assert (known.labels.tolist(), known.label) == ([0, 2], None)
+
+
+def write_coco(world: World, folder: Path, count: int) -> None:
+    """The first scenes as files of COCO, whose category ids are the labels plus one."""
+    (folder / "val2017").mkdir()
+    annotations = []
+    for index in range(count):
+        sample = world[index]
+        Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(folder / "val2017" / f"{index:012d}.png")
+        for (left, top, right, bottom), label in zip(
+            sample.target.boxes.tolist(), sample.target.labels.tolist(), strict=True
+        ):
+            box = [left, top, right - left, bottom - top]
+            annotations.append({"image_id": index, "category_id": label + 1, "bbox": box, "iscrowd": 0})
+    height, width = world.size
+    images = [{"id": i, "file_name": f"{i:012d}.png", "height": height, "width": width} for i in range(count)]
+    categories = [{"id": label + 1, "name": name} for label, name in world.classes.items()]
+    (folder / "annotations").mkdir()
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
 
 
 def test_the_same_scenes_as_coco_have_the_same_precision(tmp_path: Path):
     """COCO's ids are another count of the same classes: nothing may depend on that."""
     model = load_model("zoo/detr-prior")
     world: Any = open_world("world:prior").test
-    export_coco(world, tmp_path, 24)
+    write_coco(world, tmp_path, 24)
     coco = open_data(f"coco:{tmp_path}:val2017", model.pixels, vocabulary=vocabulary(model))
     assert coco.train.classes == world.classes
     parts = [each[index] for each in (coco.train, coco.validation, coco.test) for index in range(len(each))]

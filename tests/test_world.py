@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from PIL import Image
 from backsight.core import UserError
 from backsight.data.base import ImageData, collate
 from backsight.data.world import MIN_VISIBLE, World, open_world
-from backsight.data.world.coco import export_coco, run_lengths
 from backsight.data.world.render import hsv_to_rgb, render
 from backsight.data.world.scenes import (
     LAWS,
@@ -25,7 +24,6 @@ from backsight.data.world.scenes import (
     sample_scenes,
     uniforms,
     with_backdrop_of,
-    with_clutter_of,
     without_clutter,
 )
 from backsight.data.world.shapes import EXTENT, NAMES, SHAPES, areas, atlas, reach, signed_distance
@@ -48,7 +46,7 @@ def test_the_distance_to_a_square_is_exact():
 
 
 def test_two_outlines_make_a_ring():
-    ring = SHAPES["ring"]()
+    ring = SHAPES["ring"]
     middle, body, outside = signed_distance(np.array([[0.0, 0], [0.7, 0], [1.2, 0]]), ring)
     assert middle > 0.4
     assert body < -0.2
@@ -67,7 +65,7 @@ def test_areas_are_those_of_the_polygons():
         return abs(np.sum(outline[:, 0] * following[:, 1] - following[:, 0] * outline[:, 1])) / 2
 
     for index, name in enumerate(NAMES[: len(SHAPES)]):
-        outlines = SHAPES[name]()
+        outlines = SHAPES[name]
         exact = area(outlines[0]) - sum(area(hole) for hole in outlines[1:])
         assert float(areas()[index]) == pytest.approx(exact, rel=0.02), name
 
@@ -213,7 +211,7 @@ def test_background_and_clutter_change_without_the_objects():
     same = (plain.images == backdrop.images).all(1)
     assert same[inside].all()
     assert same.float().mean() < 0.5
-    cluttered = render(with_clutter_of(scenes, other))
+    cluttered = render(replace(scenes, behind=other.behind, front=other.front))
     assert not torch.equal(cluttered.images, plain.images)
 
 
@@ -281,30 +279,3 @@ def test_a_wrong_world_is_one_line(text):
 def test_a_wrong_law_is_one_line():
     with pytest.raises(UserError, match="there are prior, independent, defining"):
         World("postmodern")
-
-
-@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=6))
-def test_run_lengths_are_cocos(rows):
-    mask = torch.tensor(rows)
-    flat = np.concatenate([np.full(length, number % 2, bool) for number, length in enumerate(run_lengths(mask))])
-    assert np.array_equal(flat.reshape(mask.shape[::-1]).T, mask.numpy())
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation")
-def test_export_is_read_by_pycocotools(tmp_path, capsys):
-    coco = pytest.importorskip("pycocotools.coco")
-    world = World("prior", (48, 64), seed=2, length=10)
-    path = export_coco(world, tmp_path, 10, split="val2017")
-    read = coco.COCO(str(path))
-    capsys.readouterr()
-    for index in range(10):
-        sample = world[index]
-        picture = np.asarray(Image.open(tmp_path / "val2017" / read.loadImgs(index)[0]["file_name"]))
-        assert np.array_equal(picture, sample.image.permute(1, 2, 0))
-        found = read.loadAnns(read.getAnnIds(imgIds=index))
-        assert [a["category_id"] - 1 for a in found] == sample.target.labels.tolist()
-        for annotation, mask in zip(found, sample.target.masks, strict=True):
-            assert np.array_equal(read.annToMask(annotation), mask)
-            assert annotation["area"] == int(mask.sum())
-    names = [category["name"] for category in json.loads(path.read_text())["categories"]]
-    assert names == list(SHAPES)

@@ -17,12 +17,13 @@ from backsight.data import loader
 from backsight.data.base import Batch
 from backsight.data.world import World
 from backsight.shipped import ZOO, shipped_card
+from backsight.tasks import as_label
 from recipes import chains
 from recipes.chains import train_chains
 from recipes.classifier import ClassifierLearner
-from recipes.detector import PIXELS, DetectorLearner, as_labels
+from recipes.detector import PIXELS, DetectorLearner
 from recipes.evaluate import detect, load_forward, measure_detector
-from recipes.recipe import CHAINS, RECIPES, SIZE, find_recipe, zoo_names
+from recipes.recipe import CHAINS, RECIPES, SIZE, find_recipe
 from recipes.spread import compare, compare_chains, in_words
 from recipes.train import rate, train_forward
 
@@ -112,7 +113,7 @@ def test_the_shipped_detector_is_the_trained_one(name, batch, tmp_path):
 
 def test_listening_to_the_layers_leaves_the_last_one_as_it_is(batch):
     learner = DetectorLearner(RECIPES["detr-prior"])
-    plain = learner.model(PIXELS.normalise(batch.images), labels=[as_labels(t) for t in batch.targets]).loss
+    plain = learner.model(PIXELS.normalise(batch.images), labels=[as_label(t, SIZE) for t in batch.targets]).loss
     every = learner.loss(batch)
     assert float(every.detach()) > 2 * float(plain.detach())  # three layers instead of one
     learner.model.config.decoder_layers = 1  # without their weights, the auxiliary losses do not count
@@ -129,7 +130,7 @@ def test_perfect_answers_have_perfect_precision():
             targets = world.batch(range(self.start, self.start + len(images))).targets
             self.start += len(images)
             logits, boxes = torch.full((len(images), 4, 8), -20.0), torch.zeros(len(images), 4, 4)
-            for row, target in enumerate(as_labels(target) for target in targets):
+            for row, target in enumerate(as_label(target, SIZE) for target in targets):
                 count = len(target["boxes"])
                 boxes[row, :count] = target["boxes"]
                 logits[row, torch.arange(count), target["class_labels"]] = 20.0
@@ -178,6 +179,6 @@ def test_minutes_end_a_run(tmp_path):
 
 
 def test_the_zoo_lists_itself():
-    assert {"detr-prior", "vit-independent", "detr-defining", "deformable-detr-prior"} <= set(zoo_names())
+    assert {"detr-prior", "vit-independent", "detr-defining", "deformable-detr-prior"} <= set(RECIPES)
     with pytest.raises(UserError, match="it has detr-prior"):
         find_recipe("zoo/yolo")

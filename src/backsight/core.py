@@ -302,6 +302,11 @@ def split_entry(entry: str) -> tuple[str, str]:
     return stage, variant
 
 
+def entry_of(stage: str, variant: str) -> str:
+    """The inverse of :func:`split_entry`: ("backbone", "local") -> ``backbone@local``."""
+    return f"{stage}@{variant}" if variant else stage
+
+
 class Key(NamedTuple):
     """The name of a trained network, or of a loss: its seed, its stage, and the variant of the inverse, if it is one.
 
@@ -332,7 +337,7 @@ class Key(NamedTuple):
     @property
     def entry(self) -> str:
         """The name of the inverse in its chain: ``backbone``, or ``backbone@local``."""
-        return f"{self.stage}@{self.variant}" if self.variant else self.stage
+        return entry_of(self.stage, self.variant)
 
     def __str__(self) -> str:
         return f"{self.seed}/{self.entry}"

@@ -265,7 +265,7 @@ def claims_html(claims: Sequence[Judgement]) -> str:
     """Claims with their verdicts, and the effect that each hangs on."""
     rows = []
     for claim in claims:
-        part = claim.parts[0] if claim.parts else None
+        part = claim.effect
         effect = "" if part is None else f"{format_effect(part.mean)} {format_bounds(part.low, part.high)}"
         rows.append([claim.statement, claim.verdict, effect, claim.unit, claim.condition or claim.reason])
     return Table("Claims", ["claim", "verdict", "effect", "unit", "condition"], rows).html()

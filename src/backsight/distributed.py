@@ -44,9 +44,6 @@ class WorkerLost(Exception):
 class Processes:
     """``count`` processes of which this is number ``rank``; without arguments, one that works alone."""
 
-    rank: int
-    count: int
-
     def __init__(self, rank: int = 0, count: int = 1) -> None:
         self.rank, self.count = rank, count
 

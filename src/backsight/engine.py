@@ -75,17 +75,6 @@ class StagedModel:
     follow torch's usual rules: nothing carries one unless the images or the edited features do.
     """
 
-    module: nn.Module
-    spec: Spec
-    pixels: Pixels
-    name: str
-    weights: str
-    constants: dict[str, Tensor]
-    arguments: dict[str, Any]
-    reopen: dict[str, Any]
-    read: Callable[[Any, tuple[int, int]], Prediction] | None
-    image_argument: str | None
-
     def __init__(
         self,
         module: nn.Module,

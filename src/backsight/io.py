@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -196,25 +197,20 @@ def plain(value: Any, where: str) -> Any:
     Raises:
         UserError: it is too large, or too deep.
     """
-    try:
-        return _plain(value)
-    except ValueError as error:
-        raise UserError(f"{where} {error}") from error
+    numbers = itertools.count(1)
 
+    def copy(value: Any, depth: int) -> Any:
+        if next(numbers) > MOST_VALUES or depth > 100:  # aliases make much of little, or lead back to themselves
+            raise UserError(f"{where} has more than {MOST_VALUES} values, or more than 100 levels")
+        if isinstance(value, Mapping):
+            return {str(key): copy(each, depth + 1) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [copy(each, depth + 1) for each in value]
+        if isinstance(value, Tensor):
+            return {"tensor": value.tolist()}
+        return value if isinstance(value, str | int | float | bool | NoneType) else str(value)
 
-def _plain(value: Any, depth: int = 0, left: list[int] | None = None) -> Any:
-    """:func:`plain`. Aliases of YAML make much of little, or lead back to themselves."""
-    left = [MOST_VALUES] if left is None else left
-    left[0] -= 1
-    if left[0] < 0 or depth > 100:
-        raise ValueError(f"has more than {MOST_VALUES} values, or more than 100 levels")
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each, depth + 1, left) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each, depth + 1, left) for each in value]
-    if isinstance(value, Tensor):
-        return {"tensor": value.tolist()}
-    return value if isinstance(value, str | int | float | bool | NoneType) else str(value)
+    return copy(value, 0)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

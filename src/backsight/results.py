@@ -38,6 +38,9 @@ NAMES = ("result.json", "results.json", "evaluation.json")
 MEAN_IMAGE = "mean image"
 """The stage of what is measured of the mean image of the training data: a reconstruction that knows nothing."""
 
+INPUT = "input"
+"""The stage of the pictures of the input itself."""
+
 LAYER_ERROR = "layer error"
 """The metric of an inverse on its own, in units of the variance of its target."""
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
 
-from backsight.core import UserError
+from backsight.validation import UserError, nearest
 
 ZOO = Path(__file__).parent / "zoo" / "weights"
 """One folder for each model: ``config.json``, weights, ``card.json``, and ``chains/<seed>`` where there are any."""
@@ -33,9 +32,7 @@ def find_shipped(name: str) -> Path | None:
     if name not in (names := shipped_names()):
         if name.removeprefix("zoo/") in IN_REPOSITORY:
             raise UserError(f"{name} is not in the installed package, which has {', '.join(names)}: install a checkout")
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
-        offer = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(names) or 'nothing yet'}"
-        raise UserError(f"no model '{name}' in the zoo: {offer}")
+        raise UserError(f"no model '{name}' in the zoo: {nearest(name, names)}")
     return ZOO / name.removeprefix("zoo/")
 
 

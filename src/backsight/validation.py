@@ -227,16 +227,14 @@ def convert_fields(instance: Any) -> None:
         object.__setattr__(instance, name, convert(getattr(instance, name), kind, option(name)))
 
 
-def convert_arguments(
-    function: Callable[..., Any], given: Mapping[str, Any], where: str, leave_out: Sequence[str] = ()
-) -> dict[str, Any]:
+def convert_arguments(function: Callable[..., Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Those arguments of ``function`` (or of a class) that are ``given``; they may be any that have a default.
 
     Raises:
         UserError: there is no such argument (the nearest is offered), or one cannot be converted.
     """
     parameters = inspect.signature(function).parameters.values()
-    known = [each.name for each in parameters if each.default is not each.empty and each.name not in leave_out]
+    known = [each.name for each in parameters if each.default is not each.empty]
     check_names(given, known, where)
     typed = function.__init__ if inspect.isclass(function) else function
     hints = get_type_hints(typed, include_extras=True) if given else {}

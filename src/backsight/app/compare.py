@@ -27,7 +27,7 @@ def compare(workspace: Workspace, state: Compare) -> View:
     Raises:
         UserError: a model, image or seed that is not there.
     """
-    state = replace(state, model=workspace.model(state.model).name, picture=state.picture or workspace.examples[0])
+    state = workspace.with_first_choices(state)
     if not state.other and state.also in ("", state.model):
         state = replace(state, other=workspace.other_example(state.picture))
     models = [workspace.model(name) for name in (state.model, state.also or state.model)]

@@ -58,8 +58,8 @@ def apply(workspace: Workspace, state: Change) -> Edited:
 def complete(workspace: Workspace, state: Change) -> Change:
     """The state with the first model and example where none is named, and with what does not fit them set back: the
     stage, the object, the tokens."""
+    state = workspace.with_first_choices(state)
     model = workspace.model(state.model)
-    state = replace(state, model=model.name, picture=state.picture or workspace.examples[0])
     if state.stage not in model.grids:
         state = replace(state, stage=next(iter(model.grids), ""))
     if state.where not in dict(regions(model, workspace.image(state.picture, model))):

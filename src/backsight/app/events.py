@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -60,7 +59,7 @@ def _open_by_address(workspace: Workspace, blocks: gr.Blocks, tabs: gr.Tabs, eve
 
     def opened(request: gr.Request) -> Iterator[Updates]:
         try:
-            state = _with_first_choices(workspace, from_query(dict(request.query_params)))
+            state = workspace.with_first_choices(from_query(dict(request.query_params)))
         except UserError as error:
             yield {every[0].body: part("problem", error_message(error))}
             return
@@ -71,14 +70,6 @@ def _open_by_address(workspace: Workspace, blocks: gr.Blocks, tabs: gr.Tabs, eve
 
     outputs = list(dict.fromkeys(each for tab in every for each in tab.outputs))
     return blocks.load(opened, None, [tabs, *outputs], show_progress="hidden", api_visibility="private")
-
-
-def _with_first_choices(workspace: Workspace, state: State) -> State:
-    """The state with the first image and model where the address names none, so that the controls can show them."""
-    values: dict[str, Any] = {} if state.model else {"model": workspace.model("").name}
-    if getattr(state, "picture", None) == "":
-        values["picture"] = workspace.examples[0]
-    return replace(state, **values)
 
 
 def _wire(workspace: Workspace, tab: Tab) -> Any:

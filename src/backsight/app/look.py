@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from backsight.app.model_view import ForwardPass, ModelView
@@ -17,7 +16,7 @@ def look(workspace: Workspace, state: Look) -> View:
     Raises:
         UserError: a model, image, layer or seed that is not there.
     """
-    state = replace(state, model=workspace.model(state.model).name, picture=state.picture or workspace.examples[0])
+    state = workspace.with_first_choices(state)
     models = [workspace.model(name) for name in dict.fromkeys((state.model, state.also or state.model))]
     passes = [(model, model.run(workspace.image(state.picture, model))) for model in models]
 

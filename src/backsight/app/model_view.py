@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -19,10 +18,10 @@ from torch import Tensor
 from backsight.app.state import MEAN, SPREAD
 from backsight.core import Classes, Detections, UserError, valid_sizes
 from backsight.data import Target
-from backsight.engine import RANDOM, Trace
+from backsight.engine import Trace
 from backsight.experiments.subject import LRUCache, Subject, distinct_names, is_read_as, stage_of, trained_on
 from backsight.figures import colour_map, spread
-from backsight.hub.card import public_facts
+from backsight.hub.card import public_facts, public_name
 from backsight.metrics import mse
 from backsight.metrics.image import on_valid
 from backsight.training_range import unlike_in_words
@@ -238,15 +237,3 @@ class ModelView:
 
 def _class_name(labels: Mapping[int, str], label: int) -> str:
     return labels.get(label, f"class {label}")
-
-
-def public_name(name: str) -> str:
-    """A model's or its weights' name without the folders of this machine.
-
-    >>> public_name("/data/models/mine"), public_name("facebook/detr-resnet-50")
-    ('mine', 'facebook/detr-resnet-50')
-    """
-    path = PurePath(name)
-    if name == RANDOM or not (path.is_absolute() or ".." in path.parts or Path(name).exists()):
-        return name
-    return path.name or name

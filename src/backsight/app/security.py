@@ -6,14 +6,13 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, RedirectResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OPEN_FOLDERS = (
     "/assets/",
@@ -59,14 +58,6 @@ HEADERS = {
 }
 
 
-class RefusedError(Exception):
-    """A request that is not answered: the HTTP ``status``, and why."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
 class Guard:
     """An ASGI application before ``app``, which gets only requests that may be answered, each with its whole body.
 
@@ -78,7 +69,7 @@ class Guard:
     """
 
     def __init__(
-        self, app: Application, host: str = "127.0.0.1", allowed_hosts: Sequence[str] = (), root_path: str = ""
+        self, app: ASGIApp, host: str = "127.0.0.1", allowed_hosts: Sequence[str] = (), root_path: str = ""
     ) -> None:
         self.app, self.root_path = app, root_path.rstrip("/")
         self.allowed_hosts = {each.lower() for each in allowed_hosts}
@@ -88,47 +79,55 @@ class Guard:
             self.own_hosts.add(socket.gethostname().lower())
         self.received = 0
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._answer(scope, receive, _with_headers(send))
+            await self._answer(scope, receive, send_with_headers)
 
-    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         content = bytearray()
         try:
             self._check_origin(scope)
             if self.root_path and scope["path"] == self.root_path:
-                await _redirect(send, self.root_path + "/")  # relative addresses begin at the folder
+                # Relative addresses begin at the folder.
+                await RedirectResponse(self.root_path + "/")(scope, receive, send)
                 return
             path = scope["path"].removeprefix(self.root_path)
             if not is_open(path):
-                raise RefusedError(404, "there is nothing here")
+                raise HTTPException(404, "there is nothing here")
             if not await self._read(content, MAX_UPLOAD if path == "/pictures" else MAX_EVENT, receive):
                 return
             inner = {**scope, "path": self.root_path + path, "root_path": self.root_path}
             await self.app(inner, replay(bytes(content), receive), send)
-        except RefusedError as error:
-            await _refuse(send, error)
+        except HTTPException as error:  # in JSON, as the page's script reads it; nothing more of the request is read
+            headers = {"connection": "close", **(error.headers or {})}
+            await JSONResponse({"error": error.detail}, error.status_code, headers)(scope, receive, send)
         finally:
             self._forget(content)
 
-    def _check_origin(self, scope: Message) -> None:
+    def _check_origin(self, scope: Scope) -> None:
         """Only pages of our own ask: a name that another site points at this machine is no name of ours."""
-        headers = dict(scope["headers"])
-        host, origin = (headers.get(name, b"").decode("latin-1").lower() for name in (b"host", b"origin"))
+        headers = Headers(scope=scope)
+        host, origin = (headers.get(name, "").lower() for name in ("host", "origin"))
         name = _host_name(f"//{host}")
         if name not in self.own_hosts | self.allowed_hosts and not (self.everywhere and _is_address(name)):
-            raise RefusedError(421, "this host is not served here: the option --allow-host names others")
+            raise HTTPException(421, "this host is not served here: the option --allow-host names others")
         if origin and origin.partition("//")[2] != host and _host_name(origin) not in self.allowed_hosts:
-            raise RefusedError(403, "requests of other sites are not answered: the option --allow-host names others")
+            raise HTTPException(403, "requests of other sites are not answered: the option --allow-host names others")
 
     async def _read(self, content: bytearray, limit: int, receive: Receive) -> bool:
         """The body into ``content``; False if the sender went away.
 
         Raises:
-            RefusedError: it is too long or too slow, or too many send at the same time.
+            HTTPException: it is too long or too slow, or too many send at the same time.
         """
         clock = asyncio.get_running_loop().time
         end, arrived, step_start = clock() + MAX_SECONDS, 0, 0
@@ -152,14 +151,15 @@ class Guard:
                         step_start = arrived
                         timeout.reschedule(min(end, clock() + STEP_SECONDS))
         except TimeoutError:
-            raise RefusedError(408, "this took too long to arrive: make it smaller, or try again") from None
+            raise HTTPException(408, "this took too long to arrive: make it smaller, or try again") from None
         return False
 
-    def _too_much(self, arrived: int, limit: int, more: int) -> RefusedError | None:
+    def _too_much(self, arrived: int, limit: int, more: int) -> HTTPException | None:
         if arrived > limit:
-            return RefusedError(413, f"this is too large: at most {limit >> 10} kB are accepted here")
+            return HTTPException(413, f"this is too large: at most {limit >> 10} kB are accepted here")
         if self.received + more > MAX_RECEIVED:
-            return RefusedError(503, "many pictures are being uploaded: try again in a minute")
+            busy = "many pictures are being uploaded: try again in a minute"
+            return HTTPException(503, busy, {"retry-after": "60"})
         return None
 
     def _forget(self, content: bytearray) -> None:
@@ -196,30 +196,3 @@ def replay(content: bytes, receive: Receive) -> Receive:
         return messages.pop() if messages else await receive()
 
     return replayed
-
-
-def _with_headers(send: Send) -> Send:
-    async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            kept = [(name, value) for name, value in message.get("headers", []) if name.lower().decode() not in HEADERS]
-            message["headers"] = [*kept, *((name.encode(), value.encode()) for name, value in HEADERS.items())]
-        await send(message)
-
-    return sending
-
-
-async def _redirect(send: Send, address: str) -> None:
-    headers = [(b"location", address.encode()), (b"content-length", b"0")]
-    await send({"type": "http.response.start", "status": 307, "headers": headers})
-    await send({"type": "http.response.body"})
-
-
-async def _refuse(send: Send, error: RefusedError) -> None:
-    """The reason, in JSON as the page's script reads it; the connection is closed, whatever is still to come."""
-    import json
-
-    content = json.dumps({"error": str(error)}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    headers += [(b"connection", b"close"), *([(b"retry-after", b"60")] if error.status == 503 else [])]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": content})

@@ -13,11 +13,11 @@ from importlib.resources import files
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from backsight.app.security import Application, Guard, Message, Receive, Send
 from backsight.validation import UserError
 
 if TYPE_CHECKING:  # models and gradio take seconds to import, and are when the server listens already
     from fastapi import FastAPI
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from backsight.app.workspace import Workspace
 
@@ -82,6 +82,8 @@ def _run(load: Load, place: socket.socket, host: str, allow_host: Sequence[str],
     """Answer at ``place`` from now on, while ``load`` loads the application and with it afterwards."""
     import uvicorn
 
+    from backsight.app.security import Guard
+
     def stop() -> None:
         server.should_exit = True
 
@@ -133,7 +135,7 @@ class Loader:
 
         self._load, self._on_failure = load, on_failure
         self.loading, self.failure = "", None
-        self.app: Application | None = None
+        self.app: ASGIApp | None = None
 
         async def page(_: Any) -> HTMLResponse:
             return HTMLResponse(_loading_page(self.loading))
@@ -147,10 +149,10 @@ class Loader:
         routes = [Route("/", page), Route("/status", status), Route("/{path:path}", other, methods=["GET", "POST"])]
         self._waiting = Starlette(routes=routes, lifespan=self._lifespan)
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the life of the server."""
-        ready = self.app is not None and scope["type"] == "http"
-        await (self.app if ready else self._waiting)(scope, receive, send)  # type: ignore[misc]
+        ready = self.app if scope["type"] == "http" else None
+        await (ready or self._waiting)(scope, receive, send)
 
     def _report(self, what: str) -> None:
         self.loading = what

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 from urllib.parse import urlencode
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -127,14 +128,9 @@ def _read(name: str, text: str, kind: Any) -> Any:
 
 def write_cells(cells: Tensor) -> str:
     """Which cells of a grid are chosen, ``h w`` bool, counted row by row: ``3-6,12``; "" for none."""
-    chosen = cells.flatten().nonzero().flatten().tolist()
-    runs: list[list[int]] = []
-    for index in chosen:
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ",".join(f"{start}-{stop}" if stop > start else str(start) for start, stop in runs)
+    chosen = cells.flatten().nonzero().flatten().numpy()
+    runs = np.split(chosen, np.flatnonzero(np.diff(chosen) > 1) + 1) if len(chosen) else []
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def read_cells(text: str, grid: tuple[int, int]) -> Tensor:

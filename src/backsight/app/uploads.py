@@ -15,12 +15,11 @@ from io import BytesIO
 
 from torch import Tensor
 
+from backsight.app.security import MAX_UPLOAD
 from backsight.core import Pixels, UserError
 from backsight.data import fit, read_image
 from backsight.data.resize import valid_pixels
 
-MAX_BYTES = 20 << 20
-"""The largest file that is accepted."""
 MAX_PIXELS = 40_000_000
 """The largest picture that is decoded; its header states how large it is, before any memory is taken."""
 MAX_PROPORTION = 20
@@ -56,8 +55,8 @@ def accept(content: bytes) -> Upload:
     Raises:
         UserError: it is not.
     """
-    if len(content) > MAX_BYTES:
-        raise UserError(f"this file is too large: at most {MAX_BYTES >> 20} MB are accepted; make it smaller first")
+    if len(content) > MAX_UPLOAD:
+        raise UserError(f"this file is too large: at most {MAX_UPLOAD >> 20} MB are accepted; make it smaller first")
     _check_header(content)
     with _decoding:
         read_image(content, name="this picture")

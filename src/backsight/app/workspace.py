@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
+from typing import TypeVar
 
 from backsight.app.error_cases import Diagnosis
-from backsight.app.model_view import InputImage, ModelView, public_name
+from backsight.app.model_view import InputImage, ModelView
+from backsight.app.state import State
 from backsight.app.uploads import PREFIX, Uploads
 from backsight.core import Pixels, UserError
 from backsight.data import ImageData, open_data
-from backsight.experiments.subject import Subject, has_chains, open_subject, trained_on
+from backsight.experiments.subject import has_chains, open_subject, trained_on
+from backsight.hub.card import public_name
 from backsight.shipped import find_shipped, shipped_names
+
+S = TypeVar("S", bound=State)
 
 ZOO = ("zoo/detr-prior", "zoo/vit-prior")
 """The models when none is named: a detector and a classifier, as far as they come with chains."""
@@ -30,24 +36,19 @@ class ImageLibrary:
 
     Args:
         uploads: what visitors uploaded.
-        opener: opens a data set for a model, as :func:`~backsight.data.open_data` does.
     """
 
-    def __init__(self, uploads: Uploads, opener: Callable[..., ImageData] | None = None) -> None:
+    def __init__(self, uploads: Uploads) -> None:
         self.uploads = uploads
-        self._open = opener or (lambda spec, pixels: open_data(spec, pixels, masks=True).test)
         self._specs: dict[str, str] = {}
         self._opened: dict[tuple[str, Pixels], ImageData] = {}
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
 
-    def add(self, spec: str, pixels: Pixels, data: ImageData | None = None) -> str:
-        """Offer the test images of ``spec``, opened already for ``pixels`` if ``data`` is given; returns their name."""
-        with self._lock:
-            known = {each: name for name, each in self._specs.items()}
-            name = known.get(spec) or _unused_name(_data_name(spec), list(self._specs), "{}-{}")
-            self._specs[name] = spec
-            if data is not None:
-                self._opened[name, pixels] = data
+    def add(self, spec: str, pixels: Pixels, data: ImageData) -> str:
+        """Offer ``data``, the test images of ``spec`` opened for ``pixels``; returns their name."""
+        known = {each: name for name, each in self._specs.items()}
+        name = known.get(spec) or _unused_name(_data_name(spec), list(self._specs), "{}-{}")
+        self._specs[name], self._opened[name, pixels] = spec, data
         return name
 
     def data(self, name: str, pixels: Pixels) -> ImageData:
@@ -60,7 +61,7 @@ class ImageLibrary:
             if name not in self._specs:
                 raise UserError(f"no pictures of the name '{name[:40]}' are offered here: take one of the examples")
             if (name, pixels) not in self._opened:
-                self._opened[name, pixels] = self._open(self._specs[name], pixels)
+                self._opened[name, pixels] = open_data(self._specs[name], pixels, masks=True).test
             return self._opened[name, pixels]
 
     def get(self, name: str, pixels: Pixels) -> InputImage:
@@ -122,6 +123,13 @@ class Workspace:
         if name not in self.models:
             raise UserError(f"no model '{name[:60]}' is offered here: there are {', '.join(self.models)}")
         return self.models[name]
+
+    def with_first_choices(self, state: S) -> S:
+        """The state with the first model and example where it names none."""
+        chosen = {"model": state.model or self.model("").name}
+        if getattr(state, "picture", None) == "":
+            chosen["picture"] = self.examples[0]
+        return replace(state, **chosen)
 
     def image(self, name: str, model: ModelView) -> InputImage:
         """The image called ``name`` as a model gets it; the first example for "".
@@ -187,19 +195,10 @@ def open_workspace(
     for model, chain, spec in zip(*options, strict=True):
         report(public_name(model or chain or ""))
         subject = open_subject(model, chain, spec, num_images=NUM_AVERAGED, device=device)
-        opened.append(
-            (_named_view(subject, opened), images.add(_spec_of(subject, spec), subject.model.pixels, subject.data))
-        )
+        name = _unused_name(public_name(subject.model.name), [view.name for view, _ in opened], "{} ({})")
+        spec = spec or trained_on(subject.ensemble) or subject.data.name
+        opened.append((ModelView(subject, name), images.add(spec, subject.model.pixels, subject.data)))
     return Workspace(opened, images)
-
-
-def _named_view(subject: Subject, opened: Sequence[tuple[ModelView, str]]) -> ModelView:
-    name = _unused_name(public_name(subject.model.name), [model.name for model, _ in opened], "{} ({})")
-    return ModelView(subject, name)
-
-
-def _spec_of(subject: Subject, given: str | None) -> str:
-    return given or trained_on(subject.ensemble) or subject.data.name
 
 
 def _each(option: str, given: Sequence[str], count: int) -> list[str | None]:

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from backsight.chain.files import FORMAT, read_index, read_inverse, run_folders
-from backsight.core import IMAGE, UserError, split_entry
+from backsight.core import IMAGE, UserError, entry_of, split_entry
 from backsight.engine import StagedModel, Trace
 from backsight.hub import locate, publish
 from backsight.inverses import Flow, Inverse, build_inverse
@@ -46,12 +46,6 @@ class InverseChain(nn.Module):
         model: name, weights, digest and pixels of the forward model, as :func:`describe` gives them.
         seed: of the inverses' initialisation.
     """
-
-    inverses: nn.ModuleDict
-    plans: dict[str, Plan]
-    stages: list[str]
-    model: dict[str, Any]
-    seed: int
 
     def __init__(
         self,
@@ -104,7 +98,7 @@ class InverseChain(nn.Module):
         if order.index(to) > order.index(stage):
             raise UserError(f"inverses lead back, from '{to}' to '{stage}': give a stage before '{stage}' to stop at")
         names = order[order.index(to) + 1 : order.index(stage) + 1][::-1]
-        entries = [f"{name}@{variants[name]}" if variants.get(name) else name for name in names]
+        entries = [entry_of(name, variants.get(name, "")) for name in names]
         for entry in entries:
             if entry not in self.plans:
                 raise UserError(f"no inverse '{entry}' in this chain: it has {', '.join(self.plans)}")
@@ -217,7 +211,7 @@ class InverseChain(nn.Module):
     ) -> tuple[Tensor, list[str]]:
         """The features at ``at``, and the inverses that they pass on the way down to ``to``."""
         name, variant = split_entry(at)
-        own = name.partition(".")[0] + (f"@{variant}" if variant else "")
+        own = entry_of(name.partition(".")[0], variant)
         features = source[name] if isinstance(source, Trace) else source
         entries = self.path(reads or own, to, via)
         if entries:
@@ -298,9 +292,6 @@ class InverseChain(nn.Module):
 
 class ChainEnsemble:
     """The chains of several seeds of one forward model, so that no finding hangs on one initialisation."""
-
-    chains: list[InverseChain]
-    folder: Path | None
 
     def __init__(self, chains: Iterable[InverseChain], folder: Path | None = None) -> None:
         self.chains, self.folder = list(chains), folder

@@ -193,11 +193,6 @@ def _model_line(row: Mapping[str, Any], longest: int) -> str:
 
 def _inverses_in_words(inverses: Mapping[str, Sequence[str]]) -> str:
     """``backbone: patch, stage1 to stage4: swin``: neighbours of the same inverse are named together."""
-    runs: list[tuple[list[str], str]] = []
-    for stage, kinds in inverses.items():
-        kind = " or ".join(dict.fromkeys(kinds))
-        if runs and runs[-1][1] == kind:
-            runs[-1][0].append(stage)
-        else:
-            runs.append(([stage], kind))
-    return ", ".join(f"{' to '.join(dict.fromkeys((names[0], names[-1])))}: {kind}" for names, kind in runs)
+    words = {stage: " or ".join(dict.fromkeys(kinds)) for stage, kinds in inverses.items()}
+    runs = [(kind, list(stages)) for kind, stages in itertools.groupby(words, key=words.__getitem__)]
+    return ", ".join(f"{' to '.join(dict.fromkeys((stages[0], stages[-1])))}: {kind}" for kind, stages in runs)

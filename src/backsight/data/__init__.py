@@ -12,14 +12,15 @@ from backsight.data.base import Batch, ImageData, Sample, Splits, Target, collat
 from backsight.data.coco import open_coco
 from backsight.data.decode import UnreadableImage, jpeg_decoder, read_image
 from backsight.data.folder import check_folder, find_pictures, load_images, open_folder
-from backsight.data.hf import open_huggingface, open_parquet
+from backsight.data.hf import open_huggingface, open_parquet, open_stream
 from backsight.data.labels import Vocabulary, outside
 from backsight.data.loader import batches, loader
 from backsight.data.resize import fit, fit_target
 from backsight.data.source import Reading
-from backsight.data.streams import Stream, open_stream
+from backsight.data.streams import Stream
 from backsight.data.tar import open_tar
 from backsight.data.voc import open_voc
+from backsight.data.world import open_world
 from backsight.data.yolo import open_yolo
 
 __all__ = [
@@ -52,12 +53,6 @@ __all__ = [
 logger: logging.Logger = logging.getLogger(__name__)
 
 
-def _open_world(spec: str, reading: Reading) -> Splits:
-    from backsight.data.world import open_world
-
-    return open_world(spec, reading.pixels.size)
-
-
 DATA: dict[str, Callable[[str, Reading], Splits]] = {
     "coco": open_coco,
     "folder": open_folder,
@@ -66,7 +61,7 @@ DATA: dict[str, Callable[[str, Reading], Splits]] = {
     "stream": open_stream,
     "voc": open_voc,
     "wds": open_tar,
-    "world": _open_world,
+    "world": lambda spec, reading: open_world(spec, reading.pixels.size),
     "yolo": open_yolo,
 }
 """What stands before the colon of a data specification -> what opens it."""
@@ -139,7 +134,7 @@ def check_data(spec: str) -> tuple[str, str]:
     if kind == "folder":
         check_folder(Path(spec.partition(":")[2]))
     elif kind == "world":
-        _open_world(spec, Reading(Pixels((96, 96))))  # draws nothing
+        open_world(spec)  # draws nothing
     return kind, spec
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +28,18 @@ class Target:
     crowd: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     label: int | None = None
     attributes: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is known of every object, by name: masks only where there are some, attributes by their own names."""
+        masks = {} if self.masks is None else {"masks": self.masks}
+        return {"boxes": self.boxes, "labels": self.labels, "crowd": self.crowd, **masks, **self.attributes}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], label: int | None = None) -> Self:
+        """The inverse of :meth:`tensors`."""
+        own = {name: tensors[name] for name in ("boxes", "labels", "masks", "crowd") if name in tensors}
+        attributes = {name: tensors[name] for name in tensors if name not in own}
+        return cls(**own, label=label, attributes=attributes)
 
 
 @dataclass(frozen=True)
@@ -116,11 +128,16 @@ class Splits:
 def collate(samples: Sequence[Sample | None]) -> Batch:
     """Samples -> a batch; unreadable ones (None) are left out. Images become float in [0, 1]."""
     readable = [sample for sample in samples if sample is not None]
-    images = (
-        torch.stack([sample.image for sample in readable]).float().div_(255) if readable else torch.zeros(0, 3, 0, 0)
-    )
+    images = stack_images(readable).float().div_(255)
     ids, targets = tuple(s.id for s in readable), tuple(s.target for s in readable)
     return Batch(images, ids, targets, join_valid(readable))
+
+
+def stack_images(samples: Sequence[Sample]) -> Tensor:
+    """The images of ``samples``, ``B 3 H W`` uint8; of none ``0 3 0 0``."""
+    if not samples:
+        return torch.zeros(0, 3, 0, 0, dtype=torch.uint8)
+    return torch.stack([sample.image for sample in samples])
 
 
 def join_valid(samples: Sequence[Sample]) -> Tensor | None:
@@ -129,6 +146,34 @@ def join_valid(samples: Sequence[Sample]) -> Tensor | None:
         return None
     everywhere = torch.ones(samples[0].image.shape[-2:], dtype=torch.bool)
     return torch.stack([everywhere if sample.valid is None else sample.valid for sample in samples])
+
+
+class PackedTargets(NamedTuple):
+    """The targets of a batch, end to end: ``counts`` says how many objects of ``objects`` (by field) each has.
+
+    Every tensor that a worker process sends takes an open file, and four for each image would soon be more than a
+    system allows.
+    """
+
+    counts: list[int]
+    labels: Sequence[int | None]
+    objects: Mapping[str, Tensor]
+
+
+def pack(targets: Sequence[Target]) -> PackedTargets:
+    """Targets -> their objects end to end. All have masks or none has, and all have the same attributes."""
+    tables = [target.tensors() for target in targets]
+    objects = {name: torch.cat([table[name] for table in tables]) for name in (tables[0] if tables else ())}
+    return PackedTargets([len(target.labels) for target in targets], [target.label for target in targets], objects)
+
+
+def unpack(packed: PackedTargets) -> tuple[Target, ...]:
+    """The inverse of :func:`pack`."""
+    if not packed.counts:
+        return ()
+    split = zip(*(values.split(packed.counts) for values in packed.objects.values()), strict=True)
+    tables = [dict(zip(packed.objects, values, strict=True)) for values in split]
+    return tuple(Target.of(table, label) for table, label in zip(tables, packed.labels, strict=True))
 
 
 def sum_images(batch: Batch) -> tuple[Tensor, Tensor | int]:

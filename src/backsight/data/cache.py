@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from backsight.data.base import ImageData, Sample, Target
 from backsight.io import write_bytes
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+IMAGE, VALID = "image", "valid"
+"""The tensors of a file beside those of the target."""
 
 IN_A_FOLDER = 1000
 """Files of one folder: some systems are slow with more."""
@@ -72,13 +75,12 @@ class ImageCache:
 
 def pack_sample(sample: Sample) -> bytes:
     """A sample as the content of a file."""
-    target = sample.target
-    tensors = {"image": sample.image, "boxes": target.boxes, "labels": target.labels, "crowd": target.crowd}
-    tensors |= {f"attribute {name}": value for name, value in target.attributes.items()}
-    optional = {"masks": target.masks, "valid": sample.valid}
-    tensors |= {name: value for name, value in optional.items() if value is not None}
+    tensors = {IMAGE: sample.image, **sample.target.tensors()}
+    if sample.valid is not None:
+        tensors[VALID] = sample.valid
     words = {"id": sample.id, "crc32": str(_checksum(sample.image))}
-    words |= {} if target.label is None else {"label": str(target.label)}
+    if sample.target.label is not None:
+        words["label"] = str(sample.target.label)
     return save({name: value.contiguous() for name, value in tensors.items()}, words)
 
 
@@ -88,13 +90,11 @@ def read_sample(path: Path) -> Sample | None:
         with safe_open(path, "pt") as file:  # mapped, wherever an image lies: batches are copies of them
             words: Mapping[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        image: Tensor = tensors["image"]
+        image, valid = tensors.pop(IMAGE), tensors.pop(VALID, None)
         if str(_checksum(image)) != words["crc32"]:
             raise ValueError("the checksum differs")
-        attributes = {name.partition(" ")[2]: tensors[name] for name in tensors if name.startswith("attribute ")}
         label = int(words["label"]) if "label" in words else None
-        own: Sequence[Any] = (tensors["boxes"], tensors["labels"], tensors.get("masks"), tensors["crowd"])
-        return Sample(image, words["id"], Target(*own, label, attributes), tensors.get("valid"))
+        return Sample(image, words["id"], Target.of(tensors, label), valid)
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         logger.warning("%s is damaged (%s): the picture is read again", path, error)
         return None

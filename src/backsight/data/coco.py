@@ -129,7 +129,7 @@ def read_coco(path: Path, root: Path, homes: Sequence[Path], *, masks: bool = Fa
     Raises:
         UserError: it is no file of COCO's format, lists no image, or one twice, or none of its photos is there.
     """
-    content = _read(path)
+    content = path.read_bytes()
     whole = _parse(content, path)
     tally = Tally(str(path))
     images = [values for _, values in tally.entries(whole["images"], IMAGE, "images")]
@@ -202,13 +202,6 @@ def _ids(names: Sequence[str], root: Path, homes: Sequence[Path], path: Path) ->
 
 def _cut(parts: tuple[str, ...], cut: int) -> tuple[str, ...]:
     return parts[min(cut, len(parts) - 1) :]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}") from error
 
 
 def _parse(content: bytes, path: Path) -> dict[str, Any]:

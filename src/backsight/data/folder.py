@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from backsight.core import Pixels, UserError
-from backsight.data.base import Batch, Splits, Target, collate
+from backsight.data.base import Batch, Splits, collate
 from backsight.data.decode import EXTRA, UnreadableImage, missing_decoders
 from backsight.data.source import Reading, Source, file_facts, printable_ids
 from backsight.data.split import PART, arrange
@@ -29,7 +29,7 @@ NOT_READ = dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf"
 
 
 class ImageFiles(Source):
-    """Picture files below ``root``, whose ids are their paths from there; ``labels`` by path, where there are any."""
+    """Picture files below ``root``, whose ids are their paths from there."""
 
     def __init__(
         self,
@@ -37,12 +37,11 @@ class ImageFiles(Source):
         root: Path,
         ids: Sequence[str],
         reading: Reading,
-        labels: Mapping[str, int] | None = None,
+        labels: Sequence[int | None] = (),
         classes: Mapping[int, str] | None = None,
     ) -> None:
-        super().__init__(name, ids, classes or {}, reading)
-        self.root = root
-        self.labels, self.folders = labels or {}, classes or {}
+        super().__init__(name, ids, classes or {}, reading, labels)
+        self.root, self.names_of_labels = root, classes or {}
 
     def where(self, index: int) -> str:
         """The picture's path."""
@@ -52,14 +51,11 @@ class ImageFiles(Source):
         """The picture's file."""
         return self.root / self.names[index]
 
-    def target(self, index: int, original: tuple[int, int]) -> Target:  # noqa: ARG002
-        """The label of the picture's folder, if the folders are classes."""
-        return Target(label=self.labels.get(self.names[index]))
-
     def facts(self) -> Iterable[str]:
         """Every id with its file's size and its label."""
         yield from file_facts(zip(self.ids, map(self.root.joinpath, self.names), strict=True))
-        yield from (f"{name} {self.folders[label]}" for name, label in sorted(self.labels.items()))
+        labelled = sorted(zip(self.names, self.labels, strict=True)) if self.labels else []
+        yield from (f"{name} {self.names_of_labels[label]}" for name, label in labelled if label is not None)
 
 
 def open_folder(spec: str, reading: Reading) -> Splits:
@@ -81,8 +77,7 @@ def open_folder(spec: str, reading: Reading) -> Splits:
     labels, classes = _labels(ids, depth)
 
     def files(names: Sequence[str]) -> ImageFiles:
-        own = {identity: labels[identity] for identity in names if identity in labels}
-        return ImageFiles(spec, root, names, reading, own, classes)
+        return ImageFiles(spec, root, names, reading, [labels.get(name) for name in names], classes)
 
     if whole:
         return arrange({"train": files(ids)}, reading.seed)
@@ -101,10 +96,7 @@ def find_images(root: Path) -> list[str]:
         UserError: the folder is missing or empty, or has no pictures.
     """
     check_folder(root)
-    try:
-        files = sorted(_walk(root, set()))
-    except OSError as error:
-        raise UserError(f"cannot look into folder '{error.filename}': {(error.strerror or '').lower()}") from error
+    files = sorted(_walk(root, set()))
     by_suffix: dict[str, list[str]] = {}
     for file in files:
         by_suffix.setdefault(Path(file).suffix.lower(), []).append(file)

@@ -1,20 +1,24 @@
-"""Data sets of the ``datasets`` library: ``hf:NAME[:SPLIT]`` (hub or local folder) and ``parquet:FILE_OR_DIR``."""
+"""Data sets of the ``datasets`` library: ``hf:NAME[:SPLIT]`` (hub or local folder), ``parquet:FILE_OR_DIR``, and
+``stream:NAME[:SPLIT]``, which is not downloaded first."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backsight.core import UserError
-from backsight.data.base import Splits, Target
+from backsight.data.base import Splits
 from backsight.data.decode import UnreadableImage
 from backsight.data.folder import nearest_name
 from backsight.data.source import Reading, Source
 from backsight.data.split import PART, arrange
+from backsight.data.streams import Encoded, hold_out
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 """The columns to take the label from, where there are several that could be it."""
@@ -27,23 +31,18 @@ class Rows(Source):
     """
 
     def __init__(self, name: str, split: str, table: Dataset, reading: Reading) -> None:
-        self.pictures = _encoded(name, table)
-        self.labels, classes = _labels(table)
-        super().__init__(name, [f"{split}/{row}" for row in range(len(table))], classes, reading)
+        column, (label, classes) = picture_column(name, table.features), label_column(table.features)
+        self.pictures = left_encoded(table.select_columns(column), column)
+        ids = [f"{split}/{row}" for row in range(len(table))]
+        super().__init__(name, ids, classes, reading, list(table[label]) if label else [])
 
     def picture(self, index: int) -> Path | bytes:
         """The row's encoded picture, or the file that it names."""
         (value,) = self.pictures[index].values()
-        if isinstance(value, Mapping):
-            value = value["bytes"] or Path(value.get("path") or "")
-        if value is None or value == Path():
+        picture = encoded_in(value)
+        if picture is None:
             raise UnreadableImage(f"cannot read {self.where(index)}: the row has no picture")
-        return value
-
-    def target(self, index: int, original: tuple[int, int]) -> Target:  # noqa: ARG002
-        """The row's label; hidden ones (negative, or empty) are None."""
-        label = self.labels[index] if self.labels else None
-        return Target(label=label if label is not None and label >= 0 else None)
+        return picture
 
     def facts(self) -> Iterable[str]:
         """Every row's id, with the size of its picture in bytes (the path, where it is a file) and its label."""
@@ -65,7 +64,13 @@ def open_huggingface(spec: str, reading: Reading) -> Splits:
     name, _, split = (rest, "", "") if Path(rest).exists() else rest.partition(":")
     if name.endswith(".parquet"):
         return open_parquet(spec, reading)
-    return _arrange(spec, _load(name, split, {}), split or "train", reading)
+    with _library(name, "; 'hf:' takes owner/name on the hub, or a local folder, and maybe :SPLIT") as datasets:
+        if any((Path(name) / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
+            saved: Any = datasets.load_from_disk(name)
+            found = saved[split] if split else saved
+        else:
+            found = datasets.load_dataset(name, split=split or None)
+    return _arrange(spec, found, split or "train", reading)
 
 
 def open_parquet(spec: str, reading: Reading) -> Splits:
@@ -81,26 +86,32 @@ def open_parquet(spec: str, reading: Reading) -> Splits:
         raise UserError(f"there is no '{path}'{nearest_name(path)}")
     if path.is_dir() and next(path.rglob("*.parquet"), None) is None:
         raise UserError(f"folder '{path}' has no .parquet files: for pictures say 'folder:{path}'")
-    files = {"data_dir": str(path)} if path.is_dir() else {"data_files": str(path)}
-    return _arrange(spec, _load("parquet", "" if path.is_dir() else "train", files), path.stem, reading)
+    with _library(str(path)) as datasets:
+        if path.is_dir():
+            found = datasets.load_dataset("parquet", data_dir=str(path))
+        else:
+            found = datasets.load_dataset("parquet", data_files=str(path), split="train")
+    return _arrange(spec, found, path.stem, reading)
 
 
-def _load(name: str, split: str, files: Mapping[str, Any]) -> Any:
-    """A table, or several by name."""
+@contextmanager
+def _library(name: str, advice: str = "") -> Iterator[Any]:
+    """The library, to load the data set ``name`` with.
+
+    Raises:
+        UserError: it is not installed, or cannot load that; with ``advice``.
+    """
     try:
         import datasets
         from datasets.exceptions import DatasetsError
     except ImportError as error:
-        raise UserError("'hf:' and 'parquet:' need the datasets library: pip install 'backsight[data]'") from error
+        raise UserError(
+            "'hf:', 'parquet:' and 'stream:' need the datasets library: pip install 'backsight[data]'"
+        ) from error
     try:
-        if any((Path(name) / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
-            saved = datasets.load_from_disk(name)
-            return saved[split] if split else saved
-        return datasets.load_dataset(name, split=split or None, **files)
+        yield datasets
     except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
-        what = next(iter(files.values()), name)
-        advice = "" if files else " ('hf:' takes owner/name on the hub, or a local folder, and maybe :SPLIT)"
-        raise UserError(f"cannot load '{what}': {' '.join(str(error).split())[:200]}{advice}") from error
+        raise UserError(f"cannot load '{name}': {' '.join(str(error).split())[:200]}{advice}") from error
 
 
 def _arrange(spec: str, loaded: Any, split: str, reading: Reading) -> Splits:
@@ -112,30 +123,51 @@ def _arrange(spec: str, loaded: Any, split: str, reading: Reading) -> Splits:
     return arrange({part: Rows(spec, name, loaded[name], reading) for part, name in known.items()}, reading.seed)
 
 
-def _encoded(name: str, table: Dataset) -> Dataset:
-    """The column of pictures alone, left encoded."""
+def picture_column(name: str, features: Features) -> str:
+    """The column of pictures: the first of images, or of encoded bytes.
+
+    Raises:
+        UserError: there is none.
+    """
     from datasets import Image
 
-    for column, feature in table.features.items():
-        if isinstance(feature, Image):
-            return table.select_columns(column).cast_column(column, Image(decode=False))
-    for column, feature in table.features.items():
-        if (isinstance(feature, Mapping) and "bytes" in feature) or "binary" in getattr(feature, "dtype", ""):
-            return table.select_columns(column)
-    raise UserError(f"{name} has no column of pictures: its columns are {', '.join(table.features)}")
+    known: Mapping[str, Any] = features
+    images = [column for column, feature in known.items() if isinstance(feature, Image)]
+    encoded = [
+        column
+        for column, feature in known.items()
+        if (isinstance(feature, Mapping) and "bytes" in feature) or "binary" in getattr(feature, "dtype", "")
+    ]
+    if not images + encoded:
+        raise UserError(f"{name} has no column of pictures: its columns are {', '.join(features)}")
+    return (images + encoded)[0]
 
 
-def _labels(table: Dataset) -> tuple[list[int | None], dict[int, str]]:
-    """The labels of all rows, if there are any, and their names."""
+def left_encoded(table: Any, column: str) -> Any:
+    """The table, whose library does not decode the pictures in that column."""
+    from datasets import Image
+
+    return table.cast_column(column, Image(decode=False)) if isinstance(table.features[column], Image) else table
+
+
+def encoded_in(value: Any) -> Path | bytes | None:
+    """The picture that a row holds, or the file that it names; None if it has none."""
+    if isinstance(value, Mapping):
+        return value.get("bytes") or (Path(value["path"]) if value.get("path") else None)
+    return value
+
+
+def label_column(features: Features) -> tuple[str | None, dict[int, str]]:
+    """The column of labels, if there is one, and the names of the classes, if they have some."""
     from datasets import ClassLabel
 
-    for column in sorted(table.features, key=lambda column: column not in LABEL_COLUMNS):
-        feature: Any = table.features[column]
+    for column in sorted(features, key=lambda column: column not in LABEL_COLUMNS):
+        feature: Any = features[column]
         if isinstance(feature, ClassLabel):
-            return list(table[column]), dict(enumerate(feature.names))
+            return column, dict(enumerate(feature.names))
         if column in LABEL_COLUMNS and getattr(feature, "dtype", "").startswith("int"):
-            return list(table[column]), {}
-    return [], {}
+            return column, {}
+    return None, {}
 
 
 def _sizes(pictures: Dataset) -> Iterator[Any]:
@@ -152,3 +184,49 @@ def _sizes(pictures: Dataset) -> Iterator[Any]:
         lengths = compute.call_function("binary_length", [fields["bytes"]]).to_pylist()
         paths = fields["path"].to_pylist() if "path" in fields else lengths
         yield from (path if length is None else length for length, path in zip(lengths, paths, strict=True))
+
+
+# ---- read while it is trained on
+
+
+def open_stream(spec: str, reading: Reading) -> Splits:
+    """``stream:NAME`` -> a stream to train on, and the first pictures held out from it.
+
+    NAME is a data set on the hub (owner/name, and maybe :SPLIT), or parquet files: one, a folder, or a pattern.
+
+    Raises:
+        UserError: there is no such data, or not a picture for each part among the first.
+    """
+    return hold_out(spec, StreamedRows(spec.partition(":")[2]), reading)
+
+
+class StreamedRows:
+    """A table of which one row after the other is fetched: the shards of a stream."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        path, (remote, _, split) = Path(name), name.partition(":")
+        pattern = str(path / "**" / "*.parquet") if path.is_dir() else name
+        with _library(name) as datasets:
+            if path.exists() or glob(pattern):  # noqa: PTH207
+                table = datasets.load_dataset("parquet", data_files=pattern, split="train", streaming=True)
+            else:
+                table = datasets.load_dataset(remote, split=split or "train", streaming=True)
+            table = table if table.features else table._resolve_features()
+        self.column, (self.label, self.classes) = picture_column(name, table.features), label_column(table.features)
+        self.table = left_encoded(table, self.column)
+
+    def __len__(self) -> int:
+        return self.table.num_shards
+
+    def read(self, index: int) -> Iterator[Encoded]:
+        """The rows of one shard."""
+        for number, row in enumerate(self.table.shard(len(self), index)):
+            picture = encoded_in(row[self.column])
+            if isinstance(picture, Path):
+                picture = picture.read_bytes() if picture.is_file() else None
+            yield Encoded(f"{index}/{number}", picture or b"", row[self.label] if self.label else None)
+
+    def facts(self) -> Sequence[str]:
+        """The name, the columns and the number of files: the rows themselves are not read for it."""
+        return [self.name, str(self.table.features), str(len(self))]

@@ -24,7 +24,10 @@ SAME = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tv
 
 @dataclass(frozen=True)
 class Labelling:
-    """The labels of some data as a model counts them: the names of the ``classes`` by them, and the way there."""
+    """The labels of some data as a model counts them: the names of the ``classes`` by them, and the ``translation``.
+
+    ``known`` is how many labels the model has.
+    """
 
     classes: Mapping[int, str]
     translation: Mapping[int, int]
@@ -34,11 +37,18 @@ class Labelling:
     def of(cls, classes: Mapping[int, str], vocabulary: Vocabulary) -> Self:
         """That of data with ``classes``, for a model of the ``vocabulary``; an empty one leaves all as it is."""
         translation = translate(classes, vocabulary)
-        return cls(rename(classes, translation), translation, outside(vocabulary))
+        names = {translation.get(label, label): name for label, name in sorted(classes.items())}
+        return cls(names, translation, outside(vocabulary))
 
     def of_model(self, target: Target) -> Target:
-        """:func:`relabel`."""
-        return relabel(target, self.translation, self.known)
+        """The same target in the labels of the model: what the whole image shows is unknown where the model has no
+        such class; objects keep a label that no answer has."""
+        if not self.translation:
+            return target
+        new = [self.translation.get(label, label) for label in target.labels.tolist()]
+        labels = torch.tensor(new, dtype=torch.int64)
+        whole = None if target.label is None else self.translation.get(target.label, target.label)
+        return replace(target, labels=labels, label=whole if whole is None or whole < self.known else None)
 
 
 def translate(classes: Mapping[int, str], vocabulary: Vocabulary) -> dict[int, int]:
@@ -68,21 +78,6 @@ def translate(classes: Mapping[int, str], vocabulary: Vocabulary) -> dict[int, i
 def outside(vocabulary: Vocabulary) -> int:
     """The first label that is none of the model's."""
     return max(vocabulary, default=-1) + 1
-
-
-def rename(classes: Mapping[int, str], translation: Mapping[int, int]) -> dict[int, str]:
-    """The names of the classes by their new labels."""
-    return {translation.get(label, label): name for label, name in sorted(classes.items())}
-
-
-def relabel(target: Target, translation: Mapping[int, int], known: int) -> Target:
-    """The same target in the labels of a model that has ``known`` of them: what the whole image shows is unknown where
-    the model has no such class; objects keep a label that no answer has."""
-    if not translation:
-        return target
-    labels = torch.tensor([translation.get(label, label) for label in target.labels.tolist()], dtype=torch.int64)
-    whole = None if target.label is None else translation.get(target.label, target.label)
-    return replace(target, labels=labels, label=whole if whole is None or whole < known else None)
 
 
 def _plain(name: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from backsight.core import UserError
-from backsight.data.base import Batch, ImageData, Sample, Target, join_valid
+from backsight.data.base import Batch, ImageData, PackedTargets, Sample, join_valid, pack, stack_images, unpack
 from backsight.devices import give_back_memory
 
 Part = Callable[[Sequence[int]], Sequence[int]]
@@ -64,30 +64,37 @@ def loader(
 
 def read_chunks(data: Any, chunks: Iterable[Sequence[int]], *, workers: int, device: torch.device) -> Iterator[Batch]:
     """The images at every list of indices in ``chunks`` as a batch on ``device``, read ahead by ``workers``."""
-    worker_batches = DataLoader(
-        WorkerBatches(data),
+    yield from read_ahead(WorkerBatches(data), data, chunks, workers=workers, device=device)
+
+
+def read_ahead(
+    worker_batches: Dataset,
+    data: object,
+    sampler: Iterable[Sequence[int]] | None = None,
+    *,
+    workers: int,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """What ``worker_batches`` gives (:class:`WorkerBatch`, or a user's mistake) at every item of ``sampler``, as
+    batches on ``device``, read ahead by ``workers``; ``data`` is told of pictures that could not be read.
+
+    Raises:
+        UserError: a user's mistake that came, or one of the workers was killed.
+    """
+    batches_to_come = DataLoader(
+        worker_batches,
         batch_size=None,
-        sampler=chunks,
-        collate_fn=as_it_is,
+        sampler=sampler,
         num_workers=min(workers, cores()),
         pin_memory=device.type == "cuda",
         worker_init_fn=keep_signals,
         generator=torch.Generator(),  # else the loader would draw from the global one, which training depends on
     )
-    if worker_batches.num_workers:
+    if batches_to_come.num_workers:
         give_back_memory()  # what they are forked with stays theirs
-    for worker_batch in received(worker_batches):
-        yield open_worker_batch(worker_batch, data, device)
-
-
-def received(worker_batches: Iterable[Any]) -> Iterator[Any]:
-    """What workers send, one after the other.
-
-    Raises:
-        UserError: one of them was killed.
-    """
     try:
-        yield from worker_batches
+        for worker_batch in batches_to_come:
+            yield _opened(worker_batch, data, device)
     except RuntimeError as error:
         raise worker_lost(error) or error from error
 
@@ -104,18 +111,15 @@ def worker_lost(error: Exception) -> UserError | None:
     )
 
 
-def open_worker_batch(worker_batch: WorkerBatch | UserError, data: object, device: torch.device) -> Batch:
-    """What a worker has sent -> a batch on ``device``; ``data`` is told of pictures that could not be read.
-
-    Raises:
-        UserError: it is a user's mistake.
-    """
+def _opened(worker_batch: WorkerBatch | UserError, data: object, device: torch.device) -> Batch:
     if isinstance(worker_batch, UserError):
         raise worker_batch
     for identity, reason in worker_batch.unreadable.items():
         if isinstance(data, Skipping):
             data.record(identity, reason)
-    images = _to_unit(worker_batch.images.to(device, non_blocking=True))
+    images = worker_batch.images.to(device, non_blocking=True)
+    if images.dtype == torch.uint8:
+        images = images.float().div_(255)
     valid = None if worker_batch.valid is None else worker_batch.valid.to(device, non_blocking=True)
     return Batch(images, tuple(worker_batch.ids), unpack(worker_batch.targets), valid)
 
@@ -133,10 +137,6 @@ def batches(
     return (order[first : first + batch_size] for first in range(0, num_items, batch_size))
 
 
-def _to_unit(images: Tensor) -> Tensor:
-    return images.float().div_(255) if images.dtype == torch.uint8 else images
-
-
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -149,12 +149,7 @@ def keep_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def as_it_is(worker_batch: Any) -> Any:
-    """A whole batch comes from the data set already."""
-    return worker_batch
-
-
-# ---- whole batches on their way from a worker process: few tensors, few bytes, and mistakes as
+# ---- whole batches on their way from a worker process
 
 
 @runtime_checkable
@@ -180,17 +175,6 @@ class Skipping(Protocol):
     def record(self, identity: str, reason: str) -> None:
         """Remember that a picture cannot be read, and say so once."""
         ...
-
-
-class PackedTargets(NamedTuple):
-    """The targets of a batch, end to end: ``counts`` says how many objects of ``objects`` (by field) each has.
-
-    Every tensor that is sent takes an open file, and four for each image would soon be more than a system allows.
-    """
-
-    counts: list[int]
-    labels: list[int | None]
-    objects: Mapping[str, Tensor]
 
 
 class WorkerBatch(NamedTuple):
@@ -226,10 +210,9 @@ class WorkerBatches(Dataset):
         except OSError as error:
             return in_one_line(error)
         readable = [sample for sample in samples if sample is not None]
-        images = torch.stack([s.image for s in readable]) if readable else torch.zeros(0, 3, 0, 0, dtype=torch.uint8)
-        missing = self._missing(indices, samples)
         targets = pack([s.target for s in readable])
-        return WorkerBatch(images, [s.id for s in readable], targets, missing, join_valid(readable))
+        missing = self._missing(indices, samples)
+        return WorkerBatch(stack_images(readable), [s.id for s in readable], targets, missing, join_valid(readable))
 
     def _missing(self, indices: Sequence[int], samples: Sequence[Sample | None]) -> dict[str, str]:
         """Id -> reason of the samples that could not be read."""
@@ -246,29 +229,3 @@ def in_one_line(error: OSError) -> UserError:
     return UserError(
         f"{where}: {reason}; make room or mend it (--resume goes on with training), or choose another place"
     )
-
-
-def pack(targets: Sequence[Target]) -> PackedTargets:
-    """Targets -> their objects end to end. All have masks or none has, and all have the same attributes."""
-    tables = [_fields(target) for target in targets]
-    objects = {name: torch.cat([table[name] for table in tables]) for name in (tables[0] if tables else ())}
-    return PackedTargets([len(target.labels) for target in targets], [target.label for target in targets], objects)
-
-
-def unpack(packed: PackedTargets) -> tuple[Target, ...]:
-    """The inverse of :func:`pack`."""
-    if not packed.counts:
-        return ()
-    split = [values.split(packed.counts) for values in packed.objects.values()]
-    tables = [dict(zip(packed.objects, values, strict=True)) for values in zip(*split, strict=True)]
-    return tuple(_target(table, label) for table, label in zip(tables, packed.labels, strict=True))
-
-
-def _fields(target: Target) -> dict[str, Tensor]:
-    masks = {} if target.masks is None else {"masks": target.masks}
-    return {"boxes": target.boxes, "labels": target.labels, "crowd": target.crowd, **masks, **target.attributes}
-
-
-def _target(table: dict[str, Tensor], label: int | None) -> Target:
-    boxes, labels, crowd = (table.pop(name) for name in ("boxes", "labels", "crowd"))
-    return Target(boxes, labels, table.pop("masks", None), crowd, label, table)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -17,9 +17,9 @@ from backsight.core import UserError
 from backsight.data.base import Splits, Target
 from backsight.data.decode import UnreadableImage, read_image
 from backsight.data.fields import MOST, Box, Tally
-from backsight.data.folder import existing
+from backsight.data.folder import ImageFiles, existing
 from backsight.data.outlines import Outline, draw_mask, fill_boxes
-from backsight.data.source import Reading, Source, file_facts
+from backsight.data.source import Reading, Source
 from backsight.data.split import PART, arrange
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -58,13 +58,12 @@ class Annotations:
     relative: bool = False
     tally: Tally = field(default_factory=lambda: Tally(""), compare=False)
 
-    def without(self, ids: Iterable[str]) -> Annotations:
+    def without(self, ids: Set[str]) -> Annotations:
         """The same, of those photos that are not among ``ids``."""
-        left = {identity: size for identity, size in self.sizes.items() if identity not in set(ids)}
-        return Annotations(left, self.entries, self.classes, self.content, self.relative, self.tally)
+        return replace(self, sizes={each: size for each, size in self.sizes.items() if each not in ids})
 
 
-class Photos(Source):
+class Photos(ImageFiles):
     """Annotated photos below ``root``. Boxes lie in one tensor and outlines in one byte string, for all photos, so that
     worker processes share them.
 
@@ -73,13 +72,13 @@ class Photos(Source):
     """
 
     def __init__(self, name: str, root: Path, known: Annotations, reading: Reading) -> None:
-        super().__init__(name, list(known.sizes), known.classes, reading)
-        self.root, self.known_sizes, self.content = root, list(known.sizes.values()), known.content
+        super().__init__(name, root, list(known.sizes), reading, classes=known.classes)
+        self.known_sizes, self.content = list(known.sizes.values()), known.content
         entries = [self._within(name, size, known) for name, size in known.sizes.items()]
         self.starts = torch.tensor([0, *map(len, entries)]).cumsum(0)
         every = [each for own in entries for each in own]
         self.boxes = torch.tensor([each.box for each in every], dtype=torch.float32).reshape(-1, 4)
-        self.labels = torch.tensor([each.label for each in every], dtype=torch.int64)
+        self.object_labels = torch.tensor([each.label for each in every], dtype=torch.int64)
         self.crowd = torch.tensor([each.crowd for each in every], dtype=torch.bool)
         self.relative = known.relative
         outlined = sum(each.outline is not None for each in every)
@@ -102,14 +101,6 @@ class Photos(Source):
         if len(inside) < len(entries):
             known.tally.count("objects left out: they lie outside of their photo", name, len(entries) - len(inside))
         return inside
-
-    def where(self, index: int) -> str:
-        """The photo's path."""
-        return str(self.picture(index))
-
-    def picture(self, index: int) -> Path:
-        """The photo's file."""
-        return self.root / self.names[index]
 
     def read(self, index: int) -> Tensor:
         """The photo ``3 rows columns`` uint8 the way round that it was annotated: upright, or as it is stored.
@@ -143,7 +134,7 @@ class Photos(Source):
                 outline = json.loads(self.outlines[a:b])
                 if outline is not None:
                     masks[place] = self._drawn(outline, original, index)
-        return Target(boxes, self.labels[start:end], masks, self.crowd[start:end])
+        return Target(boxes, self.object_labels[start:end], masks, self.crowd[start:end])
 
     def _drawn(self, outline: Outline, original: tuple[int, int], index: int) -> Tensor:
         if self.relative and isinstance(outline, list):
@@ -156,7 +147,7 @@ class Photos(Source):
     def facts(self) -> Iterable[str]:
         """The digest of the annotations, and every photo with its size in bytes."""
         yield self.content
-        yield from file_facts(zip(self.ids, map(self.root.joinpath, self.names), strict=True))
+        yield from super().facts()
 
 
 def open_annotated(spec: str, root: Path, parts: Mapping[str, Annotations], reading: Reading) -> Splits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,31 +11,24 @@ from torch import Tensor
 from backsight.core import Pixels
 from backsight.data.base import Target
 
-INTERPOLATION = ("nearest", "bilinear", "bicubic", "lanczos")
-"""As Pillow names them."""
-
 
 @dataclass(frozen=True)
 class Placement:
     """Where a picture comes to lie: scaled to ``scaled`` (rows, columns), then the window of ``size`` whose upper left
-    corner is at ``top``, ``left``. The window is the image, or, if that is padded, the upper left part of it."""
+    corner is at ``corner`` (row, column). The window is the image, or, if that is padded, the upper left part of it."""
 
     scaled: tuple[int, int]
     size: tuple[int, int]
 
     @property
-    def top(self) -> int:
-        """Rows of the scaled picture above the window."""
-        return round((self.scaled[0] - self.size[0]) / 2)
-
-    @property
-    def left(self) -> int:
-        """Columns of the scaled picture left of the window."""
-        return round((self.scaled[1] - self.size[1]) / 2)
+    def corner(self) -> tuple[int, int]:
+        """Rows of the scaled picture above the window, and columns left of it."""
+        return round((self.scaled[0] - self.size[0]) / 2), round((self.scaled[1] - self.size[1]) / 2)
 
     def window(self, scaled: Tensor) -> Tensor:
         """``... scaled`` -> ``... H W``."""
-        return scaled[..., self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
+        top, left = self.corner
+        return scaled[..., top : top + self.size[0], left : left + self.size[1]]
 
 
 def place(original: tuple[int, int], pixels: Pixels) -> Placement:
@@ -110,18 +103,14 @@ def fit_target(target: Target, original: tuple[int, int], pixels: Pixels) -> Tar
     """
     placement = place(original, pixels)
     scale = torch.tensor([placement.scaled[1] / original[1], placement.scaled[0] / original[0]]).repeat(2)
-    corner = torch.tensor([placement.left, placement.top]).repeat(2)
-    border = torch.tensor([placement.size[1], placement.size[0]]).repeat(2)
+    corner = torch.tensor(placement.corner[::-1]).repeat(2)
+    border = torch.tensor(placement.size[::-1]).repeat(2)
     boxes = (target.boxes * scale - corner).clamp(min=0).minimum(border)
     keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return replace(
-        target,
-        boxes=boxes[keep],
-        labels=target.labels[keep],
-        masks=None if target.masks is None else _fit_masks(target.masks[keep], placement, pixels.size),
-        crowd=target.crowd[keep],
-        attributes={name: values[keep] for name, values in target.attributes.items()},
-    )
+    kept = {name: values[keep] for name, values in (target.tensors() | {"boxes": boxes}).items()}
+    if "masks" in kept:
+        kept["masks"] = _fit_masks(kept["masks"], placement, pixels.size)
+    return Target.of(kept, target.label)
 
 
 def _fit_masks(masks: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
@@ -130,4 +119,4 @@ def _fit_masks(masks: Tensor, placement: Placement, size: tuple[int, int]) -> Te
         return torch.zeros(0, *size, dtype=torch.bool)
     window = placement.window(_resize(masks.to(torch.uint8), placement.scaled, "nearest")).bool()
     below, right = size[0] - window.shape[-2], size[1] - window.shape[-1]
-    return torch.nn.functional.pad(window, (0, right, 0, below)) if below or right else window
+    return torch.nn.functional.pad(window, (0, right, 0, below))

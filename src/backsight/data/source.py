@@ -41,18 +41,21 @@ class Source(ABC):
     under ``strict`` it raises :class:`UnreadableImage` instead. ``ids`` are in the order of the indices, the same as
     ``names`` but for names of files that are not UTF-8; without the
     folder ``root``, where all pictures are in one, nothing can go on. Subclasses count the ``classes`` as the data do;
-    what is given out is in the labels of the vocabulary that is read for.
+    what is given out is in the labels of the vocabulary that is read for. ``labels`` are those of whole pictures, in
+    the same order; none where nothing is known of that, hidden ones negative or None.
     """
-
-    name: str
-    names: Sequence[str]
-    ids: Sequence[str]
-    classes: Mapping[int, str]
 
     root: Path = Path()
 
-    def __init__(self, name: str, ids: Sequence[str], classes: Mapping[int, str] | Labelling, reading: Reading) -> None:
-        self.name = printable(name)
+    def __init__(
+        self,
+        name: str,
+        ids: Sequence[str],
+        classes: Mapping[int, str] | Labelling,
+        reading: Reading,
+        labels: Sequence[int | None] = (),
+    ) -> None:
+        self.name, self.labels = printable(name), labels
         self.names, self.ids = ids, printable_ids(ids)
         self.reading = reading
         known = isinstance(classes, Labelling)  # a stream has many sources, all of the same classes
@@ -105,14 +108,15 @@ class Source(ABC):
     def picture(self, index: int) -> Path | bytes:
         """The picture's file, or the content of one."""
 
-    @abstractmethod
-    def target(self, index: int, original: tuple[int, int]) -> Target:
+    def target(self, index: int, original: tuple[int, int]) -> Target:  # noqa: ARG002
         """What is known of a picture of ``original`` (rows, columns), in the pixels of that picture and the labels of
-        the data.
+        the data: the label of the whole, unless a subclass knows more.
 
         Raises:
             UnreadableImage: it is known of another picture.
         """
+        label = self.labels[index] if self.labels else None
+        return Target(label=None if label is None or label < 0 else label)
 
     @abstractmethod
     def facts(self) -> Iterable[str]:

@@ -34,11 +34,6 @@ PART = {
 class Subset:
     """Some images of a source, in the source's order; name, classes and unreadable files are the source's."""
 
-    indices: list[int]
-    ids: list[str]
-    name: str
-    classes: Mapping[int, str]
-
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
         self.source = source
         self.indices = sorted(indices)
@@ -84,7 +79,7 @@ def arrange(parts: Mapping[str, Source], seed: int) -> Splits:
     if len(sources) == 1:
         return divide(sources[0], seed)
     for source in sources:
-        check_readable(source)
+        readable_first(source, range(len(source)), least=1)
     if len(sources) == 3:
         return Splits(*sources)
     return Splits(*hold_out(sources[0], seed), sources[1])
@@ -122,17 +117,6 @@ def by_hash(ids: Sequence[str], seed: int) -> list[int]:
     return sorted(range(len(ids)), key=place)
 
 
-def check_readable(source: Source) -> None:
-    """Make sure that a part, as it is given, has an image to show.
-
-    Raises:
-        UserError: none of its first images can be read.
-    """
-    tried = range(min(PROBED, len(source)))
-    if all(source[index] is None for index in tried):
-        raise UserError(_too_few(source, 0, len(tried), least=1))
-
-
 def readable_first(source: Source, order: Sequence[int], *, least: int) -> list[int]:
     """``order``, with those of its first images that cannot be read moved to the end, where training is taken from.
 
@@ -142,13 +126,10 @@ def readable_first(source: Source, order: Sequence[int], *, least: int) -> list[
     tried = order[:PROBED]
     broken = {index for index in tried if source[index] is None}
     if len(tried) - len(broken) < least:
-        raise UserError(_too_few(source, len(tried) - len(broken), len(tried), least))
+        if not broken:
+            raise UserError(f"{source.name} has {len(order)} image{'s' * (len(order) != 1)}, it needs at least {least}")
+        raise UserError(
+            f"{source.name}: {len(broken)} of {len(tried)} images tried are unreadable, it needs at least {least} that "
+            f"can be read; {next(iter(source.unreadable.values()))}"
+        )
     return [index for index in order if index not in broken] + sorted(broken)
-
-
-def _too_few(source: Source, readable: int, tried: int, least: int) -> str:
-    if readable == tried:
-        return f"{source.name} has {tried} image{'' if tried == 1 else 's'}, it needs at least {least}"
-    first = next(iter(source.unreadable.values()))
-    wanted = f"it needs at least {least} that can be read"
-    return f"{source.name}: {tried - readable} of {tried} images tried are unreadable, {wanted}; {first}"

@@ -1,4 +1,4 @@
-"""Data without a length: ``stream:NAME``, and compressed tar files, read from the front, over and over."""
+"""Data without a length: shards that are read from the front, over and over."""
 
 from __future__ import annotations
 
@@ -7,27 +7,16 @@ import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from glob import glob
 from itertools import count, islice
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from backsight.core import UserError
-from backsight.data.base import Batch, ImageData, Sample, Splits, Target
+from backsight.data.base import Batch, ImageData, Sample, Splits
 from backsight.data.labels import Labelling
-from backsight.data.loader import (
-    WorkerBatch,
-    WorkerBatches,
-    as_it_is,
-    cores,
-    in_one_line,
-    keep_signals,
-    open_worker_batch,
-    received,
-)
+from backsight.data.loader import WorkerBatch, WorkerBatches, cores, in_one_line, read_ahead
 from backsight.data.source import Reading, Source, digest
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -51,16 +40,12 @@ class Pictures(Source):
     def __init__(
         self, name: str, pictures: list[Encoded], classes: Mapping[int, str] | Labelling, reading: Reading
     ) -> None:
-        super().__init__(name, [each.id for each in pictures], classes, reading)
+        super().__init__(name, [each.id for each in pictures], classes, reading, [each.label for each in pictures])
         self.pictures = pictures
 
     def picture(self, index: int) -> bytes:
         """The content of its file."""
         return self.pictures[index].content
-
-    def target(self, index: int, original: tuple[int, int]) -> Target:  # noqa: ARG002
-        """Its class, if that is known."""
-        return Target(label=self.pictures[index].label)
 
     def facts(self) -> Iterable[str]:
         """Every id with the digest of its content."""
@@ -122,17 +107,8 @@ class Stream:
         What comes before ``start`` is read and not decoded. Pictures that cannot be read are left out, as everywhere.
         """
         workers = min(workers, cores())
-        worker_batches = DataLoader(
-            _Reader(self, size, start, rank, ranks, max(1, workers)),
-            batch_size=None,
-            collate_fn=as_it_is,
-            num_workers=workers,
-            pin_memory=torch.device(device).type == "cuda",
-            worker_init_fn=keep_signals,
-            generator=torch.Generator(),
-        )
-        for worker_batch in received(worker_batches):
-            yield open_worker_batch(worker_batch, self, torch.device(device))
+        reader = _Reader(self, size, start, rank, ranks, max(1, workers))
+        yield from read_ahead(reader, self, workers=workers, device=torch.device(device))
 
     def record(self, identity: str, reason: str) -> None:
         """Remember that a picture cannot be read, and say so once."""
@@ -189,15 +165,6 @@ def part_of(identity: str, seed: int) -> str:
     return {0: "validation", 1: "test"}.get(number, "train")
 
 
-def open_stream(spec: str, reading: Reading) -> Splits:
-    """``stream:NAME`` -> a stream to train on, and the first pictures held out from it.
-
-    Raises:
-        UserError: there is no such data, or not a picture for each part among the first.
-    """
-    return hold_out(spec, Rows(spec.partition(":")[2]), reading)
-
-
 def hold_out(spec: str, shards: Shards, reading: Reading) -> Splits:
     """A stream of ``shards`` to train on, and the first pictures of each kind held out from it.
 
@@ -249,65 +216,3 @@ class Shards(Protocol):
     def facts(self) -> Sequence[str]:
         """What tells them from others."""
         ...
-
-
-class Rows:
-    """A data set of the ``datasets`` library, on the hub or in local files, that is not downloaded first."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.table, self.column, self.label = _open(name)
-        feature = self.table.features[self.label] if self.label else None
-        self.classes = dict(enumerate(getattr(feature, "names", None) or ()))
-
-    def __len__(self) -> int:
-        return self.table.num_shards
-
-    def read(self, index: int) -> Iterator[Encoded]:
-        """The rows of one shard."""
-        for number, row in enumerate(self.table.shard(len(self), index)):
-            value = row[self.column]
-            content = value if isinstance(value, bytes) else (value or {}).get("bytes")
-            if content is None and isinstance(value, Mapping) and Path(value.get("path") or "").is_file():
-                content = Path(value["path"]).read_bytes()
-            label = row[self.label] if self.label else None
-            yield Encoded(f"{index}/{number}", content or b"", None if label is None or label < 0 else int(label))
-
-    def facts(self) -> Sequence[str]:
-        """The name, the columns and the number of files: the rows themselves are not read for it."""
-        return [self.name, str(self.table.features), str(len(self))]
-
-
-def _open(name: str) -> tuple[Any, str, str | None]:
-    """A streamed table, its column of pictures left encoded, and its column of classes if there is one."""
-    try:
-        import datasets
-        from datasets.exceptions import DatasetsError
-    except ImportError as error:
-        raise UserError("'stream:' needs the datasets library: pip install 'backsight[data]'") from error
-    path, (remote, _, split) = Path(name), name.partition(":")
-    pattern = str(path / "**" / "*.parquet") if path.is_dir() else name
-    local = path.exists() or glob(pattern)  # noqa: PTH207
-    try:
-        if local:
-            table = datasets.load_dataset("parquet", data_files=pattern, split="train", streaming=True)
-        else:
-            table = datasets.load_dataset(remote, split=split or "train", streaming=True)
-        table = table if table.features else table._resolve_features()
-    except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
-        raise UserError(f"cannot stream '{name}': {' '.join(str(error).split())[:200]}") from error
-    return _columns(name, table)
-
-
-def _columns(name: str, table: Any) -> tuple[Any, str, str | None]:
-    """The table with its pictures left encoded, their column, and that of the classes if there is one."""
-    from datasets import ClassLabel, Image
-
-    features: Mapping[str, Any] = table.features or {}
-    images = [column for column, kind in features.items() if isinstance(kind, Image)]
-    encoded = [column for column, kind in features.items() if isinstance(kind, Mapping) and "bytes" in kind]
-    if not images + encoded:
-        raise UserError(f"{name} has no column of pictures: its columns are {', '.join(features)}")
-    table = table.cast_column(images[0], Image(decode=False)) if images else table
-    labels = [column for column, kind in features.items() if isinstance(kind, ClassLabel) or column == "label"]
-    return table, (images + encoded)[0], labels[0] if labels else None

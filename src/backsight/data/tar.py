@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from backsight.core import UserError
-from backsight.data.base import Splits, Target
+from backsight.data.base import Splits
 from backsight.data.decode import UnreadableImage
 from backsight.data.folder import SUFFIXES, nearest_name
 from backsight.data.source import Reading, Source
@@ -67,7 +67,7 @@ class TarPictures(Source):
     def __init__(
         self, name: str, files: TarFiles, ids: Sequence[str], places: Sequence[Place], reading: Reading
     ) -> None:
-        super().__init__(name, ids, {}, reading)
+        super().__init__(name, ids, {}, reading, [place.label for place in places])
         self.files, self.places = files, places
 
     def picture(self, index: int) -> bytes:
@@ -81,10 +81,6 @@ class TarPictures(Source):
             return self.files.system.cat_file(self.files.paths[place.shard], place.start, place.start + place.size)
         except OSError as error:
             raise UnreadableImage(f"cannot read {self.where(index)}: {error}") from error
-
-    def target(self, index: int, original: tuple[int, int]) -> Target:  # noqa: ARG002
-        """Its class, if that is known."""
-        return Target(label=self.places[index].label)
 
     def facts(self) -> Iterable[str]:
         """Every tar file with its size, and the ids."""
@@ -199,11 +195,8 @@ class TarFiles:
                 yield key, parts
                 _check_end(archive)
         except DAMAGED as error:
-            self._damaged(path, error)
-
-    def _damaged(self, path: str, error: Exception) -> None:
-        reason = " ".join(str(error).lower().split())
-        logger.warning("cannot read %s to its end: %s; going on with the next", path, reason)
+            reason = " ".join(str(error).lower().split())
+            logger.warning("cannot read %s to its end: %s; going on with the next", path, reason)
 
 
 def expand(pattern: str) -> list[str]:

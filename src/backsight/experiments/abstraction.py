@@ -7,30 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from backsight.data import Batch
 from backsight.experiments.detection_cases import detections_of
-from backsight.experiments.drawing import models_of, pictures_of, points, title_of
+from backsight.experiments.drawing import models_of, named_lines, pictures_of, title_of
 from backsight.experiments.objects import object_masks
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, baseline_notes
-from backsight.figures import PALETTE, ErrorPoint, Panel, Part, outline, pages, panel_part, picture_parts
+from backsight.figures import PALETTE, ErrorPoint, Pages, Panel, Part, outline, pages, panel_part, picture_parts
 from backsight.metrics import contrast_kept, found, mse
-from backsight.results import Measurement, Picture, Result
+from backsight.results import INPUT, MEAN_IMAGE, Measurement, Picture, Result
 from backsight.validation import AnyNumber, Share
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DETECTED, UNDETECTED, OBJECT, BACKGROUND = "detected", "undetected", "object", "background"
 """The regions: pixels of objects that are detected, of the others, of all objects, and of none."""
-
-MEAN_IMAGE = "mean image"
-"""The stage of what is measured against the training data's mean image."""
 
 TITLES = {
     "relative mse": "Error, 1 = the mean image's in the same region",
@@ -75,7 +68,7 @@ def _measure(subject: Subject, threshold: float) -> Iterator[Measurement]:
 
     found_values = subject.gather(values)
     for (metric, region, stage), each in found_values.items():
-        labels = {"model": subject.name, "region": region, "stage": stage}
+        labels = {"region": region, "stage": stage}
         yield Measurement({**labels, "metric": metric}, each)
         if metric == "mse":
             unit = found_values["mse", region, MEAN_IMAGE].nanmean().clamp(min=1e-12)
@@ -106,11 +99,11 @@ def _pictures(subject: Subject, threshold: float, num_shown: int) -> Iterator[Pi
         regions = divide(subject, batch, threshold)
         complete = torch.stack([mask.flatten(1).any(1) for mask in regions.values()]).all(0)
         for row in complete.nonzero().flatten().tolist()[:num_left]:
-            labels = {"model": subject.name, "image": batch.ids[row]}
             masks = {region: mask[row] for region, mask in regions.items()}
-            yield Picture({**labels, "stage": "input"}, batch.cut(row, _outlined(batch.images[row], masks)))
-            for stage in subject.stages:
-                yield Picture({**labels, "stage": stage}, batch.cut(row, subject.reconstruct(batch, stage)[0, row]))
+            shown = {INPUT: _outlined(batch.images[row], masks)}
+            shown |= {stage: subject.reconstruct(batch, stage)[0, row] for stage in subject.stages}
+            for stage, picture in shown.items():
+                yield Picture({"image": batch.ids[row], "stage": stage}, batch.cut(row, picture))
             num_left -= 1
         if num_left <= 0:
             return
@@ -123,35 +116,28 @@ def _outlined(image: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
     return image
 
 
-def draw(result: Result) -> list[Figure]:
+def draw(result: Result) -> Pages:
     """For each model a panel for each metric, in it a line for each region over the stages, and the pictures."""
     parts: list[Part] = []
+    detectors = {card["model"] for card in result.subjects if card["task"] == "detect"}
     for model in models_of(result):
-        panels = [Panel(title, _lines(result, str(model), metric)) for metric, title in TITLES.items()]
-        heading = title_of(result, str(model))
-        parts.append(panel_part([panel for panel in panels if panel.table], heading=heading))
-        parts += _picture_part(result, str(model))
+        panels = [Panel(title, _lines(result, model, metric)) for metric, title in TITLES.items()]
+        parts.append(panel_part([panel for panel in panels if panel.table], heading=title_of(result, model)))
+        what = "objects outlined in green"
+        if model in detectors:
+            what = "detected objects outlined in green, undetected ones in red"
+        heading = f"Input ({what}) and reconstructions of the first seed"
+        parts += picture_parts([replace(pictures_of(result, model, "image"), heading=heading)])
     return pages(parts)
 
 
 def _lines(result: Result, model: str, metric: str) -> dict[str, list[ErrorPoint]]:
     """A line for each region; all objects together only where it is not known which of them are detected."""
-    known = result.values_of("region")
-    regions = [region for region in (DETECTED, UNDETECTED, OBJECT, BACKGROUND) if region in known]
-    lines = {}
-    for region in regions:
-        chosen = result.select(model=model, metric=metric, region=region)
-        lines[region] = points([each for each in chosen if each.labels["stage"] != MEAN_IMAGE], "stage")
-    if lines.get(DETECTED) or lines.get(UNDETECTED):
+    regions = {region: {"region": region} for region in (DETECTED, UNDETECTED, OBJECT, BACKGROUND)}
+    lines = named_lines(result, regions, model=model, metric=metric)
+    if DETECTED in lines or UNDETECTED in lines:
         lines.pop(OBJECT, None)
-    return {region: line for region, line in lines.items() if line}
-
-
-def _picture_part(result: Result, model: str) -> list[Part]:
-    detects = any(subject["model"] == model and subject["task"] == "detect" for subject in result.subjects)
-    what = "detected objects outlined in green, undetected ones in red" if detects else "objects outlined in green"
-    heading = f"Input ({what}) and reconstructions of the first seed"
-    return picture_parts([replace(pictures_of(result, model, "image"), heading=heading)])
+    return lines
 
 
 ABSTRACTION = Experiment(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -20,26 +20,19 @@ from backsight.data import Batch, Target
 from backsight.devices import exact
 from backsight.engine import Trace
 from backsight.experiments.detection_cases import on_cpu
-from backsight.experiments.drawing import models_of, pictures_of, points, title_of
+from backsight.experiments.drawing import models_of, named_lines, pictures_of, title_of
 from backsight.experiments.objects import object_masks
 from backsight.experiments.reconstruct import DIFFER, spread_map
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
-from backsight.figures import Panel, pages, panel_part, picture_parts
+from backsight.figures import ErrorPoint, Pages, Panel, pages, panel_part, picture_parts
 from backsight.metrics import match_objects, mse
-from backsight.perturb import colour_vector
-from backsight.perturb.colour import LUMA
-from backsight.results import Measurement, Picture, Result
+from backsight.perturb import LUMA, colour_vector
+from backsight.results import INPUT, Measurement, Picture, Result
 from backsight.validation import AnyNumber, Range
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DRAW, MEAN, AVERAGE = "draw", "mean inverse", "mean of draws"
 """What is measured: a draw, the picture of the inverses without noise, and the mean of all draws."""
-
-INPUT = "input"
-"""The stage of pictures of the images themselves."""
 
 THRESHOLD = 0.5
 """The least score of a detection that counts."""
@@ -125,7 +118,7 @@ def measure(subject: Subject, *, num_draws: Draws = 19, num_pictures: AnyNumber 
         }
     )
     measurements = [
-        Measurement({"model": subject.name, "stage": stage, "metric": metric, "of": of}, values)
+        Measurement({"stage": stage, "metric": metric, "of": of}, values)
         for (stage, metric, of), values in found.items()
     ]
     settings = {"num_draws": num_draws, "num_pictures": num_pictures, "seed": seed}
@@ -360,7 +353,7 @@ def _pictures(subject: Subject, stages: list[str], count: int, num: int, seed: i
             stage: _shown(subject, batch, index, stage, num, seed) for stage in stages
         }
         for row in next(iter(shown.values())):
-            labels = {"model": subject.name, "image": index, "row": row}
+            labels = {"image": index, "row": row}
             yield Picture({**labels, "stage": INPUT}, batch.cut(index, batch.images[index]).cpu())
             for stage in stages:
                 yield Picture({**labels, "stage": stage}, batch.cut(index, shown[stage][row]).cpu())
@@ -375,24 +368,25 @@ def _shown(subject: Subject, batch: Batch, index: int, stage: str, num: int, see
 # ---- the figure
 
 
-def draw(result: Result) -> list[Figure]:
+def draw(result: Result) -> Pages:
     """For each model: is the sampler right, what is left open, what does the model see; then pictures."""
     parts = []
     for model in models_of(result):
         covers = {
-            f"{name} of {'the rest' if name == 'texture' else 'objects'}": points(
-                result.select(model=model, metric=f"{name} covered"), "stage"
-            )
+            f"{name} of {'the rest' if name == 'texture' else 'objects'}": {"metric": f"{name} covered"}
             for name in COVERED
         }
         panels = [
             Panel(
-                "Truths that lie within the draws' 90 % intervals", _known(covers), {"calibrated": NOMINAL}, top=1.02
+                "Truths that lie within the draws' 90 % intervals",
+                named_lines(result, covers, model=model),
+                {"calibrated": NOMINAL},
+                top=1.02,
             ),
-            Panel("Between draws: 0 settled, 1 anything", _lines(result, model, ("hue spread", "place spread"))),
+            Panel("Between draws: 0 settled, 1 anything", _lines(result, model, "hue spread", "place spread")),
             Panel(
                 "Spread of a pixel between draws",
-                _lines(result, model, ("object spread", "background spread", "own spread")),
+                _lines(result, model, "object spread", "background spread", "own spread"),
             ),
             Panel("Error: MSE", _of(result, model, "mse")),
             Panel("Fine detail: 1 as sharp as the image", _of(result, model, "fine detail"), {"the image": 1.0}),
@@ -405,19 +399,13 @@ def draw(result: Result) -> list[Figure]:
     return pages(parts)
 
 
-def _lines(result: Result, model: str, metrics: tuple[str, ...]) -> dict:
-    return _known({metric: points(result.select(model=model, metric=metric), "stage") for metric in metrics})
+def _lines(result: Result, model: str, *metrics: str) -> dict[str, list[ErrorPoint]]:
+    return named_lines(result, {metric: {"metric": metric} for metric in metrics}, model=model)
 
 
-def _of(result: Result, model: str, metric: str) -> dict:
+def _of(result: Result, model: str, metric: str) -> dict[str, list[ErrorPoint]]:
     """A line for the draws, one for the mean inverse, one for the mean of draws."""
-    return _known(
-        {of: points(result.select(model=model, metric=metric, of=of), "stage") for of in (DRAW, MEAN, AVERAGE)}
-    )
-
-
-def _known(lines: dict) -> dict:
-    return {name: line for name, line in lines.items() if line}
+    return named_lines(result, {of: {"of": of} for of in (DRAW, MEAN, AVERAGE)}, model=model, metric=metric)
 
 
 AMBIGUITY = Experiment(

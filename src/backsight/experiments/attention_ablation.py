@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import count
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +17,14 @@ from backsight.data import Batch, ImageData, loader, open_data
 from backsight.data.world import LENGTHS, World
 from backsight.engine import StagedModel, Trace
 from backsight.evaluation import right_answers
-from backsight.experiments.drawing import lines_of, models_of, pictures_of, title_of
+from backsight.experiments.drawing import lines_of, models_of, named_lines, pictures_of, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, by_seed
-from backsight.figures import Panel, pages, panel_part, picture_parts
+from backsight.figures import Pages, Panel, pages, panel_part, picture_parts
 from backsight.metrics import mse
 from backsight.models import duplicate, vocabulary
-from backsight.results import Label, Measurement, Picture, Result
+from backsight.results import INPUT, Measurement, Picture, Result
 from backsight.validation import AnyNumber, Number, Range
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FULL, ALONE, TUNED = "all attention", "patches alone", "fine-tuned"
 """The conditions: the model as it is; masked; masked, after it was trained on with the mask in place."""
@@ -67,33 +64,22 @@ def measure(
         UserError: a model whose blocks take no attention mask, or training data without classes.
     """
     tuning = FineTuning(steps, learning_rate, batch_size, seed)
-    mask = AttentionMask(reads_prefix, own_prefix)
+    layout = subject.model.layout(subject.stages[0])
+    mask = patch_attention_mask(layout.tokens, layout.prefix, reads_prefix=reads_prefix, own_prefix=own_prefix)
     measurements: list[Measurement] = []
     pictures: list[Picture] = []
-    for condition in _conditions(subject, tuning, train, mask, copies):
+    for condition in _conditions(subject, tuning, train, mask.to(subject.model.device), copies):
         measurements += condition.measure()
         pictures += condition.pictures(num_pictures)
-    settings = {
-        "steps": steps,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "train": train,
-        "reads_prefix": reads_prefix,
-        "own_prefix": own_prefix,
-        "copies": copies,
-        "seed": seed,
-        "num_pictures": num_pictures,
-    }
+    settings = {**asdict(tuning), "train": train, "reads_prefix": reads_prefix, "own_prefix": own_prefix}
+    settings |= {"copies": copies, "num_pictures": num_pictures}
     return subject.result("attention_ablation", measurements, pictures, settings)
 
 
-def _conditions(
-    subject: Subject, tuning: FineTuning, train: str, kind: AttentionMask, copies: int
-) -> Iterator[_Condition]:
-    model, layout = subject.model, subject.model.layout(subject.stages[0])
+def _conditions(subject: Subject, tuning: FineTuning, train: str, mask: Tensor, copies: int) -> Iterator[_Condition]:
+    model = subject.model
     blocks_of(model)  # a model or data that will not do is refused before anything is computed
     data = training_data(subject, train) if tuning.steps > 0 else None
-    mask = patch_attention_mask(layout.tokens, layout.prefix, **asdict(kind)).to(model.device)
     yield _Condition(FULL, subject, (model,), None)
     yield _Condition(ALONE, subject, (model,), mask)
     if data is not None:
@@ -112,10 +98,6 @@ class _Condition:
     models: tuple[StagedModel, ...]
     mask: Tensor | None
 
-    @property
-    def labels(self) -> dict[str, Label]:
-        return {"model": self.subject.name, "condition": self.name}
-
     @torch.no_grad()
     def trace(self, batch: Batch, model: StagedModel) -> Trace:
         if self.mask is None:
@@ -129,7 +111,7 @@ class _Condition:
     def measure(self) -> Iterator[Measurement]:
         for stage, values in self.subject.gather(self._answers).items():
             kind = {"stage": stage, "metric": "mse"} if stage else {"metric": "accuracy"}
-            yield Measurement({**self.labels, **kind}, values)
+            yield Measurement({"condition": self.name, **kind}, values)
 
     def _answers(self, batch: Batch) -> dict[str, Tensor]:
         """``S B`` squared errors by stage, of the first model, and under "" which images each classifies rightly."""
@@ -149,21 +131,11 @@ class _Condition:
         painted = self.reconstruct(batch, self.trace(batch, self.models[0]), stage)[0]
         for image in range(min(num, len(batch.ids))):
             if self.mask is None:
-                labels = {"model": self.subject.name, "condition": "input", "image": image}
-                yield Picture(labels, batch.images[image].cpu())
-            yield Picture({**self.labels, "stage": stage, "image": image}, painted[image].cpu())
+                yield Picture({"condition": INPUT, "image": image}, batch.images[image].cpu())
+            yield Picture({"condition": self.name, "stage": stage, "image": image}, painted[image].cpu())
 
 
 # ---- the mask
-
-
-@dataclass(frozen=True)
-class AttentionMask:
-    """What is left beside a patch's attention to itself and the class token's to the patches: ``reads_prefix``, the
-    patches' attention to the prefix tokens; ``own_prefix``, that of the prefix tokens to themselves and each other."""
-
-    reads_prefix: bool = False
-    own_prefix: bool = True
 
 
 def patch_attention_mask(
@@ -320,17 +292,12 @@ def _batches(data: ImageData, tuning: FineTuning, device: torch.device) -> Itera
 # ---- the figure
 
 
-def draw(result: Result) -> list[Figure]:
+def draw(result: Result) -> Pages:
     """Accuracy and the last stage's error in each condition; under them the last stage's reconstructions."""
     models = models_of(result)
-    errors: dict[str, Any] = {}
-    for model in models:
-        last = result.select(model=model, condition=FULL, metric="mse")[-1].labels["stage"]
-        errors |= {
-            name: line
-            for name, line in lines_of(result, "condition", metric="mse", stage=last).items()
-            if name == title_of(result, model)
-        }
+    last = {model: result.select(model=model, condition=FULL, metric="mse")[-1].labels["stage"] for model in models}
+    lines = {title_of(result, model): {"model": model, "stage": stage} for model, stage in last.items()}
+    errors = named_lines(result, lines, "condition", metric="mse")
     panels = [
         Panel("Accuracy", lines_of(result, "condition", metric="accuracy"), label="top-1", limits=(0, 1)),
         Panel("Reconstruction from the last stage", errors, label="mean squared error"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,17 +18,11 @@ from backsight.experiments.drawing import lines_of, models_of, pictures_of
 from backsight.experiments.objects import category_masks, find_class
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
-from backsight.figures import ErrorPoint, Panel, pages, panel_part, picture_parts
+from backsight.figures import ErrorPoint, Pages, Panel, pages, panel_part, picture_parts
 from backsight.metrics import average_precision_interval
 from backsight.perturb import FILTERS, HUES, VISIBLE, colour_vector, recolour, region_mean
-from backsight.results import Measurement, Picture, Result
+from backsight.results import INPUT, Measurement, Picture, Result
 from backsight.validation import AnyNumber
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-INPUT = "input"
-"""The stage of what is measured on the recoloured images themselves."""
 
 SIX = tuple(name for name in FILTERS if name != "none")
 """The filters between which images and reconstructions are compared."""
@@ -139,11 +132,13 @@ def _measure_objects(subject: Subject, label: int | None, num_pictures: int) -> 
             for kind in compared[0]:
                 values[stage, *kind][:, column] = torch.stack([each[kind] for each in compared]).nanmean(0).cpu()
         if shown < num_pictures:
-            pictures += _pictures(subject, categories[0], shown)
+            pictures += _pictures(categories[0], shown)
             shown += 1
-    labels = ({"model": subject.name, "stage": stage, "metric": metric, "region": region}
-              for stage, metric, region in values)  # fmt: skip
-    return [Measurement(each, table) for each, table in zip(labels, values.values(), strict=True)], pictures
+    measurements = [
+        Measurement({"stage": stage, "metric": metric, "region": region}, table)
+        for (stage, metric, region), table in values.items()
+    ]
+    return measurements, pictures
 
 
 def _unanswered(subject: Subject) -> dict[tuple[str, str, str], Tensor]:
@@ -204,11 +199,11 @@ def hue_retention(given: Tensor, found: Tensor, mask: Tensor) -> Tensor:
     return torch.where(known.abs().mean() >= VISIBLE, kept, math.nan)
 
 
-def _pictures(subject: Subject, image: _Recoloured, number: int) -> Iterator[Picture]:
+def _pictures(image: _Recoloured, number: int) -> Iterator[Picture]:
     for stage, versions in image.stages.items():
         for name, picture in zip(FILTERS, versions[0], strict=True):  # as the first seed paints it
             shown = picture[:, : image.size[0], : image.size[1]].cpu()
-            yield Picture({"model": subject.name, "stage": stage, "filter": name, "image": number}, shown)
+            yield Picture({"stage": stage, "filter": name, "image": number}, shown)
 
 
 # ---- whole images recoloured, and the model's task
@@ -223,7 +218,7 @@ def _measure_task(subject: Subject, name: str) -> list[Measurement]:
             return subject.trace(batch)
         return subject.model.run(recolour(batch.images, name), valid=batch.valid)
 
-    labels = {"model": subject.name, "filter": name}
+    labels = {"filter": name}
     if subject.model.spec.task != "detect":
         scores = task_scores(subject.model, subject.batches, run=trace)
         return [Measurement({**labels, "metric": each}, found) for each, found in scores.items()]
@@ -243,7 +238,7 @@ def _measure_task(subject: Subject, name: str) -> list[Measurement]:
 # ---- the figure
 
 
-def draw(result: Result) -> list[Figure]:
+def draw(result: Result) -> Pages:
     """Pairwise error and retention over stages, the task over filters; under them the first image of each model."""
     apart, kept = (lines_of(result, metric=metric, region=region) for metric, region in _DRAWN)
     panels = [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,20 +15,28 @@ from torch import Tensor
 from backsight.core import IMAGE
 from backsight.data import Batch
 from backsight.experiments.detection_cases import BY_QUERY, Case, find_cases, query_stages, reconstruct_without
-from backsight.experiments.drawing import models_of, points, title_of
+from backsight.experiments.drawing import models_of, named_lines, title_of
 from backsight.experiments.objects import box_notes
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
-from backsight.figures import PALETTE, ErrorPoint, Panel, Part, crop_around, cut_out, pages, panel_part, picture_part
+from backsight.figures import (
+    PALETTE,
+    ErrorPoint,
+    Pages,
+    Panel,
+    Part,
+    crop_around,
+    cut_out,
+    pages,
+    panel_part,
+    picture_part,
+)
 from backsight.metrics import OUTCOMES, brought_by, presence, root_mean_square, standing_out
-from backsight.results import Label, Measurement, Picture, Result
+from backsight.results import INPUT, Label, Measurement, Picture, Result
 from backsight.validation import AnyNumber, Share
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-INPUT, RECONSTRUCTION, WITHOUT = "input", "reconstruction", "without query"
-"""What a picture shows: its label ``shows``."""
+RECONSTRUCTION, WITHOUT = "reconstruction", "without query"
+"""What a picture shows, if not the input: its label ``shows``."""
 
 TRUTH_COLOUR, ANSWER_COLOUR = PALETTE[2], PALETTE[1]
 """Of the object's box, and of the detection's."""
@@ -80,7 +87,7 @@ def _measure(subject: Subject, threshold: float, gallery: Gallery) -> Iterator[M
         return _by_type(known, cases, len(batch.ids))
 
     for (kind, stage, metric), each in subject.gather(values).items():
-        yield Measurement({"model": subject.name, "type": kind, "stage": stage, "metric": metric}, each)
+        yield Measurement({"type": kind, "stage": stage, "metric": metric}, each)
 
 
 def _of_reconstructions(subject: Subject, batch: Batch, cases: Sequence[Case]) -> Values:
@@ -178,7 +185,6 @@ class Gallery:
         known = case.truth or case.answer
         answer = case.answer
         return {
-            "model": self.subject.name,
             "type": case.finding.outcome,
             "class": _name(self.subject, known[1]) if known else "",
             "detected as": _name(self.subject, answer[1]) if answer else "",
@@ -225,7 +231,7 @@ _NAMES = {IMAGE: INPUT}
 _ROWS = 1  # cases of each type
 
 
-def draw(result: Result) -> list[Figure]:
+def draw(result: Result) -> Pages:
     """For all models how many of each type; for each model its lines over the stages and a case of each type."""
     models = models_of(result)
     parts = [
@@ -252,11 +258,11 @@ def _counts(result: Result, models: Sequence[str]) -> dict[str, list[ErrorPoint]
 
 def _panels(result: Result, model: str) -> list[Panel]:
     """A panel for each quantity that has answers, in it a line for each type that has."""
-    panels = []
-    for metric, title in TITLES.items():
-        by_type = {kind: result.select(model=model, metric=metric, type=kind) for kind in DRAWN}
-        lines = {kind: points(measurements, "stage", _NAMES) for kind, measurements in by_type.items()}
-        panels.append(Panel(title, {kind: line for kind, line in lines.items() if line}))
+    types = {kind: {"type": kind} for kind in DRAWN}
+    panels = [
+        Panel(title, named_lines(result, types, names=_NAMES, model=model, metric=metric))
+        for metric, title in TITLES.items()
+    ]
     return [panel for panel in panels if panel.table]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from backsight.figures import Block, ErrorPoint
-from backsight.results import Label, Measurement, Result
+from backsight.results import MEAN_IMAGE, Label, Measurement, Result
 
 FEWEST = 5
 """Images below which an interval is not drawn: it would be wider than the figure."""
@@ -26,19 +26,33 @@ def models_of(result: Result) -> list[str]:
 def lines_of(result: Result, along: str = "stage", **labels: Label) -> dict[str, list[ErrorPoint]]:
     """For every model with an answer its line, controls left out: the measurements that carry ``labels``, a point for
     each ``along``."""
-    found = {model: points(result.select(model=model, **labels), along) for model in models_of(result)}
-    return {title_of(result, model): line for model, line in found.items() if line}
+    models = {title_of(result, model): {"model": model} for model in models_of(result)}
+    return named_lines(result, models, along, **labels)
+
+
+def named_lines(
+    result: Result,
+    lines: Mapping[str, Mapping[str, Label]],
+    along: str = "stage",
+    names: Mapping[str, str] | None = None,
+    **labels: Label,
+) -> dict[str, list[ErrorPoint]]:
+    """Lines of the measurements that carry ``labels``, and the labels of the line's own; :func:`points` has the other
+    arguments. A line without an answer is left out."""
+    found = {name: points(result.select(**labels, **own), along, names) for name, own in lines.items()}
+    return {name: line for name, line in found.items() if line}
 
 
 def points(measurements: Sequence[Measurement], along: str, names: Mapping[str, str] | None = None) -> list[ErrorPoint]:
-    """A point for each measurement that has an answer, its place named by the label ``along``.
+    """A point for each measurement that has an answer, its place named by the label ``along``; that of the mean image
+    is no place.
 
     Args:
         measurements: of one line.
         along: the label that differs between them.
         names: what to write for values of this label, where it is not the value itself.
     """
-    answered = [each for each in measurements if each.known().numel()]
+    answered = [each for each in measurements if each.known().numel() and each.labels.get("stage") != MEAN_IMAGE]
     values = [str(each.labels[along]) for each in answered]
     sure = [each.stated is not None or each.known().shape[1] >= FEWEST for each in answered]
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,10 @@ from backsight.data import Batch
 from backsight.experiments.drawing import models_of, points, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, by_seed, distinct_names, is_read_as, layers_of, stage_of
-from backsight.figures import Panel, Part, pages, panel_part, picture_part
+from backsight.figures import Pages, Panel, Part, pages, panel_part, picture_part
 from backsight.metrics import mse, on_valid
-from backsight.results import Measurement, Picture, Result
+from backsight.results import INPUT, Measurement, Picture, Result
 from backsight.validation import AnyNumber
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 WIDEST = 8
 """The most pictures in a row of the figure; of more layers every second (third, ...) is shown."""
@@ -30,12 +27,12 @@ BLANK = "blank"
 
 
 class Reading(NamedTuple):
-    """The layer (or stage) ``layer`` of the component ``stage``, whose features are given to the inverses from the
-    stage ``read_as`` on."""
+    """The layer (or stage) ``layer`` of the component ``stage``, which inverts as if it were stage ``reads``: by the
+    inverses from there on. The labels of what is measured and shown."""
 
     stage: str
     layer: str
-    read_as: str
+    reads: str
 
 
 def measure(subject: Subject, *, num_pictures: AnyNumber = 2) -> Result:
@@ -106,20 +103,16 @@ def _notes(subject: Subject) -> list[str]:
 
 def read(subject: Subject, batch: Batch, reading: Reading) -> Tensor:
     """The images that a layer gives by one reading, ``S B 3 H W`` in [0, 1]."""
-    own = reading.read_as == reading.stage and stage_of(reading.layer) in (reading.stage, BLANK)
+    own = reading.reads == reading.stage and stage_of(reading.layer) in (reading.stage, BLANK)
     norm = final_norm(subject, reading.stage) if own else None
     if norm is not None and reading.layer != reading.stage:
         trace = subject.trace(batch)
         features = torch.zeros_like(trace[reading.stage]) if reading.layer == BLANK else trace[reading.layer]
         with torch.no_grad():
             return subject.invert(norm(features), reading.stage)
-    if reading.read_as == stage_of(reading.layer):
+    if reading.reads == stage_of(reading.layer):
         return subject.reconstruct(batch, reading.layer)
-    return subject.reconstruct(batch, reading.layer, reads=reading.read_as)
-
-
-def _labels(subject: Subject, reading: Reading) -> dict[str, str]:
-    return {"model": subject.name, "stage": reading.stage, "layer": reading.layer, "reads": reading.read_as}
+    return subject.reconstruct(batch, reading.layer, reads=reading.reads)
 
 
 def _errors(subject: Subject) -> Iterator[Measurement]:
@@ -130,7 +123,7 @@ def _errors(subject: Subject) -> Iterator[Measurement]:
         return {each: by_seed(metric, read(subject, batch, each), batch.images) for each in found}
 
     for reading, errors in subject.gather(error).items():
-        yield Measurement({**_labels(subject, reading), "metric": "mse"}, errors)
+        yield Measurement({**reading._asdict(), "metric": "mse"}, errors)
 
 
 def _pictures(subject: Subject, count: int) -> Iterator[Picture]:
@@ -138,17 +131,17 @@ def _pictures(subject: Subject, count: int) -> Iterator[Picture]:
         for index in range(min(max(0, count), len(batch.ids))):
             image = batch.ids[index]
             shown = batch.cut(index, batch.images[index])
-            yield Picture({"model": subject.name, "stage": "input", "image": image}, shown.cpu())
+            yield Picture({"stage": INPUT, "image": image}, shown.cpu())
             for reading in readings(subject):
                 picture = batch.cut(index, read(subject, batch, reading)[0, index]).cpu()
-                yield Picture({**_labels(subject, reading), "image": image}, picture)
+                yield Picture({**reading._asdict(), "image": image}, picture)
         count -= len(batch.ids)
 
 
 # ---- the figure
 
 
-def draw(result: Result) -> list[Figure]:
+def draw(result: Result) -> Pages:
     """For every model the error over its layers, a line for each reading; below, the first images."""
     parts = []
     for model in models_of(result):
@@ -160,10 +153,9 @@ def _curves(result: Result, model: str) -> Part:
     panels = []
     for stage in _stages(result, model):
         found = [m for m in result.select(model=model, stage=stage, metric="mse") if m.labels["layer"] != BLANK]
-        as_what = list(dict.fromkeys(str(each.labels["reads"]) for each in found))
         table = {
             f"read as {name}": points([each for each in found if each.labels["reads"] == name], "layer")
-            for name in as_what
+            for name in dict.fromkeys(each.labels["reads"] for each in found)
         }
         nothing = result.select(model=model, stage=stage, layer=BLANK)
         blank = {"blank tokens": nothing[0].mean()} if nothing else {}
@@ -184,14 +176,14 @@ def _strip(result: Result, model: str) -> list[Part]:
         named = list(dict.fromkeys(str(each.labels["layer"]) for each in shown))
         layers = _thinned([layer for layer in named if layer != BLANK]) + [layer for layer in named if layer == BLANK]
         rows, names = [], []
-        for source in result.shown(model=model, stage="input"):
+        for source in result.shown(model=model, stage=INPUT):
             for number, reads in enumerate(dict.fromkeys(str(each.labels["reads"]) for each in shown)):
                 own = [p for p in shown if p.labels["image"] == source.labels["image"] and p.labels["reads"] == reads]
                 pictures = {str(each.labels["layer"]): each.image for each in own}
                 rows.append([None if number else source.image, *(pictures.get(layer) for layer in layers)])
                 names.append(f"as {reads}")
         if rows:
-            parts.append(picture_part(rows, ["input", *layers], names))
+            parts.append(picture_part(rows, [INPUT, *layers], names))
     return parts
 
 

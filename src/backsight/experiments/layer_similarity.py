@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,13 +13,10 @@ from backsight.data import Batch
 from backsight.experiments.drawing import models_of, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, distinct_names, is_read_as, stage_of
-from backsight.figures import heat_map_part, pages
+from backsight.figures import Pages, heat_map_part, pages
 from backsight.metrics import centred_gram, cka_shares, correlations, hsic
 from backsight.metrics.similarity import FEWEST_IMAGES
 from backsight.results import Measurement, Result
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FEATURES, RECONSTRUCTIONS = "features", "reconstructions"
 
@@ -82,10 +78,10 @@ def _measure(subject: Subject) -> Iterator[Measurement]:
     for of, parts in tables.items():
         shares = torch.stack([cka_shares(each, counts) for each in torch.stack(parts, 1)])  # S batches L L
         for (first, one), (second, other) in _pairs(names[of]):
-            labels = {"model": subject.name, "of": of, "metric": "cka", "layer": one, "other": other}
+            labels = {"of": of, "metric": "cka", "layer": one, "other": other}
             yield Measurement(labels, shares[:, :, first, second])
     for (of, one, other), parts in related.items():
-        labels = {"model": subject.name, "of": of, "metric": "correlation", "layer": one, "other": other}
+        labels = {"of": of, "metric": "correlation", "layer": one, "other": other}
         yield Measurement(labels, torch.cat(parts, 1))
 
 
@@ -139,7 +135,7 @@ def table_of(result: Result, model: str, of: str, metric: str) -> tuple[list[str
     return names, table
 
 
-def draw(result: Result) -> list[Figure]:
+def draw(result: Result) -> Pages:
     """Four maps for each model: both measures, of features and of reconstructions."""
     parts = []
     for model in models_of(result):

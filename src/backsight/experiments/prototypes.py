@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,13 +17,10 @@ from backsight.experiments.drawing import lines_of, models_of, pictures_of, poin
 from backsight.experiments.objects import box_notes, category_mask, object_labels
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
-from backsight.figures import ErrorPoint, Panel, pages, panel_part, picture_parts
+from backsight.figures import ErrorPoint, Pages, Panel, pages, panel_part, picture_parts
 from backsight.perturb import VISIBLE, chroma, colour_vector, hue_unit, recolour, region_mean
 from backsight.results import Measurement, Picture, Result
 from backsight.validation import AnyNumber
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ORIGINAL, GREY = "original", "grey input"
 """The stage of what is measured on the images in their own colours, and of the pictures that went in."""
@@ -62,7 +58,7 @@ def measure(subject: Subject, *, num_classes: AnyNumber = 8, num_pictures: AnyNu
     measurements = []
     for (stage, metric, against, label), values in subject.gather(lambda b: _answers(subject, b, hues)).items():
         if label in reported:
-            labels = {"model": subject.name, "class": reported[label], "stage": stage, "metric": metric}
+            labels = {"class": reported[label], "stage": stage, "metric": metric}
             measurements.append(Measurement({**labels, **({"against": against} if against else {})}, values))
     settings = {"num_classes": num_classes, "num_pictures": num_pictures}
     return subject.result("prototypes", measurements, _pictures(subject, num_pictures), settings, box_notes(subject))
@@ -166,13 +162,13 @@ def _pictures(subject: Subject, num: int) -> Iterator[Picture]:
     for stage, pictures in painted.items():
         for index, picture in enumerate(pictures):
             shown = batch.cut(index, picture).cpu()
-            yield Picture({"model": subject.name, "stage": stage, "image": index}, shown)
+            yield Picture({"stage": stage, "image": index}, shown)
 
 
 # ---- the figure
 
 
-def draw(result: Result) -> list[Figure]:
+def draw(result: Result) -> Pages:
     """Alignment and saturation over stages, and the last stage's alignment by class; under them the first images."""
     models = models_of(result)
     alignment = lines_of(result, metric="alignment", against=OWN, **{"class": EVERY})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,18 +13,12 @@ from backsight.engine import StagedModel, Trace
 from backsight.experiments.drawing import models_of, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, by_seed
-from backsight.figures import PALETTE, Part, draw_frames, pages, picture_part
+from backsight.figures import PALETTE, Pages, Part, draw_frames, pages, picture_part
 from backsight.figures.page import Caption
 from backsight.metrics import mse, on_valid
-from backsight.results import Measurement, Picture, Result
+from backsight.results import INPUT, Measurement, Picture, Result
 from backsight.training_range import UNLIKE
 from backsight.validation import Number, Share
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-INPUT = "input"
-"""The stage of the pictures of the input itself."""
 
 PLAIN, DETECTED = "plain", "detected"
 """The rows of the input: as it is, and with the boxes of the model's detections drawn on it."""
@@ -92,7 +85,7 @@ def _errors(subject: Subject) -> Iterator[Measurement]:
         return own | {("their mean", entry): error(images.mean(0), batch.images) for entry, images in found.items()}
 
     for (of, entry), values in subject.gather(errors).items():
-        yield Measurement({"model": subject.name, "stage": entry, "metric": "mse", "of": of}, values)
+        yield Measurement({"stage": entry, "metric": "mse", "of": of}, values)
 
 
 def _pictures(subject: Subject, count: int, rows: Sequence[str], threshold: float) -> Iterator[Picture]:
@@ -205,7 +198,7 @@ def spread_map(pictures: Tensor) -> Tensor:
 # ---- the figure
 
 
-def draw(result: Result) -> list[Figure]:
+def draw(result: Result) -> Pages:
     """Every image beside its reconstructions, with the error of each.
 
     Models that were shown the same images share the rows and the column of the input; others stand below each other.

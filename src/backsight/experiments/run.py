@@ -7,18 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from backsight.core import UserError
 from backsight.distributed import Processes
 from backsight.experiments.subject import Subject
-from backsight.figures import to_pdf, to_png
+from backsight.figures import Pages, to_pdf, to_png
 from backsight.io import write_bytes
 from backsight.results import Result
 from backsight.validation import convert_arguments, parse
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -48,7 +45,7 @@ class Experiment:
     name: str
     question: str
     measure: Callable[..., Result]
-    draw: Callable[[Result], list[Figure]]
+    draw: Callable[[Result], Pages]
     needs: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ("detect", "classify", "features")
     padded: bool = True

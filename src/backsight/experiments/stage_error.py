@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,13 +14,10 @@ from backsight.evaluation import Inverted, Metric, evaluate
 from backsight.experiments.drawing import lines_of, models_of, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, baseline_notes
-from backsight.figures import Panel, pages, panel_part
+from backsight.figures import Pages, Panel, pages, panel_part
 from backsight.metrics import dists, lpips, mse, multiscale_ssim, psnr, ratio, ssim
 from backsight.metrics.statistics import estimate
 from backsight.results import MEAN_IMAGE, Measurement, Result
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 METRICS: Mapping[str, Metric] = {
     "mse": mse,
@@ -120,15 +116,11 @@ def _outputs(subject: Subject, batch: Batch) -> Iterator[tuple[str, Tensor, Tens
             yield stage, output, image
 
 
-def draw(result: Result) -> list[Figure]:
+def draw(result: Result) -> Pages:
     """A panel for each metric, in it a line for each model over its stages; the mean image's error is dashed."""
     panels = []
     for metric, (title, unit) in TITLES.items():
-        table = {
-            model: [point for point in points if point.stage != MEAN_IMAGE]
-            for model, points in lines_of(result, metric=metric).items()
-        }
-        if table:
+        if table := lines_of(result, metric=metric):
             panels.append(Panel(title, table, _baselines(result, metric), from_zero=metric != "psnr", label=unit))
     return pages([panel_part(panels)])
 

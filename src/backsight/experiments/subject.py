@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble, InverseChain
-from backsight.chain.files import run_folders
 from backsight.chain.model import open_forward_model
 from backsight.core import IMAGE, UserError, split_entry
 from backsight.data import Batch, ImageData, open_data
@@ -121,7 +120,7 @@ class Subject:
         self.model, self.ensemble, self.data = model, ensemble.to(model.device), data
         self.processes = processes or Processes()
         self.batches: Sequence[Batch] = Batches(data, num_images, batch_size, model.device, self.processes)
-        self._mean_image = mean_image if mean_image is not None else training_mean(folder_of(ensemble))
+        self._mean_image = mean_image if mean_image is not None else training_mean(ensemble)
         self._cache = LRUCache(cache)
         self.control, self.fit = control, fit or model.pixels.fit
 
@@ -141,9 +140,21 @@ class Subject:
         return [chain.seed for chain in self.ensemble.chains]
 
     @property
+    def summaries(self) -> Sequence[Summary]:
+        """What is known of each of the :attr:`batches`, without reading them again."""
+        if isinstance(self.batches, Batches):
+            return self.batches.summaries
+        return [_summarise(place, batch) for place, batch in enumerate(self.batches)]
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the images, in their order."""
+        return [each for summary in self.summaries for each in summary.ids]
+
+    @property
     def num_images(self) -> int:
         """How many images there are."""
-        return len(self._ids())
+        return len(self.ids)
 
     @cached_property
     def baseline(self) -> MeanImage:
@@ -160,9 +171,7 @@ class Subject:
     @property
     def padded(self) -> bool:
         """Whether any image is padded: then ``batch.valid`` says where the pictures are, and only that counts."""
-        if isinstance(self.batches, Batches):
-            return any(summary.padded for summary in self.batches.summaries)
-        return any(batch.valid is not None for batch in self.batches)
+        return any(summary.padded for summary in self.summaries)
 
     def card(self) -> dict[str, Any]:
         """The facts that every output states: the model, its weights, the data, and how many images of it."""
@@ -262,11 +271,6 @@ class Subject:
             return self.batches.at(places)
         return (self.batches[place] for place in places)
 
-    def _ids(self) -> list[str]:
-        if isinstance(self.batches, Batches):
-            return [each for summary in self.batches.summaries for each in summary.ids]
-        return [each for batch in self.batches for each in batch.ids]
-
     def collect(self, measure: Callable[[Batch], Tensor]) -> Tensor:
         """:meth:`gather` of a single quantity, ``S images``."""
         return self.gather(lambda batch: {"": measure(batch)})[""]
@@ -279,9 +283,12 @@ class Subject:
         settings: Mapping[str, Any] | None = None,
         notes: Sequence[str] = (),
     ) -> Result:
-        """What ``experiment`` found of this subject, with its card and the ids of its images."""
-        found = list(measurements), list(pictures), settings or {}, [*notes, *trust_notes(self)]
-        return Result(experiment, [self.card()], *found, images={self.name: self._ids()})
+        """What ``experiment`` found of this subject, with its card and the ids of its images; measurements and pictures
+        get the label ``model``."""
+        found = [[replace(each, labels={"model": self.name, **each.labels}) for each in kind]
+                 for kind in (measurements, pictures)]  # fmt: skip
+        notes = [*notes, *trust_notes(self)]
+        return Result(experiment, [self.card()], *found, settings or {}, notes, images={self.name: self.ids})
 
     def require(self, *needs: str) -> None:
         """Refuse data that lacks what an experiment needs: ``masks``, ``boxes``, ``labels`` (of whole images).
@@ -289,12 +296,9 @@ class Subject:
         Raises:
             UserError: it does, in one line that says which data would do.
         """
+        known = frozenset[str]().union(*(summary.has for summary in self.summaries))
         for need in needs:
-            if isinstance(self.batches, Batches):
-                known = any(need in summary.has for summary in self.batches.summaries)
-            else:
-                known = any(_has(need, target) for batch in self.batches for target in batch.targets)
-            if not known:
+            if need not in known:
                 raise UserError(f"{self.data.name} has no {_NEEDS[need]}")
 
 
@@ -350,54 +354,44 @@ class Batches(Sequence[Batch]):
     ) -> None:
         self.data, self.batch_size, self.device = OneByOne(data), batch_size, device
         self.total = min(num_images or len(data), len(data))
-        self._first: Batch | None = None
+        self._first: dict[int, Batch] = {}
         self._kept = LRUCache(KEPT_BYTES)
-        count = -(-self.total // batch_size)
+        own = range(processes.rank, -(-self.total // batch_size), processes.count)
 
         def read() -> list[Summary]:
-            own = range(processes.rank, count, processes.count)
-            return [_summarise(place, each) for place, each in self._read(own) if each.ids]
+            pairs = zip(own, self._read(own), strict=True)
+            return [_summarise(place, batch) for place, batch in pairs if batch.ids]
 
         found = [each for part in processes.gathered(read) for each in part]
         self.summaries = sorted(found, key=lambda summary: summary.place)
         if not self.summaries:
             raise UserError(f"{data.name} has no image that can be read: give other data")
-        self._first = self._at(self.summaries[0].place)
+        self._first = {self.summaries[0].place: self[0]}
 
     def __len__(self) -> int:
         return len(self.summaries)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place = self.summaries[index].place
-        if self._first is not None and place == self.summaries[0].place:
-            return self._first
-        return self._at(place)
+            return list(self.at(range(*index.indices(len(self)))))
+        return next(self.at([index]))
 
     def __iter__(self) -> Iterator[Batch]:
         return self.at(range(len(self)))
 
     def at(self, indices: Iterable[int]) -> Iterator[Batch]:
         """Some of them; the next ones are read ahead."""
-        places = [self.summaries[index].place for index in indices]
-        for place, batch in self._read(places):
-            yield self._first if self._first is not None and place == self.summaries[0].place else batch
+        return self._read([self.summaries[index].place for index in indices])
 
-    def _at(self, place: int) -> Batch:
-        return next(batch for _, batch in self._read([place]))
-
-    def _read(self, places: Sequence[int]) -> Iterator[tuple[int, Batch]]:
-        missing = [place for place in places if place not in self._kept.values]
+    def _read(self, places: Sequence[int]) -> Iterator[Batch]:
+        kept = {**self._kept.of(places), **self._first}
+        missing = [place for place in places if place not in kept]
         starts = [self.batch_size * place for place in missing]
         chunks = [range(start, min(start + self.batch_size, self.total)) for start in starts]
         workers = WORKERS if len(missing) > 2 and not isinstance(self.data.data, MadeInBatches) else 0
         found = read_chunks(self.data, chunks, workers=workers, device=self.device)
         for place in places:
-            if place in self._kept.values:
-                yield place, self._kept.get(place, lambda: None)
-            else:
-                yield place, self._kept.get(place, lambda: next(found))
+            yield kept[place] if place in kept else self._kept.put(place, next(found))
 
 
 class OneByOne:
@@ -507,11 +501,6 @@ def has_chains(folder: Path) -> bool:
     return any(folder.glob("chains/*/chain.json"))
 
 
-def folder_of(ensemble: ChainEnsemble) -> Path | None:
-    """The folder that the chains were loaded from; None for those that were not."""
-    return ensemble.folder or ensemble.chains[0].folder
-
-
 @dataclass(frozen=True)
 class _Data(Record):
     spec: str | None = None
@@ -536,9 +525,9 @@ def trained_on(ensemble: ChainEnsemble) -> str | None:
     return None
 
 
-def training_mean(folder: Path | None) -> Tensor | None:
-    """The mean image, ``3 H W``, of what the chains in ``folder`` were trained on; None where it was not saved."""
-    return next((image for image in map(mean_image_of, run_folders(folder)) if image is not None), None)
+def training_mean(ensemble: ChainEnsemble) -> Tensor | None:
+    """The mean image, ``3 H W``, of what the chains were trained on; None where it was not saved."""
+    return next((image for image in map(mean_image_of, ensemble.run_folders) if image is not None), None)
 
 
 # ---- the layers of a model, each representation once
@@ -592,12 +581,21 @@ class LRUCache:
 
     def get(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """The value under ``key``; computed now if there is none."""
-        if key in self.values:
+        found = self.of([key])
+        return found[key] if found else self.put(key, compute())
+
+    def of(self, keys: Iterable[Hashable]) -> dict[Any, Any]:
+        """Those that are there."""
+        there = [key for key in keys if key in self.values]
+        for key in there:
             self.values.move_to_end(key)
-            return self.values[key][0]
-        value = compute()
+        return {key: self.values[key][0] for key in there}
+
+    def put(self, key: Hashable, value: Any) -> Any:
+        """Keep ``value`` under ``key``, and return it."""
         size = sum(storage.nbytes() for storage in _storages(value))
-        self.values[key], self.size = (value, size), self.size + size
+        self.size += size - self.values.pop(key, (None, 0))[1]
+        self.values[key] = value, size
         while self.size > self.limit and len(self.values) > 1:
             self.size -= self.values.popitem(last=False)[1][1]
         return value

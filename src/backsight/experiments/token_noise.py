@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +17,12 @@ from backsight.devices import exact
 from backsight.experiments.drawing import models_of, points, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
-from backsight.figures import Block, ErrorPoint, Panel, pages, panel_part, picture_parts
+from backsight.figures import Block, ErrorPoint, Pages, Panel, pages, panel_part, picture_parts
 from backsight.inverses.base import times_finer
 from backsight.metrics.probe import FEWEST, fit_probe
 from backsight.perturb import Noise, choose_tokens, generator_for, noise_tokens, region_mean
-from backsight.results import Measurement, Picture, Result
+from backsight.results import Label, Measurement, Picture, Result
 from backsight.validation import AnyNumber
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SHARES = (0.1, 0.3, 0.5)
 """The paper's: parts of the tokens that are replaced."""
@@ -110,14 +107,14 @@ def measure(
                 found |= {(trial.route, share, *kind): values for kind, values in trial.errors(batch.images).items()}
                 found |= {(trial.route, share, *kind): values for kind, values in trial.patches().items()}
                 if batch is subject.batches[0]:
-                    pictures.extend(_pictures(subject, batch, trial, share, num_pictures))
+                    pictures.extend(_pictures(batch, trial, share, num_pictures))
         return found
 
     found = subject.gather(answers)
-    measurements = [_measurement(subject, *key, values) for key, values in found.items() if key[2] != PATCHES]
+    measurements = [Measurement(_labels(*key), values) for key, values in found.items() if key[2] != PATCHES]
     for route, share in dict.fromkeys(key[:2] for key in found):
         shown, noised = (found[route, share, PATCHES, each] for each in ("shown", "noised"))
-        measurements.append(_measurement(subject, route, share, "AUC", "", found_patches(shown, noised[0].bool())))
+        measurements.append(Measurement(_labels(route, share, "AUC"), found_patches(shown, noised[0].bool())))
     settings = {"shares": list(shares), "noise": noise, "seed": seed, "num_pictures": num_pictures}
     return subject.result("token_noise", measurements, pictures, settings)
 
@@ -250,25 +247,15 @@ def area_under_curve(scores: Tensor, truth: Tensor) -> Tensor:
     return torch.where((positive > 0) & (negative > 0), area, math.nan)
 
 
-def _measurement(subject: Subject, route: Route, share: float, metric: str, region: str, values: Tensor) -> Measurement:
-    labels = {**_labels(subject, route, share), "metric": metric, **({"region": region} if region else {})}
-    return Measurement(labels, values)
+def _labels(route: Route, share: float, metric: str = "", region: str = "") -> dict[str, Label]:
+    labels = {"noised": route.noised, "stage": route.read, "inverse": route.inverse, "share": share}
+    return labels | {name: each for name, each in (("metric", metric), ("region", region)) if each}
 
 
-def _labels(subject: Subject, route: Route, share: float) -> dict[str, str | float]:
-    return {
-        "model": subject.name,
-        "noised": route.noised,
-        "stage": route.read,
-        "inverse": route.inverse,
-        "share": share,
-    }
-
-
-def _pictures(subject: Subject, batch: Batch, trial: _Trial, share: float, num: int) -> Iterator[Picture]:
+def _pictures(batch: Batch, trial: _Trial, share: float, num: int) -> Iterator[Picture]:
     """As the first seed paints them; with each the image, grey in the patches of the replaced tokens."""
     for image in range(min(num, len(batch.ids))):
-        labels = {**_labels(subject, trial.route, share), "image": image}
+        labels = {**_labels(trial.route, share), "image": image}
         yield Picture({**labels, "shows": "reconstruction"}, trial.noisy[0, image].cpu())
         marked = torch.where(trial.mask[image], 0.25 * batch.images[image] + 0.375, batch.images[image])
         yield Picture({**labels, "shows": "input"}, marked.cpu())
@@ -280,7 +267,7 @@ _Pair = tuple[str, str]
 """(noised, read)."""
 
 
-def draw(result: Result) -> list[Figure]:
+def draw(result: Result) -> Pages:
     """Containment over shares: noise at the first stage and at the last with a grid, read there, and from the one
     before it through the model; under them what an image becomes."""
     lines = {(model, inverse): _pairs(result, model, inverse) for model in models_of(result)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
@@ -16,12 +16,9 @@ from backsight.core import UserError
 from backsight.engine import RANDOM
 from backsight.experiments.drawing import models_of, title_of
 from backsight.experiments.run import Experiment
-from backsight.figures import ScatterPoint, pages, scatter_part
+from backsight.figures import Pages, ScatterPoint, pages, scatter_part
 from backsight.io import in_words
 from backsight.results import MEAN_IMAGE, Label, Measurement, Result
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TASKS = ("modular", "classic", "joint")
 """The ways to train inverses; a run that does not say is modular."""
@@ -192,7 +189,7 @@ def _notes(runs: Sequence[FinishedRun]) -> list[str]:
 # ---- the figure
 
 
-def draw(result: Result) -> list[Figure]:
+def draw(result: Result) -> Pages:
     """A panel for each model: the error against AP or accuracy, lambda written at each point; runs without a known
     performance are dashed lines at their error."""
     panels = {}

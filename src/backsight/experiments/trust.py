@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,15 +12,12 @@ from backsight.core import UserError
 from backsight.experiments.drawing import lines_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, baseline_notes, by_seed
-from backsight.figures import Panel, pages, panel_part
+from backsight.figures import Pages, Panel, pages, panel_part
 from backsight.metrics import mse
-from backsight.results import Measurement, Result
+from backsight.results import INPUT, MEAN_IMAGE, Measurement, Result
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-RECONSTRUCTION, MEAN_IMAGE, INPUT = "reconstruction", "mean image", "input"
-"""What is shown to the forward model again."""
+RECONSTRUCTION = "reconstruction"
+"""What is shown to the forward model again, as are the mean image and the input."""
 
 
 def measure(subject: Subject) -> Result:
@@ -65,7 +61,7 @@ def _seen_again(subject: Subject) -> Iterator[Measurement]:
         for name, features in pictures.items():
             found = [_compare(each, originals, unit) for each in features]
             for metric in ("distance", "rank", "found"):
-                labels = {"model": subject.name, "stage": stage, "metric": metric, "of": name}
+                labels = {"stage": stage, "metric": metric, "of": name}
                 yield Measurement(labels, torch.stack([each[metric] for each in found]).cpu().double())
 
 
@@ -124,7 +120,7 @@ def _pixels(subject: Subject) -> Iterator[Measurement]:
     own = subject.collect(lambda batch: mse(batch.images, mean.expand_as(batch.images))).mean().clamp(min=1e-12)
     unit = subject.collect(lambda batch: mse(batch.images, subject.baseline.against(batch))).mean().clamp(min=1e-12)
     for stage in subject.stages:
-        labels = {"model": subject.name, "stage": stage, "of": RECONSTRUCTION}
+        labels = {"stage": stage, "of": RECONSTRUCTION}
         away = [
             by_seed(mse, subject.reconstruct(batch, stage), mean.expand_as(batch.images)).cpu()
             for batch in subject.batches
@@ -143,7 +139,7 @@ def _apart(seeds: Tensor) -> Tensor:
 # ---- the figure
 
 
-def draw(result: Result) -> list[Figure]:
+def draw(result: Result) -> Pages:
     """Four panels: the distance and the retrieval of what the model sees in a reconstruction, the mean image beside
     them; and in pixels, how far the seeds agree and how far they leave the mean image."""
     images = {int(subject["num_images"]) for subject in result.subjects}

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,19 +24,16 @@ from backsight.data.world.render import Rendering, render
 from backsight.data.world.scenes import Scenes, recolour, with_backdrop_of, without_clutter
 from backsight.devices import exact
 from backsight.engine import StagedModel, Trace
-from backsight.experiments.drawing import models_of, points, title_of
+from backsight.experiments.drawing import models_of, named_lines, title_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
-from backsight.figures import Panel, pages, panel_part
+from backsight.figures import Pages, Panel, pages, panel_part
 from backsight.metrics.probe import FEWEST, Probe, fit_probe
 from backsight.results import Measurement, Picture, Result
 from backsight.validation import Number
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _AT_ONCE = 32
-_READERS = {"inverse": "in the reconstruction", "probe": "read by a linear probe"}
+_READERS = {"in the reconstruction": {"reader": "inverse"}, "read by a linear probe": {"reader": "probe"}}
 _WORDS = {
     "hue": "hue of an object",
     "object": "an object taken away",
@@ -81,7 +77,7 @@ def _measure(subject: Subject, num_scenes: int, num_training: int) -> Iterator[M
             for key, values in _survivals(subject, change, probes):
                 found.setdefault(key, []).append(values)
         for (stage, reader), parts in found.items():
-            labels = {"model": subject.name, "law": world.law, "factor": factor, "stage": stage, "reader": reader}
+            labels = {"law": world.law, "factor": factor, "stage": stage, "reader": reader}
             yield Measurement({**labels, "metric": "survival"}, torch.cat(parts, 1))
 
 
@@ -158,7 +154,7 @@ def _pictures(subject: Subject, num: int = 3) -> Iterator[Picture]:
         columns = {"input": images, **{stage: subject.invert(trace, stage)[0] for stage in subject.stages}}
         for stage, pictures in columns.items():
             for index, picture in enumerate(pictures):
-                labels = {"model": subject.name, "law": _world(subject).law, "stage": stage, "when": name}
+                labels = {"law": _world(subject).law, "stage": stage, "when": name}
                 yield Picture({**labels, "scene": index}, picture)
 
 
@@ -301,19 +297,15 @@ def _around(region: Tensor) -> Tensor:
 # ---- the figure
 
 
-def draw(result: Result) -> list[Figure]:
+def draw(result: Result) -> Pages:
     """For each model and law a panel for each change: its survival over the stages, in the reconstruction and as the
     probe reads it."""
-    parts, models = [], models_of(result)
-    laws = {str(each.labels["model"]): str(each.labels["law"]) for each in result.measurements}
-    for model, law in ((model, laws[model]) for model in models):
-        panels = []
+    parts = []
+    laws = {each.labels["model"]: each.labels["law"] for each in result.measurements}
+    for model in models_of(result):
+        law, panels = laws[model], []
         for factor, title in _WORDS.items():
-            lines = {
-                words: points(result.select(model=model, law=law, factor=factor, reader=reader), "stage")
-                for reader, words in _READERS.items()
-            }
-            lines = {words: line for words, line in lines.items() if line}
+            lines = named_lines(result, _READERS, model=model, law=law, factor=factor)
             panels.append(Panel(title, lines, {"": 1.0}, label="" if panels else "share that survives"))
         heading = f"{title_of(result, model)}, law: {law}"
         parts.append(panel_part([panel for panel in panels if panel.table], columns=4, heading=heading, height=1.7))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from backsight.error_table import error_table, markdown_table
+from backsight.hub.fetch import is_hub_name
 from backsight.results import LAYER_ERROR, MEAN_IMAGE, Result
 
 TAGS = ["feature-inversion", "interpretability", "image-reconstruction", "vision-transformer"]
 PRIVATE = ("command",)
 """Facts of a run that tell of the machine it ran on."""
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def public_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,6 +23,17 @@ def public_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     {'data': 'coco:coco:val2017', 'steps': 3}
     """
     return {name: _last_part(value) for name, value in facts.items() if name not in PRIVATE}
+
+
+def public_name(name: str) -> str:
+    """A model's or its weights' name without the folders of this machine.
+
+    >>> public_name("/data/models/mine"), public_name("facebook/detr-resnet-50")
+    ('mine', 'facebook/detr-resnet-50')
+    """
+    path = Path(name)
+    is_path = path.is_absolute() or ".." in path.parts or name.startswith((".", "~")) or path.exists()
+    return (path.name or name) if is_path else name
 
 
 def _last_part(value: Any) -> Any:
@@ -69,7 +81,7 @@ def _metadata(repository: str, model: Mapping[str, Any], evaluation: Result | No
     data = ModelCardData(
         library_name="backsight",
         tags=[*TAGS, model["family"]],
-        base_model=weights if _HUB_NAME.fullmatch(weights) and not weights.startswith("zoo/") else None,
+        base_model=weights if is_hub_name(weights) else None,
         model_name=repository.partition("/")[2] if evaluation else None,
         eval_results=_results(evaluation) if evaluation else None,
     )

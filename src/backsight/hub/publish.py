@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from backsight.core import UserError
-from backsight.hub.card import public_facts, write_readme
+from backsight.hub.card import public_facts, public_name, write_readme
 from backsight.hub.fetch import explained
 from backsight.hub.manifest import MANIFEST, write_manifest
 from backsight.io import write_json, write_text
@@ -104,12 +103,7 @@ def fill(folder: Path, chains: Sequence[Saves], repository: str, run: Path | Non
 
 
 def _without_paths(model: Mapping[str, Any]) -> dict[str, Any]:
-    local = {what: Path(model[what]).name for what in ("name", "weights") if _is_path(str(model[what]))}
-    return {**model, **local}
-
-
-def _is_path(name: str) -> bool:
-    return Path(name).is_absolute() or name.startswith((".", "~")) or (os.sep in name and Path(name).exists())
+    return {**model, **{what: public_name(str(model[what])) for what in ("name", "weights")}}
 
 
 def _evaluation(run: Path | None) -> Result | None:

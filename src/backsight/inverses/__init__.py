@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 from torch import Tensor
@@ -48,9 +49,11 @@ def build_inverse(
     """
     if name not in INVERSES:
         raise UserError(f"no inverse '{name}': there are {', '.join(INVERSES)}")
-    given = convert_arguments(INVERSES[name], options, f"the inverse '{name}'", leave_out=["constants"])
+    given = convert_arguments(INVERSES[name], options, f"the inverse '{name}'")
+    if "constants" in signature(INVERSES[name]).parameters:
+        given["constants"] = constants
     try:
-        return INVERSES[name](source, target, constants, **given)
+        return INVERSES[name](source, target, **given)
     except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"the inverse '{name}' does not fit here: {reason}") from error

@@ -23,8 +23,8 @@ class Analytic(Inverse):
 
     trainable: ClassVar[bool] = False
 
-    def __init__(self, source: Layout, target: Layout, constants: Mapping[str, Tensor] | None = None) -> None:
-        super().__init__(source, target, constants)
+    def __init__(self, source: Layout, target: Layout, constants: Mapping[str, Tensor] | None) -> None:
+        super().__init__(source, target)
         width, patch = source.width, self.stride()
         projection = self.constant(constants, "projection", (width, 3, patch, patch))
         bias = self.constant(constants, "bias", (width,))

@@ -18,7 +18,7 @@ class Inverse(nn.Module, ABC):
     """One inverse component, ``x_b -> x_{b-1}`` (paper, eq. 1).
 
     It receives features and, when built, the static layouts of its ``source`` and ``target``; never a tensor of the
-    forward pass. ``constants`` are static tensors of the forward model, for the few inverses that state they use them.
+    forward pass. The few that use static tensors of the forward model take them as ``constants``.
     The output is ``B N D`` as the target's layout says, or images ``B 3 H W`` in [0, 1] where the target is the image.
 
     Attributes:
@@ -29,18 +29,14 @@ class Inverse(nn.Module, ABC):
             loss is its own, what it gives when called with features and target.
     """
 
-    source: Layout
-    target: Layout
-
     learning_rate: ClassVar[float] = 1e-3
     trainable: ClassVar[bool] = True
     muon: ClassVar[bool] = True
     samples: ClassVar[bool] = False
 
-    def __init__(self, source: Layout, target: Layout, constants: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, source: Layout, target: Layout) -> None:
         super().__init__()
         self.source, self.target = source, target
-        del constants  # most inverses need none
 
     @staticmethod
     def constant(constants: Mapping[str, Tensor] | None, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -109,8 +105,8 @@ class Inverse(nn.Module, ABC):
         return torch.cat([self.classes(logits), boxes], -1)
 
     def classes(self, logits: Tensor) -> Tensor:
-        """Logits ``B Q C`` -> the class distribution that the inverse reads."""
-        return class_distribution(logits, self.source)
+        """Logits ``B Q C`` -> the class distribution that the inverse reads: what the source says they mean."""
+        return logits.sigmoid() if self.source.scores == "sigmoid" else logits.softmax(-1)
 
     def as_map(self, features: Tensor) -> Tensor:
         """``B N D`` without its prefix tokens -> ``B D h w``."""
@@ -178,11 +174,6 @@ class Moments:
     def tensors(self) -> Iterable[Tensor]:
         """All sums, to be added up over processes in their places."""
         return [total for each in (self.source, self.target) for total in (each.count, each.total, each.squares)]
-
-
-def class_distribution(logits: Tensor, layout: Layout) -> Tensor:
-    """Logits ``B Q C`` -> the class distribution that ``layout`` says they mean."""
-    return logits.sigmoid() if layout.scores == "sigmoid" else logits.softmax(-1)
 
 
 def expect_heads(width: int, heads: int) -> None:

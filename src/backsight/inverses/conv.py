@@ -35,13 +35,12 @@ class Deconvolution(Inverse):
         self,
         source: Layout,
         target: Layout,
-        constants: Mapping[str, Tensor] | None = None,
         *,
         expansion: Positive = 8.0,
         batch_norm: bool = True,
         head: Literal[1, 2, 4, 8] = 1,
     ) -> None:
-        super().__init__(source, target, constants)
+        super().__init__(source, target)
         unit = expansion * source.width / 8
         doublings = (self.stride() - 1).bit_length() - (head.bit_length() - 1)
         if doublings < 0:
@@ -75,10 +74,8 @@ class Local(Inverse):
     ``depth`` 1x1 layers of the token's width with ReLU, then one transposed convolution with kernel = stride, sigmoid.
     """
 
-    def __init__(
-        self, source: Layout, target: Layout, constants: Mapping[str, Tensor] | None = None, *, depth: Depth = 4
-    ) -> None:
-        super().__init__(source, target, constants)
+    def __init__(self, source: Layout, target: Layout, *, depth: Depth = 4) -> None:
+        super().__init__(source, target)
         width, stride = source.width, self.stride()
         mixing = [each for _ in range(depth) for each in (nn.Conv2d(width, width, 1), nn.ReLU())]
         self.layers = nn.Sequential(*mixing, nn.ConvTranspose2d(width, 3, stride, stride), nn.Sigmoid())
@@ -104,13 +101,13 @@ class Patch(Inverse):
         self,
         source: Layout,
         target: Layout,
-        constants: Mapping[str, Tensor] | None = None,
+        constants: Mapping[str, Tensor] | None,
         *,
         widths: Sequence[Side] | None = None,
         whole: bool = False,
         subtract_position: bool = False,
     ) -> None:
-        super().__init__(source, target, constants)
+        super().__init__(source, target)
         factors = [self.stride()] if whole else prime_factors(self.stride())
         between = widths or [max(16, round(source.width / 3 / 4**step)) for step in range(len(factors) - 1)]
         if len(between) != len(factors) - 1:
@@ -179,10 +176,8 @@ class ResidualStage(Inverse):
         depth: blocks before the first upsampling.
     """
 
-    def __init__(
-        self, source: Layout, target: Layout, constants: Mapping[str, Tensor] | None = None, *, depth: Depth = 2
-    ) -> None:
-        super().__init__(source, target, constants)
+    def __init__(self, source: Layout, target: Layout, *, depth: Depth = 2) -> None:
+        super().__init__(source, target)
         if target.prefix:
             raise ValueError("it paints maps, and its target has tokens before the grid, such as a class token")
         self.paints = target.image
@@ -233,16 +228,8 @@ class Pyramid(Inverse):
 
     learning_rate: ClassVar[float] = 3e-3
 
-    def __init__(
-        self,
-        source: Layout,
-        target: Layout,
-        constants: Mapping[str, Tensor] | None = None,
-        *,
-        level: int | None = None,
-        expansion: Positive = 4.0,
-    ) -> None:
-        super().__init__(source, target, constants)
+    def __init__(self, source: Layout, target: Layout, *, level: int | None = None, expansion: Positive = 4.0) -> None:
+        super().__init__(source, target)
         if not target.image:
             raise ValueError(f"{type(self).__name__} reconstructs images, not {target}")
         count = len(source.grids)

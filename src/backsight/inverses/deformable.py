@@ -7,7 +7,7 @@ attention costs their square: a 480 x 640 image has 6380 tokens on four levels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -23,12 +23,11 @@ Grids = Sequence[tuple[int, int]]
 
 def token_centres(grids: Grids) -> Tensor:
     """Where the tokens of all levels are in the image: (x, y) in 0..1, ``N 2``."""
-    return torch.cat([_centres(grid) for grid in grids])
-
-
-def _centres(grid: tuple[int, int]) -> Tensor:
-    rows, columns = ((torch.arange(side) + 0.5) / side for side in grid)
-    return torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).flatten(0, 1)
+    levels = []
+    for grid in grids:
+        rows, columns = ((torch.arange(side) + 0.5) / side for side in grid)
+        levels.append(torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).flatten(0, 1))
+    return torch.cat(levels)
 
 
 class PyramidPosition(nn.Module):
@@ -159,7 +158,6 @@ class DeformableEncoder(Inverse):
         self,
         source: Layout,
         target: Layout,
-        constants: Mapping[str, Tensor] | None = None,
         *,
         depth: Depth = 6,
         heads: Side = 8,
@@ -167,7 +165,7 @@ class DeformableEncoder(Inverse):
         points: Side = 4,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(source, target, constants)
+        super().__init__(source, target)
         self.expect_no_prefix()
         if target.image or not (source.grids and target.grids):
             raise ValueError(f"it leads from and to tokens with places in the image, not from {source} to {target}")
@@ -202,7 +200,6 @@ class DeformableDecoder(Inverse):
         self,
         source: Layout,
         target: Layout,
-        constants: Mapping[str, Tensor] | None = None,
         *,
         depth: Depth = 6,
         heads: Side = 8,
@@ -210,7 +207,7 @@ class DeformableDecoder(Inverse):
         points: Side = 4,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(source, target, constants)
+        super().__init__(source, target)
         self.expect_no_prefix()
         if source.grids or target.image or not target.grids:
             raise ValueError(f"it leads from object queries to tokens with places in the image, not to {target}")

@@ -8,7 +8,6 @@ Generative Modeling*, ICLR 2023; the straight paths of Liu et al., *Flow Straigh
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -69,14 +68,13 @@ class Flow(Inverse):
         self,
         source: Layout,
         target: Layout,
-        constants: Mapping[str, Tensor] | None = None,
         *,
         width: Side | None = None,
         depth: Depth = 3,
         steps: Number = 8,
         method: Literal["heun", "euler"] = "heun",
     ) -> None:
-        super().__init__(source, target, constants)
+        super().__init__(source, target)
         self.steps, self.method = steps, method
         network = ImageNetwork if target.image else TokenNetwork
         self.mean = network(source, target, width, depth, given=0)
@@ -88,10 +86,9 @@ class Flow(Inverse):
         self.running_var: Tensor
         self.opponent: Tensor
         self.register_buffer("opponent", torch.tensor(OPPONENT), persistent=False)
-        self.register_buffer("source_mean", torch.zeros(source.width))
-        self.register_buffer("source_std", torch.ones(source.width))
-        self.register_buffer("target_mean", torch.zeros(target.width))
-        self.register_buffer("target_std", torch.ones(target.width))
+        for name, layout in (("source", source), ("target", target)):
+            self.register_buffer(f"{name}_mean", torch.zeros(layout.width))
+            self.register_buffer(f"{name}_std", torch.ones(layout.width))
         # Of the rest, by channel, of images by channel and frequency; processes share it by its name.
         *_, columns = self.noise_shape
         spectrum = (*self.noise_shape[:-1], columns // 2 + 1)

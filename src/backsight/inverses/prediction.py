@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -26,10 +25,8 @@ class PredictionMLP(Inverse):
 
     muon: ClassVar[bool] = False  # it reads so few tokens that a step of Muon would cost three of Adam
 
-    def __init__(
-        self, source: Layout, target: Layout, constants: Mapping[str, Tensor] | None = None, *, onehot: bool = False
-    ) -> None:
-        super().__init__(source, target, constants)
+    def __init__(self, source: Layout, target: Layout, *, onehot: bool = False) -> None:
+        super().__init__(source, target)
         if not source.classes:
             raise ValueError(f"an inverse of predictions needs class logits and boxes, not {source}")
         self.expect_same("tokens")

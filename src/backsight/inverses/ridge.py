@@ -46,12 +46,11 @@ class Ridge(Inverse):
         self,
         source: Layout,
         target: Layout,
-        constants: Mapping[str, Tensor] | None = None,
         *,
         reads: Literal["auto", "token", "neighbours", "all"] = "auto",
         images: Number | None = None,
     ) -> None:
-        super().__init__(source, target, constants)
+        super().__init__(source, target)
         self.images = images or IMAGES
         self.reads = reads if reads != "auto" else _fitting(source, target)
         self.finer = 1
@@ -79,7 +78,7 @@ class Ridge(Inverse):
         rows = self.rows(features) @ self.weight + self.offset
         if self.reads == "all":
             rows = rows.unflatten(-1, (self.target.tokens, self.target.width))[:, 0]
-            return self._as_image(rows) if self.target.image else rows
+            return rows.mT.unflatten(-1, self.target.grid).clamp(0, 1) if self.target.image else rows
         if self._same_tokens:
             return rows
         h, w = self.source.grid
@@ -89,10 +88,6 @@ class Ridge(Inverse):
         height, width = self.target.grid
         maps = rearrange(rows, "b (h w) (c p q) -> b (h p) (w q) c", **parts)[:, :height, :width]
         return maps.flatten(1, 2)
-
-    def _as_image(self, rows: Tensor) -> Tensor:
-        height, width = self.target.grid
-        return rearrange(rows, "b (h w) c -> b c h w", h=height, w=width).clamp(0, 1)
 
     def rows(self, features: Tensor) -> Tensor:
         """What is read at every place: ``B N D`` -> ``B places inputs``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from einops import rearrange
@@ -28,14 +27,13 @@ class SwinStage(Inverse):
         self,
         source: Layout,
         target: Layout,
-        constants: Mapping[str, Tensor] | None = None,
         *,
         depth: Depth = 2,
         heads: Side = 4,
         window: Side | tuple[Side, Side] = 7,
         shift_first: bool = False,
     ) -> None:
-        super().__init__(source, target, constants)
+        super().__init__(source, target)
         self.expect_no_prefix()
         if target.image:
             raise ValueError("it reconstructs a finer map, not the image: the stage before it takes patch")

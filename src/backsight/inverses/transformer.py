@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -82,14 +81,13 @@ class Encoder(Inverse):
         self,
         source: Layout,
         target: Layout,
-        constants: Mapping[str, Tensor] | None = None,
         *,
         depth: Depth = 6,
         heads: Side = 8,
         feedforward: Side = 2048,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(source, target, constants)
+        super().__init__(source, target)
         self.expect_same("tokens", "width")
         self.expect_no_prefix()
         expect_heads(source.width, heads)
@@ -124,7 +122,6 @@ class Decoder(Inverse):
         self,
         source: Layout,
         target: Layout,
-        constants: Mapping[str, Tensor] | None = None,
         *,
         depth: Depth = 6,
         heads: Side = 8,
@@ -132,7 +129,7 @@ class Decoder(Inverse):
         dropout: float = 0.0,
         norm: bool = True,
     ) -> None:
-        super().__init__(source, target, constants)
+        super().__init__(source, target)
         self.expect_same("width")
         self.expect_no_prefix(in_target=True)
         width = target.width
@@ -178,7 +175,6 @@ class Blocks(Inverse):
         self,
         source: Layout,
         target: Layout,
-        constants: Mapping[str, Tensor] | None = None,
         *,
         depth: Depth = 12,
         heads: Side = 12,
@@ -186,7 +182,7 @@ class Blocks(Inverse):
         epsilon: float = 1e-6,
         start: Literal["none", "ridge"] = "none",
     ) -> None:
-        super().__init__(source, target, constants)
+        super().__init__(source, target)
         self.expect_same("tokens")
         from timm.models.vision_transformer import Block
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,7 +32,6 @@ _FIGURES = {
 }
 
 
-@runtime_checkable
 class Objects(Protocol):
     """The objects of one image: ``boxes`` ``n 4`` (x0, y0, x1, y1 in pixels), ``labels`` and ``crowd`` (bool) ``n``."""
 
@@ -115,9 +114,9 @@ def average_precision_interval(
         without.append(average_precision([detections[i] for i in kept], [truths[i] for i in kept])["AP"])
     pseudo = groups * whole - (groups - 1) * torch.tensor(without, dtype=torch.float64)
     known = pseudo[pseudo.isfinite()]
-    found = estimate(known) if len(known) > 1 else None
-    if found is None:
+    if len(known) < 2:
         return Interval(whole, math.nan, math.nan), pseudo
+    found = estimate(known)
     half = found.interval().high - found.mean
     return Interval(whole, max(0.0, whole - half), min(1.0, whole + half)), pseudo
 

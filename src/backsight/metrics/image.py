@@ -34,17 +34,13 @@ SSIM_RADIUS = 5
 SSIM_STABILISERS = (0.01**2, 0.03**2)
 """What keeps SSIM's two quotients defined in flat regions: K1 and K2 squared, for a data range of 1."""
 
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""The exponents of the scales of :func:`multiscale_ssim`, the finest first."""
+
 
 def mse(images: Tensor, others: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error over channels and pixels, in [0, 1].
-
-    Args:
-        images: ``B 3 H W`` in [0, 1].
-        others: ``B 3 H W`` in [0, 1].
-        mask: ``B H W``, bool: only the pixels inside count. An image with an empty mask has the error NaN.
-
-    Returns:
-        ``B``, float64.
+    """Mean squared error over channels and pixels, in [0, 1]. Of a ``mask`` (``B H W``, bool) only the pixels inside
+    count; an image with an empty one has the error NaN.
     """
     one, other = _checked(images, others)
     errors = (one - other).square().mean(1)
@@ -57,32 +53,17 @@ def mse(images: Tensor, others: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def saturation(images: Tensor, others: Tensor) -> Tensor:
-    """How colourful ``images`` are: the largest channel less the smallest, meant over all pixels; 0 is grey.
+    """How colourful ``images`` are: the largest channel less the smallest, meant over all pixels, in [0, 1]; 0 is grey.
 
     Colour weighed by brightness (chroma), since that of a dark pixel is noise. It measures no distance: ``others`` are
     not used, they are there so that it can be taken wherever the others are.
-
-    Args:
-        images: ``B 3 H W`` in [0, 1].
-        others: ``B 3 H W`` in [0, 1].
-
-    Returns:
-        ``B`` in [0, 1], float64.
     """
     one, _ = _checked(images, others)
     return (one.amax(1) - one.amin(1)).mean((1, 2))
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio, ``-10 log10(MSE)``, in dB; higher is closer, at most :data:`HIGHEST_PSNR`.
-
-    Args:
-        images: ``B 3 H W`` in [0, 1].
-        others: ``B 3 H W`` in [0, 1].
-
-    Returns:
-        ``B``, float64.
-    """
+    """Peak signal-to-noise ratio, ``-10 log10(MSE)``, in dB; higher is closer, at most :data:`HIGHEST_PSNR`."""
     return -10 * mse(images, others).log10().clamp(min=-HIGHEST_PSNR / 10)
 
 
@@ -108,15 +89,8 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
     channels and over the places where the whole window lies inside the image. It is what scikit-image computes
     with ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis``.
 
-    Args:
-        images: ``B 3 H W`` in [0, 1], at least 11 pixels wide and high.
-        others: ``B 3 H W`` in [0, 1].
-
-    Returns:
-        ``B``, float64.
-
     Raises:
-        UserError: the images are smaller than the window.
+        UserError: the images are smaller than the window, 11 pixels wide and high.
     """
     one, other = _checked(images, others)
     expect_measurable((one.shape[-2], one.shape[-1]))
@@ -143,15 +117,8 @@ def multiscale_ssim(images: Tensor, others: Tensor) -> Tensor:
     image too small for five scales has those that its shorter side fits (11 pixels at the coarsest), their exponents
     scaled to the same sum. Unlike learned measures it needs no weights.
 
-    Args:
-        images: ``B 3 H W`` in [0, 1], at least 11 pixels wide and high.
-        others: ``B 3 H W`` in [0, 1].
-
-    Returns:
-        ``B``, float64.
-
     Raises:
-        UserError: the images are smaller than the window.
+        UserError: the images are smaller than the window, 11 pixels wide and high.
     """
     one, other = _checked(images, others)
     expect_measurable((one.shape[-2], one.shape[-1]))
@@ -181,21 +148,9 @@ def _gaussian_mean(maps: Tensor) -> Tensor:
     return maps
 
 
-SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""The exponents of the scales of :func:`multiscale_ssim`, the finest first."""
-
-
 def lpips(images: Tensor, others: Tensor) -> Tensor:
-    """Learned perceptual distance of Zhang et al. (2018) on AlexNet, version 0.1; lower is closer.
-
-    Nothing is downloaded: AlexNet's weights must be in torch's local cache.
-
-    Args:
-        images: ``B 3 H W`` in [0, 1], at least 64 pixels wide and high.
-        others: ``B 3 H W`` in [0, 1].
-
-    Returns:
-        ``B``, float32.
+    """Learned perceptual distance of Zhang et al. (2018) on AlexNet, version 0.1; lower is closer. Images are at least
+    64 pixels wide and high. Nothing is downloaded: AlexNet's weights must be in torch's local cache.
 
     Raises:
         UserError: the weights are not there; the message says how to get them.
@@ -207,16 +162,8 @@ def lpips(images: Tensor, others: Tensor) -> Tensor:
 
 
 def dists(images: Tensor, others: Tensor) -> Tensor:
-    """Deep image structure and texture similarity of Ding et al. (2020) on VGG16; lower looks closer.
-
-    Nothing is downloaded: VGG16's weights must be in torch's local cache.
-
-    Args:
-        images: ``B 3 H W`` in [0, 1], at least 64 pixels wide and high.
-        others: ``B 3 H W`` in [0, 1].
-
-    Returns:
-        ``B``, float32.
+    """Deep image structure and texture similarity of Ding et al. (2020) on VGG16; lower looks closer. Images are
+    at least 64 pixels wide and high. Nothing is downloaded: VGG16's weights must be in torch's local cache.
 
     Raises:
         UserError: the weights are not there; the message says how to get them.
@@ -232,14 +179,10 @@ LEAST_SIDE: dict[Metric, int] = {ssim: 11, multiscale_ssim: 11, lpips: 64, dists
 
 
 def on_valid(metric: Metric, valid: Tensor | None) -> Metric:
-    """``metric`` of padded images: of the valid part of each alone, which is cut out.
+    """``metric`` of padded images: of the valid part of each alone, which is cut out; NaN where it is too small.
 
-    Args:
-        metric: (``B 3 H W``, ``B 3 H W``) -> ``B``.
-        valid: ``B H W``, bool: the pictures, at the upper left; None: everywhere, and the metric is returned as it is.
-
-    Returns:
-        The same metric for images that are padded so; NaN of a picture too small for it.
+    ``valid`` (``B H W``, bool) is True on the pictures, at the upper left; None: everywhere, and the metric is returned
+    as it is.
     """
     if valid is None:
         return metric

@@ -35,7 +35,7 @@ def centred_gram(features: Tensor) -> Tensor:
     Raises:
         UserError: fewer than four images.
     """
-    flat = _flat(features)
+    flat = features.detach().cpu().double().flatten(1)
     count = len(flat)
     if count < FEWEST_IMAGES:
         raise UserError(f"CKA needs at least {FEWEST_IMAGES} images in a batch, there are {count}: take more images")
@@ -136,7 +136,3 @@ def _correlation_matrix(representations: Sequence[Tensor], means: Sequence[Tenso
     lengths = torch.where(lengths > _NOTHING * scales, lengths, math.nan).sqrt()
     directions = differences / lengths[:, None]
     return directions @ directions.T
-
-
-def _flat(features: Tensor) -> Tensor:
-    return features.detach().cpu().double().flatten(1)

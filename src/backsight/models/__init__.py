@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from backsight.models.custom import build_own, is_own, place
-from backsight.models.detr import DETR
+from backsight.models.custom import is_own, place
 from backsight.models.family import Family, duplicate
-from backsight.models.given import stage
-from backsight.models.load import blueprint, load_model, stage_module
+from backsight.models.load import blueprint, load_model, stage, stage_module
 from backsight.models.propose import propose, propose_for
 from backsight.models.registry import MODELS
-from backsight.models.swin import SWIN
 from backsight.models.vit import VIT
 from backsight.models.vocabulary import vocabulary
 
 __all__ = [
-    "DETR",
     "MODELS",
-    "SWIN",
     "VIT",
     "Family",
     "blueprint",
-    "build_own",
     "duplicate",
     "is_own",
     "load_model",

@@ -8,19 +8,12 @@ from typing import Any
 from backsight.core import Spec
 from backsight.models.detection import prediction_stage, read_with
 from backsight.models.detr import small, stages_before
-from backsight.models.family import Family, Read
+from backsight.models.family import Family
 
 
 def stage(module: Any) -> Spec:
     """As in DETR. Prediction: an independent score for every class, and boxes, of every query."""
     return stages_before(module, prediction_stage(module.config.num_labels, "sigmoid"))
-
-
-def read_detections(module: Any) -> Read:
-    """The 100 best pairs of query and class, through the library's own post-processing."""
-    from transformers import ConditionalDetrImageProcessor
-
-    return read_with(ConditionalDetrImageProcessor(), module)
 
 
 CONDITIONAL_DETR = Family(
@@ -29,7 +22,7 @@ CONDITIONAL_DETR = Family(
     kind="conditional_detr",
     names={"conditional-detr-resnet-50": "microsoft/conditional-detr-resnet-50"},
     stage=stage,
-    read=read_detections,
+    read=partial(read_with, "ConditionalDetrImageProcessor"),
     small=partial(small, "conditional_detr"),
     configure={"conditional-detr-resnet-50": {"num_labels": 91}},
     size=(480, 640),

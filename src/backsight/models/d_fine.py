@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from backsight.models.detection import read_with
 from backsight.models.family import Family
-from backsight.models.rt_detr import PREPROCESS, SMALL, check_size, read_detections, stage
+from backsight.models.rt_detr import PREPROCESS, SMALL, check_size, stage
 
 
 def small() -> nn.Module:
@@ -40,7 +42,7 @@ D_FINE = Family(
     kind="d_fine",
     names={f"dfine-{size}-coco": f"ustc-community/dfine-{size}-coco" for size in ("small", "large")},
     stage=stage,
-    read=read_detections,
+    read=partial(read_with, "RTDetrImageProcessor"),
     small=small,
     configure={
         "dfine-small-coco": {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from backsight.core import Site, Spec
-from backsight.models.conditional_detr import read_detections
-from backsight.models.detection import prediction_stage
+from backsight.models.detection import prediction_stage, read_with
 from backsight.models.detr import SMALL_BACKBONE, stages_before
 from backsight.models.family import Family
 
@@ -39,7 +39,7 @@ DAB_DETR = Family(
     kind="dab-detr",
     names={"dab-detr-resnet-50": "IDEA-Research/dab-detr-resnet-50"},
     stage=stage,
-    read=read_detections,
+    read=partial(read_with, "ConditionalDetrImageProcessor"),
     small=small,
     configure={"dab-detr-resnet-50": {"num_labels": 91}},
     size=(480, 640),

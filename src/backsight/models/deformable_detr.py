@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from backsight.core import Site, Spec, Stage
 from backsight.models.detection import expect_tokens, layer_sites, mirror, prediction_stage, read_with
 from backsight.models.detr import SMALL_BACKBONE
-from backsight.models.family import Family, Read
+from backsight.models.family import Family
 
 
 def stage(module: Any) -> Spec:
@@ -43,13 +44,6 @@ def check_size(module: Any, size: tuple[int, int]) -> None:
         expect_tokens("Deformable DETR in two stages", size, strides, config.two_stage_num_proposals)
 
 
-def read_detections(module: Any) -> Read:
-    """The 100 best pairs of query and class, through the library's own post-processing."""
-    from transformers import DeformableDetrImageProcessor
-
-    return read_with(DeformableDetrImageProcessor(), module)
-
-
 def small(**variant: bool) -> nn.Module:
     """A tiny Deformable DETR: four levels of width 32, two layers each, seven queries; ``variant`` as the library's."""
     from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
@@ -75,7 +69,7 @@ DEFORMABLE_DETR = Family(
     kind="deformable_detr",
     names={short: f"SenseTime/{short}" for short in _VARIANTS},
     stage=stage,
-    read=read_detections,
+    read=partial(read_with, "DeformableDetrImageProcessor"),
     small=small,
     configure=_VARIANTS,
     size=(480, 640),

@@ -33,13 +33,17 @@ def layer_sites(path: str, count: int, field: int | None = None) -> tuple[Site, 
     return tuple(Site(f"{path}.layers.{index}", field=field) for index in range(count))
 
 
-def read_with(processor: Any, module: Any) -> Read:
-    """All that ``processor.post_process_object_detection`` makes of the output of ``module``, however faint."""
-    labels = dict(module.config.id2label)
+def read_with(processor: str, module: Any) -> Read:
+    """All that the post-processing of transformers' class ``processor`` makes of the output of ``module``, however
+    faint: the likeliest class of every query, or the best pairs of query and class where each has a score of its own.
+    """
+    import transformers
+
+    labels, processes = dict(module.config.id2label), getattr(transformers, processor)()
 
     def read(output: Any, size: tuple[int, int]) -> list[Detections]:
         sizes = [size] * len(output.logits)
-        found = processor.post_process_object_detection(output, threshold=-1.0, target_sizes=sizes)
+        found = processes.post_process_object_detection(output, threshold=-1.0, target_sizes=sizes)
         return [Detections(each["boxes"], each["scores"], each["labels"], labels) for each in found]
 
     return read

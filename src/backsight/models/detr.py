@@ -9,7 +9,7 @@ from torch import nn
 
 from backsight.core import Site, Spec, Stage
 from backsight.models.detection import layer_sites, mirror, prediction_stage, read_with
-from backsight.models.family import Family, Read
+from backsight.models.family import Family
 
 DECODED = Site("model.decoder", field="last_hidden_state")
 """What the heads read of the decoder."""
@@ -49,13 +49,6 @@ def stages_before(module: Any, prediction: Stage, field: int | None = None, deco
     )
 
 
-def read_detections(module: Any) -> Read:
-    """The likeliest class of every query that is not "no object", through the library's own post-processing."""
-    from transformers import DetrImageProcessor
-
-    return read_with(DetrImageProcessor(), module)
-
-
 SMALL_BACKBONE: dict[str, Any] = {
     **{"embedding_size": 8, "hidden_sizes": [8, 16, 16, 24], "depths": [1, 1, 1, 1], "layer_type": "basic"},
     **{"out_features": ["stage4"]},
@@ -81,7 +74,7 @@ DETR = Family(
     kind="detr",
     names={"detr-resnet-50": "facebook/detr-resnet-50", "detr-resnet-101": "facebook/detr-resnet-101"},
     stage=stage,
-    read=read_detections,
+    read=partial(read_with, "DetrImageProcessor"),
     small=partial(small, "detr"),
     configure={"detr-resnet-50": {"num_labels": 91}, "detr-resnet-101": {"num_labels": 91, "backbone": "resnet101"}},
     size=(480, 640),

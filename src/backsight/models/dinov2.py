@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from backsight.core import Site, Spec, Stage
+from backsight.core import Spec
 from backsight.models.family import Family
+from backsight.models.vit import stages_of
 from backsight.models.vit_transformers import body_of, read_logits
 
 
@@ -16,16 +17,10 @@ def stage(module: Any) -> Spec:
     """Backbone: the tokens after patch and position embedding. Encoder: after the last layer, before the final norm."""
     config, body = module.config, body_of(module)
     prefix = 1 + getattr(config, "num_register_tokens", 0)
-    layers = tuple(Site(f"{body}encoder.layer.{index}") for index in range(config.num_hidden_layers))
-    mirror = {"depth": len(layers), "heads": config.num_attention_heads, "mlp_ratio": float(config.mlp_ratio)}
-    return Spec(
-        family=config.model_type,
-        task="classify" if hasattr(module, "classifier") else "features",
-        stages=(
-            Stage("backbone", (Site(f"{body}embeddings"),), inverses={"": ("patch", {})}, prefix=prefix),
-            Stage("encoder", layers[-1:], layers, inverses={"": ("blocks", mirror)}, prefix=prefix),
-        ),
-    )
+    layers = [f"{body}encoder.layer.{index}" for index in range(config.num_hidden_layers)]
+    mirror = {"heads": config.num_attention_heads, "mlp_ratio": float(config.mlp_ratio)}
+    classifies = hasattr(module, "classifier")
+    return stages_of(config.model_type, f"{body}embeddings", layers, mirror, prefix, classifies=classifies)
 
 
 def small(kind: str) -> nn.Module:

@@ -16,15 +16,6 @@ Read = Callable[[Any, tuple[int, int]], Classes | list[Detections]]
 """A model's own output and the image size (H, W) -> classes, or detections for each image."""
 
 
-def any_size(module: nn.Module, size: tuple[int, int]) -> None:
-    """For families that take images of any size, or whose library says itself which it takes."""
-
-
-def no_constants(module: nn.Module) -> dict[str, Tensor]:  # noqa: ARG001
-    """For families whose inverses need nothing of the forward model."""
-    return {}
-
-
 @dataclass(frozen=True)
 class Family:
     """One family of models: data, hardly any code.
@@ -43,8 +34,9 @@ class Family:
         preprocess: what ``preprocessor_config.json`` of a short name says on the hub, for models built without it
             (transformers only).
         arguments: keyword arguments of every forward pass.
-        constants: static tensors of the model that some inverses use.
-        check_size: refuses, by a :class:`~backsight.core.UserError`, images (H, W) that a loaded module cannot take.
+        constants: static tensors of the model that some inverses use; None: they need nothing.
+        check_size: refuses, by a :class:`~backsight.core.UserError`, images (H, W) that a loaded module cannot take;
+            None: it takes any size, or its library says itself which.
     """
 
     name: str
@@ -58,8 +50,8 @@ class Family:
     size: tuple[int, int] = (224, 224)
     preprocess: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    constants: Callable[[nn.Module], Mapping[str, Tensor]] = no_constants
-    check_size: Callable[[nn.Module, tuple[int, int]], None] = any_size
+    constants: Callable[[nn.Module], Mapping[str, Tensor]] | None = None
+    check_size: Callable[[nn.Module, tuple[int, int]], None] | None = None
 
 
 class FamilyModel(StagedModel):
@@ -70,11 +62,9 @@ class FamilyModel(StagedModel):
 
     def __init__(self, module: nn.Module, family: Family, spec: Spec, pixels: Pixels, **options: Any) -> None:
         read = None if spec.task == "features" else family.read(module)
-        super().__init__(module, spec, pixels, read=read, constants=family.constants(module), **options)
+        constants = family.constants(module) if family.constants else None
+        super().__init__(module, spec, pixels, read=read, constants=constants, **options)
         self.family = family
-
-
-# ---- a forward model twice: a copy with weights of its own, to be trained or changed while the
 
 
 def duplicate(model: StagedModel) -> StagedModel:

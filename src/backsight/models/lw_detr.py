@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 
 from backsight.core import Site, Spec, Stage
-from backsight.models.deformable_detr import read_detections
-from backsight.models.detection import expect_multiples, expect_tokens, layer_sites, prediction_stage
+from backsight.models.detection import expect_multiples, expect_tokens, layer_sites, prediction_stage, read_with
 from backsight.models.family import Family
 
 
@@ -89,7 +88,7 @@ LW_DETR = Family(
     kind="lw_detr",
     names={f"lwdetr-{size}": f"AnnaZhang/lwdetr_{size}_60e_coco" for size in ("tiny", "small")},
     stage=stage,
-    read=read_detections,
+    read=partial(read_with, "DeformableDetrImageProcessor"),
     small=small,
     configure={"lwdetr-tiny": {**_ONE_MAP, "backbone_config": _TINY, "num_queries": 100}, "lwdetr-small": _ONE_MAP},
     size=(640, 640),

@@ -9,7 +9,7 @@ from torch import nn
 
 from backsight.core import Site, Spec
 from backsight.models.detection import expect_multiples, expect_tokens, read_with
-from backsight.models.family import Family, Read
+from backsight.models.family import Family
 from backsight.models.lw_detr import SMALL, stages_from
 
 
@@ -24,13 +24,6 @@ def check_size(module: Any, size: tuple[int, int]) -> None:
     config, vit = module.config, module.config.backbone_config
     expect_multiples("rf_detr", size, vit.patch_size * vit.num_windows, square=True)
     expect_tokens("rf_detr", size, [vit.patch_size], config.num_queries)
-
-
-def read_detections(module: Any) -> Read:
-    """As many of the best pairs of query and class as there are queries, through the library's own post-processing."""
-    from transformers import RfDetrImageProcessor
-
-    return read_with(RfDetrImageProcessor(), module)
 
 
 def small() -> nn.Module:
@@ -60,7 +53,7 @@ RF_DETR = Family(
     kind="rf_detr",
     names={f"rf-detr-{size}": f"Roboflow/rf-detr-{size}" for size in ("nano", "base")},
     stage=stage,
-    read=read_detections,
+    read=partial(read_with, "RfDetrImageProcessor"),
     small=small,
     configure={
         "rf-detr-nano": _configure(16, 2, 384, [3, 6, 9, 12], 2),

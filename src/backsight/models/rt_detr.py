@@ -9,7 +9,7 @@ from torch import nn
 
 from backsight.core import Site, Spec, Stage
 from backsight.models.detection import expect_multiples, expect_tokens, layer_sites, mirror, prediction_stage, read_with
-from backsight.models.family import Family, Read
+from backsight.models.family import Family
 
 
 def stage(module: Any) -> Spec:
@@ -57,13 +57,6 @@ def check_size(module: Any, size: tuple[int, int]) -> None:
     expect_tokens(config.model_type, size, config.feat_strides, config.num_queries)
 
 
-def read_detections(module: Any) -> Read:
-    """As many of the best pairs of query and class as there are queries, through the library's own post-processing."""
-    from transformers import RTDetrImageProcessor
-
-    return read_with(RTDetrImageProcessor(), module)
-
-
 SMALL: dict[str, Any] = {
     **{"d_model": 32, "encoder_hidden_dim": 32, "decoder_in_channels": [32] * 3, "encoder_ffn_dim": 48},
     **{"encoder_in_channels": [16, 16, 24], "encoder_attention_heads": 2, "decoder_attention_heads": 2},
@@ -101,7 +94,7 @@ def _family(name: str, short: str) -> Family:
         kind=name,
         names=names,
         stage=stage,
-        read=read_detections,
+        read=partial(read_with, "RTDetrImageProcessor"),
         small=partial(small, name),
         configure={f"{short}-r18": _R18, f"{short}-r50": {"num_labels": 80}},
         size=(640, 640),

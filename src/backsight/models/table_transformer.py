@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from backsight.core import Spec
-from backsight.models.detection import prediction_stage
-from backsight.models.detr import read_detections, small, stages_before
+from backsight.models.detection import prediction_stage, read_with
+from backsight.models.detr import small, stages_before
 from backsight.models.family import Family
 
 
@@ -22,7 +22,7 @@ TABLE_TRANSFORMER = Family(
     kind="table-transformer",
     names={"table-transformer-detection": "microsoft/table-transformer-detection"},
     stage=stage,
-    read=read_detections,
+    read=partial(read_with, "DetrImageProcessor"),
     small=partial(small, "table-transformer"),
     configure={"table-transformer-detection": {"num_labels": 2, "num_queries": 15, "backbone": "resnet18"}},
     size=(480, 640),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,21 +13,26 @@ from backsight.models.family import Family, Read
 
 def stage(module: Any) -> Spec:
     """Backbone: the tokens after patch and position embedding. Encoder: after the last block, before the final norm."""
-    blocks, prefix = module.blocks, module.num_prefix_tokens
-    layers = tuple(Site(f"blocks.{index}") for index in range(len(blocks)))
-    mirror = {"depth": len(blocks), "heads": blocks[0].attn.num_heads, "mlp_ratio": _mlp_ratio(blocks[0])}
+    blocks, last = [f"blocks.{index}" for index in range(len(module.blocks))], module.blocks[0].mlp.fc2
+    mirror = {"heads": module.blocks[0].attn.num_heads, "mlp_ratio": last.in_features / last.out_features}
+    return stages_of("vit", "norm_pre", blocks, mirror, module.num_prefix_tokens, classifies=module.num_classes > 0)
+
+
+def stages_of(
+    family: str, backbone: str, layers: Iterable[str], mirror: Mapping[str, float], prefix: int, *, classifies: bool
+) -> Spec:
+    """The stages of a plain ViT, ``backbone`` and encoder, whose inverse has as many layers, and the sizes in
+    ``mirror``."""
+    sites = tuple(map(Site, layers))
+    blocks = {"depth": len(sites), **mirror}
     return Spec(
-        family="vit",
-        task="classify" if module.num_classes else "features",
-        stages=(
-            Stage("backbone", (Site("norm_pre"),), inverses={"": ("patch", {})}, prefix=prefix),
-            Stage("encoder", layers[-1:], layers, inverses={"": ("blocks", mirror)}, prefix=prefix),
+        family,
+        "classify" if classifies else "features",
+        (
+            Stage("backbone", (Site(backbone),), inverses={"": ("patch", {})}, prefix=prefix),
+            Stage("encoder", sites[-1:], sites, inverses={"": ("blocks", blocks)}, prefix=prefix),
         ),
     )
-
-
-def _mlp_ratio(block: Any) -> float:
-    return block.mlp.fc2.in_features / block.mlp.fc2.out_features
 
 
 def read_classes(module: nn.Module) -> Read:

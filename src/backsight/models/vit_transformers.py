@@ -6,24 +6,18 @@ from typing import Any
 
 from torch import nn
 
-from backsight.core import Classes, Site, Spec, Stage
+from backsight.core import Classes, Spec
 from backsight.models.family import Family, Read
+from backsight.models.vit import stages_of
 
 
 def stage(module: Any) -> Spec:
     """Backbone: the tokens after patch and position embedding. Encoder: after the last layer, before the final norm."""
     config, body = module.config, body_of(module)
-    layers = tuple(Site(f"{body}layers.{index}") for index in range(config.num_hidden_layers))
-    ratio = config.intermediate_size / config.hidden_size
-    mirror = {"depth": len(layers), "heads": config.num_attention_heads, "mlp_ratio": ratio}
-    return Spec(
-        family="vit-transformers",
-        task="classify" if hasattr(module, "classifier") else "features",
-        stages=(
-            Stage("backbone", (Site(f"{body}embeddings"),), inverses={"": ("patch", {})}, prefix=1),
-            Stage("encoder", layers[-1:], layers, inverses={"": ("blocks", mirror)}, prefix=1),
-        ),
-    )
+    layers = [f"{body}layers.{index}" for index in range(config.num_hidden_layers)]
+    mirror = {"heads": config.num_attention_heads, "mlp_ratio": config.intermediate_size / config.hidden_size}
+    classifies = hasattr(module, "classifier")
+    return stages_of("vit-transformers", f"{body}embeddings", layers, mirror, 1, classifies=classifies)
 
 
 def body_of(module: Any) -> str:

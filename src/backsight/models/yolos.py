@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from backsight.core import Site, Spec, Stage
 from backsight.models.detection import prediction_stage, read_with
-from backsight.models.family import Family, Read
+from backsight.models.family import Family
 
 
 def stage(module: Any) -> Spec:
@@ -38,13 +39,6 @@ def stage(module: Any) -> Spec:
     )
 
 
-def read_detections(module: Any) -> Read:
-    """The likeliest class of every detection token that is not "no object", by the library's own post-processing."""
-    from transformers import YolosImageProcessor
-
-    return read_with(YolosImageProcessor(), module)
-
-
 def small() -> nn.Module:
     """Three layers of width 32 on 48 x 64 pixels, seven detection tokens."""
     from transformers import YolosConfig, YolosForObjectDetection
@@ -63,7 +57,7 @@ YOLOS = Family(
     kind="yolos",
     names={f"yolos-{size}": f"hustvl/yolos-{size}" for size in ("tiny", "small", "base")},
     stage=stage,
-    read=read_detections,
+    read=partial(read_with, "YolosImageProcessor"),
     small=small,
     configure={
         "yolos-tiny": {"num_labels": 91, "image_size": [800, 1333], **_TINY},

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backsight.experiments import Result
-from backsight.experiments.claims import Control, Effect, Judgement
+from backsight.experiments.claims import Control, Judgement
 from backsight.experiments.run import page_name
 from backsight.experiments.subject import UNTRAINED_INVERSE
 from backsight.figures import to_pdf, to_png
@@ -44,7 +44,7 @@ def to_csv(claims: Sequence[Judgement]) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
     for claim in claims:
-        part, control = hanging(claim), _null(claim)
+        part, control = claim.effect, _null(claim)
         numbers = [part.mean, part.low, part.high] if part else [None] * 3
         writer.writerow(
             [
@@ -61,14 +61,12 @@ def to_latex(claims: Sequence[Judgement]) -> str:
     """A ``longtable`` (with ``booktabs``) of the claims that were tested."""
     rows = []
     for claim in claims:
-        part, control = hanging(claim), _null(claim)
+        part, control = claim.effect, _null(claim)
         if part is not None:
-            effect = (
-                f"{part.mean:.3f} [{part.low:.3f}, {part.high:.3f}]" if part.low is not None else f"{part.mean:.3f}"
-            )
+            bounds = "" if part.low is None else f" [{part.low:.3f}, {part.high:.3f}]"
             beside = f"{control.mean:.3f}" if control else "--"
-            chance = "--" if claim.adjusted is None else "<.001" if claim.adjusted < 0.001 else f"{claim.adjusted:.3f}"
-            chance = chance.replace("<", "$<$")
+            chance = "--" if claim.adjusted is None else _p_value(claim.adjusted).replace("< 0", "$<$")
+            effect = f"{part.mean:.3f}{bounds}"
             words = [_escape(claim.statement), f"{claim.null:g}", effect, beside, chance, claim.verdict]
             rows.append("  " + " & ".join(words) + r" \\")
     head = r"  claim & null & effect, 95\,\% interval & untrained & $p$ & verdict \\"
@@ -82,16 +80,15 @@ def _escape(text: str) -> str:
     return text
 
 
+def _p_value(chance: float) -> str:
+    return "< 0.001" if chance < 0.001 else f"{chance:.3f}"
+
+
 def _digits(value: float | None) -> str:
     return "" if value is None or not math.isfinite(value) else f"{value:.6g}"
 
 
-# ---- the effect that a verdict hangs on, and its control
-
-
-def hanging(claim: Judgement) -> Effect | None:
-    """The effect that the verdict hangs on; None where the claim was not tested."""
-    return claim.parts[0] if claim.parts else None
+# ---- the effect that a verdict hangs on, and its controls
 
 
 def _null(claim: Judgement) -> Control | None:
@@ -103,7 +100,7 @@ def _null(claim: Judgement) -> Control | None:
 def bar_of(claim: Judgement) -> Bar | None:
     """The interval on a scale of its own that has the null, what is expected, and all of the interval in it; controls
     beyond its ends stand at them."""
-    part = hanging(claim)
+    part = claim.effect
     if part is None:
         return None
     low, high = (math.inf if bound is None else bound for bound in claim.bounds)
@@ -127,12 +124,12 @@ def control_words(claim: Judgement) -> str:
 
 def row_of(claim: Judgement) -> ForestRow:
     """A claim as the figure shows it."""
-    part = hanging(claim)
+    part = claim.effect
     if part is None:
         return ForestRow(claim.statement, "", f"not tested: {claim.reason}", None)
     words = f"{format_effect(part.mean)} {format_bounds(part.low, part.high)} {claim.unit}; {part.what}"
     controls = f"; {control_words(claim)}" if claim.controls else ""
-    chance = "" if claim.adjusted is None else f", p {claim.adjusted:.3f}" if claim.adjusted >= 0.001 else ", p < 0.001"
+    chance = "" if claim.adjusted is None else f", p {_p_value(claim.adjusted)}"
     reason = f": {claim.reason}" if claim.reason else ""
     return ForestRow(claim.statement, words + controls, f"{claim.verdict}{chance}{reason}", bar_of(claim))
 

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from backsight.core import UserError
-from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Result
+from backsight.experiments import EXPERIMENTS, Measurement, Result
 from backsight.experiments.claims import VERDICTS, Effect, Judgement, load_claims
 from backsight.experiments.run import figure_pages
 from backsight.figures.forest import Bar
-from backsight.io import in_words, read_json, write_text
-from backsight.report.claims import bar_of, control_words, hanging
+from backsight.io import as_record, read_json, write_text
+from backsight.report.claims import bar_of, control_words
 from backsight.report.render import environment, write_report
-from backsight.report.views import data_uri, format_bounds, format_effect
+from backsight.report.views import format_bounds, format_effect, picture_uri
+from backsight.validation import Record
 
 FORMAT = "backsight.reproduce/1"
 """Of ``reproduce.json``; changes when a reader of the old schema would misread the new one."""
 
 LARGEST_FIGURE = 400_000
-"""A larger one goes into the page as WebP; in bytes."""
+"""A larger one (of many pictures) goes into the page as WebP; in bytes."""
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Record):
     """What became of one experiment: the ``seconds`` it took, whether an earlier result was ``kept``, or the ``reason``
     why there is none. ``broke``: the reason is a mistake in the program, and not one that the user can fix."""
 
@@ -57,7 +55,7 @@ class Row:
     @property
     def part(self) -> Effect | None:
         """The effect that the verdict hangs on."""
-        return hanging(self.claim)
+        return self.claim.effect
 
     @property
     def controls(self) -> str:
@@ -127,7 +125,7 @@ def write_experiments_report(folder: str | Path) -> Path:
             command=command or sections[0].result.command,
             sections=sections,
             rows=[Row(claim, bar_of(claim)) for claim in claims],
-            methods=_methods(folder),
+            methods=methods.read_text(encoding="utf-8") if (methods := folder / "methods.txt").is_file() else "",
             counts={verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS},
             cards=_cards(sections),
             steps=steps,
@@ -142,38 +140,34 @@ def _read_steps(folder: Path) -> tuple[str, list[Step]]:
     if not path.is_file():
         return "", []
     fix = "run `backsight reproduce` again"
-    try:
-        value = read_json(path, fix, ("format",))
-        if value["format"] != FORMAT:
-            raise UserError(f"{path} is in another format: this version reads {FORMAT}")
-        return value["command"], [Step(**step) for step in value["steps"]]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not of `backsight reproduce`, {in_words(error)}: {fix}") from error
+    value = read_json(path, fix, ("format",))
+    if value["format"] != FORMAT:
+        raise UserError(f"{path} is in another format: this version reads {FORMAT}")
+    saved = as_record(value, _Saved, str(path), fix)
+    return saved.command, saved.steps
+
+
+@dataclass(frozen=True)
+class _Saved(Record):
+    """What ``reproduce.json`` holds."""
+
+    command: str
+    steps: list[Step]
 
 
 def _section(folder: Path) -> Section:
     result = Result.load(folder)
-    experiment: Experiment | None = EXPERIMENTS.get(result.experiment)
+    experiment = EXPERIMENTS.get(result.experiment)
     if experiment is None:
         raise UserError(
             f"{folder} has a result of '{result.experiment}', an experiment that this version does not know"
         )
     columns = list(dict.fromkeys(name for each in result.measurements for name in each.labels))
     rows = [_line(each, columns) for each in result.measurements]
-    figures = [_figure(path) for path in figure_pages(folder)]
+    figures = [picture_uri(path.read_bytes(), LARGEST_FIGURE) for path in figure_pages(folder)]
     if not figures:
         raise UserError(f"{folder / 'figure.png'} is missing: do the experiment again")
     return Section(experiment.name, experiment.question, experiment.reading, result, figures, columns, rows)
-
-
-def _figure(path: Path) -> str:
-    """A figure as a data URI: as it is, or where it is large (of many pictures) as WebP of quality 90."""
-    if path.stat().st_size <= LARGEST_FIGURE:
-        return data_uri(path.read_bytes(), "image/png")
-    stream = io.BytesIO()
-    with Image.open(path) as figure:
-        figure.convert("RGB").save(stream, format="WEBP", quality=90)
-    return data_uri(stream.getvalue(), "image/webp")
 
 
 def _line(measurement: Measurement, columns: Sequence[str]) -> Line:
@@ -190,11 +184,6 @@ def _cards(sections: Sequence[Section]) -> list[Mapping[str, Any]]:
     """A card for each model and data that was measured, in order of appearance."""
     cards = [card for section in sections for card in section.result.subjects if not card.get("control")]
     return list({(card["model"], card["data"], card.get("num_images")): card for card in cards}.values())
-
-
-def _methods(folder: Path) -> str:
-    path = folder / "methods.txt"
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 # ---- the page of a folder, whatever is in it

@@ -107,7 +107,7 @@ def write_results(
         found.append(None if known is None else known.distances_of(ensemble, trace))
         pictures += _pictures(model, ensemble, part, trace, found[-1], out, draws)
     notes = [*filter(None, [_unlike(batch, found, data)]), *weak_in_words(weak)]
-    errors = _errors_of(run) or _measure(run, model, ensemble, batch.to(model.device))
+    errors = _errors_of(run) or _measure(model, ensemble, batch.to(model.device))
     card = {**errors.subjects[0], "model": model.name, "weights": model.weights, "random": model.weights == RANDOM}
     card |= {"family": model.spec.family, "stages": model.stages}
     card |= {"size": list(model.pixels.size), "fit": model.pixels.fit}
@@ -208,9 +208,9 @@ def _errors_of(run: str | Path) -> Result | None:
     return Result.load(path) if path.is_file() else None
 
 
-def _measure(run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batch: Batch) -> Result:
+def _measure(model: StagedModel, ensemble: ChainEnsemble, batch: Batch) -> Result:
     """The errors on the pictures themselves."""
-    mean = training_mean(Path(run))
+    mean = training_mean(ensemble)
     baseline = MeanImage.over([batch]) if mean is None else MeanImage(mean)
     found = evaluate(model, ensemble, [batch], baseline)
     card: dict[str, Any] = {**found.subjects[0], "data": "the pictures below", "own_pictures": True}

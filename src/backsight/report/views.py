@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-import numpy
+import torch
 from PIL import Image
+from torch import Tensor
 
 from backsight.core import UserError, split_entry
-from backsight.figures import to_array
+from backsight.figures import colour_map, image_png, spread, to_array
 from backsight.results import Picture
 
 LARGEST_PNG = 60_000
@@ -88,13 +89,13 @@ def build_gallery(pictures: Sequence[Picture]) -> Gallery:
     if any(len(seeds) not in (1, len(longest)) for seeds in every):
         raise UserError(f"one picture, or one for each of {len(longest)} seeds, was expected at every stage")
     names = [str(picture.labels["row"]) for picture in longest] if len(longest) > 1 else []
-    spreads = (_spread(_arrays(seeds)) for seeds in every if len(seeds) > 1)
-    largest = _round_up(max((float(numpy.quantile(spread, 0.995)) for spread in spreads), default=0.0))
+    spreads = (spread(_stack(seeds)) for seeds in every if len(seeds) > 1)
+    largest = _round_up(max((float(each.flatten().quantile(0.995)) for each in spreads), default=0.0))
     rows = [
         Row(
             image,
             str(_label(columns, "caption", "")),
-            [_cell(stage, _arrays(seeds), names, largest) for stage, seeds in columns.items()],
+            [_cell(stage, _stack(seeds), names, largest) for stage, seeds in columns.items()],
             float(_label(columns, "distance", 0.0)),
         )
         for image, columns in images.items()
@@ -109,21 +110,20 @@ def _label(columns: Mapping[str, Sequence[Picture]], name: str, default: Any) ->
     return next((each.labels[name] for each in pictures if name in each.labels), default)
 
 
-def _arrays(pictures: Sequence[Picture]) -> Any:
-    """``seeds H W 3`` of uint8."""
-    arrays = [to_array(picture.image) for picture in pictures]
-    if len({array.shape for array in arrays}) > 1:
+def _stack(pictures: Sequence[Picture]) -> Tensor:
+    """``seeds 3 H W``, rounded to the levels that a file has: a page looks the same whatever it is made from."""
+    images = [picture.image for picture in pictures]
+    if len({image.shape for image in images}) > 1:
         raise UserError(f"pictures of one size were expected for all seeds of {pictures[0].labels['image']}")
-    return numpy.stack(arrays)
+    return (torch.stack(images).clamp(0, 1) * 255).round() / 255
 
 
-def _cell(column: str, seeds: Any, names: Sequence[str], largest: float) -> Cell:
+def _cell(column: str, seeds: Tensor, names: Sequence[str], largest: float) -> Cell:
     views = dict(zip(names, seeds, strict=True)) if len(seeds) > 1 else {"": seeds[0]}
-    spread = _spread(seeds)
-    if spread is not None:
-        views |= {"mean": seeds.mean(0).round().astype("uint8"), "spread": _colour(spread, largest)}
-    shown = tuple(View(name, _picture_uri(picture)) for name, picture in views.items())
-    return Cell(column, shown, width=seeds.shape[2], height=seeds.shape[1])
+    if len(seeds) > 1:
+        views |= {"mean": seeds.mean(0), "spread": colour_map(spread(seeds), largest)}
+    shown = tuple(View(name, picture_uri(image_png(picture))) for name, picture in views.items())
+    return Cell(column, shown, width=seeds.shape[-1], height=seeds.shape[-2])
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -133,22 +133,17 @@ def data_uri(content: bytes, kind: str) -> str:
 
 def spread_colours(num: int) -> list[str]:
     """``num`` colours of the scale of spread from none to the largest, as "#rrggbb"."""
-    levels = _colour(numpy.linspace(0, 1, num)[None], 1.0)[0]
+    levels = to_array(colour_map(torch.linspace(0, 1, num)[None], 1.0))[0]
     return ["#{:02x}{:02x}{:02x}".format(*level) for level in levels]
 
 
-def _spread(seeds: Any) -> Any:
-    """``seeds H W 3`` of uint8 -> the standard deviation between seeds ``H W``, RGB in [0, 1]; None for one seed."""
-    if len(seeds) < 2:
-        return None
-    return numpy.sqrt((seeds / numpy.float32(255)).var(0, ddof=1).mean(-1))
-
-
-def _colour(values: Any, largest: float) -> Any:
-    """``H W`` from 0 to ``largest`` -> ``H W 3`` of uint8, in colours whose lightness rises evenly."""
-    import matplotlib
-
-    return matplotlib.colormaps["viridis"](values / max(largest, 1e-6), bytes=True)[..., :3]
+def picture_uri(png: bytes, largest: int = LARGEST_PNG) -> str:
+    """A PNG file as a data URI: as it is, or where it has more than ``largest`` bytes as WebP of quality 90."""
+    if len(png) <= largest:
+        return data_uri(png, "image/png")
+    stream = BytesIO()
+    Image.open(BytesIO(png)).convert("RGB").save(stream, format="WEBP", quality=90)
+    return data_uri(stream.getvalue(), "image/webp")
 
 
 def _round_up(value: float) -> float:
@@ -158,19 +153,6 @@ def _round_up(value: float) -> float:
     unit = 10.0 ** math.floor(math.log10(value))
     steps = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
     return round(next(step for step in steps if step * unit >= value * (1 - 1e-9)) * unit, 12)
-
-
-def _picture_uri(picture: Any) -> str:
-    encoded = _encoded(picture, format="PNG")
-    if len(encoded) <= LARGEST_PNG:
-        return data_uri(encoded, "image/png")
-    return data_uri(_encoded(picture, format="WEBP", quality=90), "image/webp")
-
-
-def _encoded(picture: Any, **options: Any) -> bytes:
-    stream = BytesIO()
-    Image.fromarray(picture).save(stream, **options)
-    return stream.getvalue()
 
 
 # ---- numbers and names as a page writes them

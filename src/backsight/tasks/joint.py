@@ -69,11 +69,6 @@ class Joint(Task):
         learning_rate: of the forward models.
     """
 
-    stage: str
-    trade_off: float
-    entries: list[str]
-    forwards: dict[int, StagedModel]
-
     def __init__(
         self,
         model: StagedModel,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backsight.chain import InverseChain, Plan, build_chain
-from backsight.core import IMAGE, Key, Pixels, UserError, split_entry
+from backsight.core import IMAGE, Key, Pixels, UserError, entry_of, split_entry
 from backsight.data import Batch, Target
 from backsight.engine import StagedModel
 from backsight.inverses import Inverse
@@ -66,10 +66,6 @@ class Task(ABC):
     Raises:
         UserError: a chain lacks an inverse on the way from ``stage``.
     """
-
-    model: StagedModel
-    chains: list[InverseChain]
-    learning_rates: dict[Key, float]
 
     def __init__(self, model: StagedModel, chains: Sequence[InverseChain], stage: str | None = None) -> None:
         self.model, self.chains = model, list(chains)
@@ -234,7 +230,7 @@ def make_plans(model: StagedModel, changes: Sequence[str] = ()) -> dict[str, Pla
         UserError: no such stage, another form, or a variant of a stage that is left out.
     """
     plans = {
-        f"{stage.name}@{variant}" if variant else stage.name: Plan(name, options)
+        entry_of(stage.name, variant): Plan(name, options)
         for stage in model.spec.stages
         for variant, (name, options) in stage.inverses.items()
     }

@@ -23,7 +23,7 @@ from backsight.data.loader import worker_lost
 from backsight.devices import autocast, choose_device, choose_precision, gain_of_bf16, keep_memory, peak_memory
 from backsight.distributed import Processes, joined, restarted
 from backsight.engine import StagedModel
-from backsight.io import write_bytes, write_text
+from backsight.io import plain, write_bytes, write_text
 from backsight.metrics import expect_measurable
 from backsight.models import load_model, vocabulary
 from backsight.options import ModelOptions, Precision, Recipe, TaskName, TrackerName, TrainOptions, Update, parse_size
@@ -271,22 +271,21 @@ class Run:
             name: {"images": length(each), "fingerprint": self.fingerprints[name]}
             for name, each in vars(self.splits).items()
         }
-        return _plain(
-            {
-                "command": command(),
-                "model": describe(self.model),
-                "data": {"spec": self.options.data, **data},
-                **settings_of(self.model, self.options),
-                "inverses": {entry: asdict(plan) for entry, plan in self.chains[0].plans.items()},
-                "seeds": [chain.seed for chain in self.chains],
-                "batch_size": self.options.batch_size,
-                "budget": asdict(self.budget),
-                "recipe": self.options.recipe,
-                "precision": self.precision,
-                "options": asdict(self.options),
-                "versions": versions(),
-            }
-        )
+        config = {
+            "command": command(),
+            "model": describe(self.model),
+            "data": {"spec": self.options.data, **data},
+            **settings_of(self.model, self.options),
+            "inverses": {entry: asdict(plan) for entry, plan in self.chains[0].plans.items()},
+            "seeds": [chain.seed for chain in self.chains],
+            "batch_size": self.options.batch_size,
+            "budget": asdict(self.budget),
+            "recipe": self.options.recipe,
+            "precision": self.precision,
+            "options": asdict(self.options),
+            "versions": versions(),
+        }
+        return plain(config, "the configuration")
 
     def loop(self) -> Loop:
         """The training loop of this run."""
@@ -522,12 +521,3 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
-
-
-def _plain(value: Any) -> Any:
-    """Only what YAML and JSON have: tuples become lists, paths text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Path):
-        return str(value)
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

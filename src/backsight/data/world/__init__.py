@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backsight.core import UserError
-from backsight.data.base import Batch, Sample, Splits, Target
+from backsight.data.base import Batch, PackedTargets, Sample, Splits, unpack
 from backsight.data.world.render import Rendering, render
 from backsight.data.world.scenes import LAWS, Law, Scenes, class_names, sample_scenes
 
@@ -99,6 +99,7 @@ def label(scenes: Scenes, rendering: Rendering, ids: Sequence[str]) -> list[Samp
     columns = {
         "boxes": _boxes(rendering.masks)[row, item],
         "labels": scenes.classes[row, item],
+        "crowd": torch.zeros(len(row), dtype=torch.bool),
         "masks": rendering.masks[row, item],
         "hue": objects.hue[row, item],
         "prototypical": scenes.prototypical[row, item],
@@ -107,17 +108,9 @@ def label(scenes: Scenes, rendering: Rendering, ids: Sequence[str]) -> list[Samp
         "visible": rendering.visible[row, item],
         "item": item,
     }
-    counts = known.sum(1).tolist()
-    split = [values.split(counts) for values in columns.values()]
-    parts = (dict(zip(columns, values, strict=True)) for values in zip(*split, strict=True))
     whole = scenes.classes[:, 0].tolist() if scenes.single else [None] * len(scenes)
-    known_of_each = zip(rendering.images, ids, parts, whole, strict=True)
-    return [Sample(image, name, _target(part, answer)) for image, name, part, answer in known_of_each]
-
-
-def _target(part: dict[str, Tensor], answer: int | None) -> Target:
-    boxes, labels, masks = (part.pop(name) for name in ("boxes", "labels", "masks"))
-    return Target(boxes, labels, masks, torch.zeros(len(labels), dtype=torch.bool), answer, part)
+    targets = unpack(PackedTargets(known.sum(1).tolist(), whole, columns))
+    return [Sample(*each) for each in zip(rendering.images, ids, targets, strict=True)]
 
 
 def _boxes(masks: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backsight.core import UserError
 from backsight.data.world.shapes import CLUTTER, NAMES, SHAPES
 
 Law = Literal["prior", "independent", "defining"]
@@ -153,12 +152,7 @@ def sample_scenes(law: Law, seed: int, indices: Sequence[int], single: bool = Fa
     """The scenes ``indices`` of the world (``law``, ``seed``): ``len(indices)`` scenes of at most four objects.
 
     ``single`` gives scenes of exactly one object, larger and nearer the middle, for classifiers.
-
-    Raises:
-        UserError: there is no such law.
     """
-    if law not in LAWS:
-        raise UserError(f"no law of colour '{law}': there are {', '.join(LAWS)}")
     dice = _Dice(seed, indices, 192)
     backdrop, light = _sample_backdrop(dice), dice.take(low=0, high=360)
     objects, classes, prototypical = _sample_objects(dice, law, single)
@@ -257,11 +251,6 @@ def recolour(scenes: Scenes, item: int | Tensor, hue: float | Tensor) -> Scenes:
 def with_backdrop_of(scenes: Scenes, other: Scenes) -> Scenes:
     """The same scenes before the textures and colours of ``other``'s backgrounds."""
     return replace(scenes, backdrop=other.backdrop)
-
-
-def with_clutter_of(scenes: Scenes, other: Scenes) -> Scenes:
-    """The same scenes with the clutter of ``other``, behind and in front of the objects."""
-    return replace(scenes, behind=other.behind, front=other.front)
 
 
 def without_clutter(scenes: Scenes) -> Scenes:

@@ -7,7 +7,7 @@ the same units, negative inside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -44,49 +44,35 @@ def signed_distance(points: NDArray[np.float64], outlines: Sequence[Outline]) ->
     return np.where(inside, -nearest, nearest)
 
 
-def _circle(radius: float, x: float = 0.0, y: float = 0.0, corners: int = 48) -> Outline:
-    angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
-    return np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], axis=1)
-
-
 def _polygon(corners: int, radius: float, turn: float = -90.0) -> Outline:
     angle = np.deg2rad(turn) + np.linspace(0, 2 * np.pi, corners, endpoint=False)
     return radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
-def _moved(outline: Outline, x: float = 0.0, y: float = 0.0) -> Outline:
-    return outline + np.array([x, y])
+def _circle(radius: float) -> Outline:
+    return _polygon(48, radius, turn=0)
 
 
-def _ring() -> list[Outline]:
-    return [_circle(0.95), _circle(0.48)]
-
-
-def _star() -> list[Outline]:
+def _star() -> Outline:
     outer, inner = _polygon(5, 1.12), _polygon(5, 0.50, turn=-54)
-    return [_moved(np.stack([outer, inner], axis=1).reshape(-1, 2), y=0.06)]
+    return np.stack([outer, inner], axis=1).reshape(-1, 2) + np.array([0, 0.06])
 
 
-def _heart() -> list[Outline]:
+def _heart() -> Outline:
     t = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     x = 16 * np.sin(t) ** 3
     y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
-    return [np.stack([x, y - 2.5], axis=1) / 16]
+    return np.stack([x, y - 2.5], axis=1) / 16
 
 
-def _cross() -> list[Outline]:
+def _cross() -> Outline:
     long, short = 1.0, 0.36
-    arm = [(-short, -long), (short, -long), (short, -short)]
+    arm = np.array([(-short, -long), (short, -long), (short, -short)])
     quarter = np.array([[0.0, -1.0], [1.0, 0.0]])
-    corners = [np.array(arm) @ np.linalg.matrix_power(quarter.T, turns) for turns in range(4)]
-    return [np.concatenate(corners)]
+    return np.concatenate([arm @ np.linalg.matrix_power(quarter.T, turns) for turns in range(4)])
 
 
-def _triangle() -> list[Outline]:
-    return [_moved(_polygon(3, 1.20), y=0.20)]
-
-
-def _crescent() -> list[Outline]:
+def _crescent() -> Outline:
     # The outer arc, then back along the circle that cuts the moon out: the two meet at the horns.
     horn = np.deg2rad(50)
     outer = np.linspace(horn, 2 * np.pi - horn, 40)
@@ -97,49 +83,38 @@ def _crescent() -> list[Outline]:
     inner = np.linspace(2 * np.pi - bite, bite, 30)[1:-1]
     arcs = [np.stack([np.cos(outer), np.sin(outer)], 1)]
     arcs.append(np.stack([centre + reach * np.cos(inner), reach * np.sin(inner)], 1))
-    return [_moved(np.concatenate(arcs), x=0.12)]
+    return np.concatenate(arcs) + np.array([0.12, 0])
 
 
-def _octagon() -> list[Outline]:
-    return [_polygon(8, 0.98, turn=22.5)]
-
-
-def _square() -> list[Outline]:
-    return [_polygon(4, 1.15, turn=45)]
-
-
-def _blob(seed: int) -> list[Outline]:
+def _blob(seed: int) -> Outline:
     # A bean: no corner, no symmetry, nothing that a class has.
     phase = np.random.default_rng(seed).uniform(0, 2 * np.pi, 3)
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     radius = 0.72 + sum(0.16 / k**0.5 * np.cos(k * angle + p) for k, p in zip((2, 3, 5), phase, strict=True))
-    return [np.stack([radius * np.cos(angle), 0.62 * radius * np.sin(angle)], axis=1)]
+    return np.stack([radius * np.cos(angle), 0.62 * radius * np.sin(angle)], axis=1)
 
 
-def _stick() -> list[Outline]:
+def _stick() -> Outline:
     thickness = 0.09
     half = np.linspace(-np.pi / 2, np.pi / 2, 9)
     cap = np.stack([0.95 + thickness * np.cos(half), thickness * np.sin(half)], axis=1)
-    return [np.concatenate([cap, -cap])]
+    return np.concatenate([cap, -cap])
 
 
-SHAPES: dict[str, Callable[[], list[Outline]]] = {
-    "ring": _ring,
-    "star": _star,
-    "heart": _heart,
-    "cross": _cross,
-    "triangle": _triangle,
-    "crescent": _crescent,
-    "octagon": _octagon,
-    "square": _square,
+SHAPES: dict[str, list[Outline]] = {
+    "ring": [_circle(0.95), _circle(0.48)],
+    "star": [_star()],
+    "heart": [_heart()],
+    "cross": [_cross()],
+    "triangle": [_polygon(3, 1.20) + np.array([0, 0.20])],
+    "crescent": [_crescent()],
+    "octagon": [_polygon(8, 0.98, turn=22.5)],
+    "square": [_polygon(4, 1.15, turn=45)],
 }
-"""The shapes that classes wear, by name."""
+"""The outlines of the shapes that classes wear, by name."""
 
-CLUTTER: dict[str, Callable[[], list[Outline]]] = {
-    "stick": _stick,
-    **{f"blob {seed}": (lambda seed=seed: _blob(seed)) for seed in range(5)},
-}
-"""Shapes that nobody is asked to find."""
+CLUTTER: dict[str, list[Outline]] = {"stick": [_stick()], **{f"blob {seed}": [_blob(seed)] for seed in range(5)}}
+"""Those that nobody is asked to find."""
 
 NAMES: tuple[str, ...] = (*SHAPES, *CLUTTER)
 """Every table's name, in the order of :func:`atlas`."""
@@ -176,7 +151,7 @@ def _table(name: str) -> NDArray[np.float64]:
     centres = (np.arange(CELLS) + 0.5) * (2 * EXTENT / CELLS) - EXTENT
     x, y = np.meshgrid(centres, centres)
     points = np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float64)
-    distance = signed_distance(points, {**SHAPES, **CLUTTER}[name]()).reshape(CELLS, CELLS)
+    distance = signed_distance(points, {**SHAPES, **CLUTTER}[name]).reshape(CELLS, CELLS)
     down, right = np.gradient(distance, centres, centres)
     depth = np.clip(-distance / BEVEL, 0, 1)
     slope = np.where(distance < centres[1] - centres[0], (1 - depth) ** 2 * (1 + 2 * depth), 0)

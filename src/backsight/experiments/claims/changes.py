@@ -6,24 +6,16 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from backsight.core import UserError
 from backsight.experiments.attention_ablation import FULL, TUNED
-from backsight.experiments.claims.claim import (
-    CLASSIFIER,
-    DETECTOR,
-    Claim,
-    Comparison,
-    Evidence,
-    Role,
-    mean_of,
-    require,
-)
-from backsight.experiments.color_perturbation import INPUT, SIX
+from backsight.experiments.claims.claim import CLASSIFIER, DETECTOR, Claim, Comparison, Evidence, Role
+from backsight.experiments.color_perturbation import SIX
 from backsight.experiments.token_noise import CHAIN, LOCAL
 from backsight.metrics import ratio
-from backsight.results import Measurement
+from backsight.results import INPUT, Measurement
 
 # ---- colours of objects
 
@@ -57,8 +49,9 @@ def _constant(evidence: Evidence) -> Iterator[Comparison]:
 
 def _accuracy_lost(evidence: Evidence) -> Iterator[Comparison]:
     """Over the six filters together, as the paper's claim is."""
-    recoloured = mean_of(evidence.values(metric="accuracy", filter=name) for name in SIX)
-    yield Comparison("as they are less six filters", evidence.values(metric="accuracy", filter="none") - recoloured)
+    recoloured = torch.stack([evidence.values(metric="accuracy", filter=name) for name in SIX])
+    own = evidence.values(metric="accuracy", filter="none")
+    yield Comparison("as they are less six filters", own - recoloured.mean(0))
 
 
 def _found_lost(evidence: Evidence) -> Iterator[Comparison]:
@@ -74,10 +67,6 @@ def _found_lost(evidence: Evidence) -> Iterator[Comparison]:
 # ---- noise in tokens
 
 
-def _contained(evidence: Evidence, role: int = 0, inverse: str = CHAIN) -> list[Measurement]:
-    return evidence.select(role, metric="containment", inverse=inverse)
-
-
 def _route(measurement: Measurement) -> str:
     labels = measurement.labels
     there = labels["noised"] if labels["noised"] == labels["stage"] else f"{labels['noised']} to {labels['stage']}"
@@ -87,8 +76,13 @@ def _route(measurement: Measurement) -> str:
 def _through_the_model(evidence: Evidence, inverse: str, role: int = 0) -> list[Measurement]:
     """The routes on which the model itself, or an inverse that sees all tokens, could spread the noise: those that are
     read after the first stage. There the inverse's own convolutions alone would spread it, or its patches keep it."""
-    found = _contained(evidence, role, inverse)
+    found = evidence.select(role, metric="containment", inverse=inverse)
     return [each for each in found if each.labels["stage"] != evidence.stages(role)[0]]
+
+
+def _most_local(evidence: Evidence, role: int = 0) -> str:
+    """The inverse that keeps its own convolutions out of this, where the chains have one."""
+    return LOCAL if evidence.select(role, metric="containment", inverse=LOCAL) else CHAIN
 
 
 def _containment(evidence: Evidence) -> Iterator[Comparison]:
@@ -99,11 +93,12 @@ def _containment(evidence: Evidence) -> Iterator[Comparison]:
 def _containment_local(evidence: Evidence, noised: str) -> Iterator[Comparison]:
     """By the local inverse; ``noised``: at the ``first`` stage, so that the model's encoder alone can spread the noise,
     or ``later``, so that the inverse encoder alone can."""
-    found = require(
-        _through_the_model(evidence, LOCAL),
-        f"the chains of {evidence.models[0]} have no local inverse (backbone@local), which alone keeps its own "
-        "convolutions out of this",
-    )
+    found = _through_the_model(evidence, LOCAL)
+    if not found:
+        raise UserError(
+            f"the chains of {evidence.models[0]} have no local inverse (backbone@local), which alone keeps its own "
+            "convolutions out of this"
+        )
     first = evidence.stages()[0]
     for each in found:
         if (each.labels["noised"] == first) == (noised == "first"):
@@ -111,10 +106,8 @@ def _containment_local(evidence: Evidence, noised: str) -> Iterator[Comparison]:
 
 
 def _more_contained(evidence: Evidence) -> Iterator[Comparison]:
-    """The detector by its local inverse where it has one: else the convolutions of "
-    "its backbone's inverse count, too."""
-    inverse = LOCAL if _contained(evidence, 1, LOCAL) else CHAIN
-    others = {_route(each): each.values for each in _through_the_model(evidence, inverse, 1)}
+    """The detector by its local inverse where it has one: else its backbone's convolutions count, too."""
+    others = {_route(each): each.values for each in _through_the_model(evidence, _most_local(evidence, 1), 1)}
     for each in _through_the_model(evidence, CHAIN):
         if _route(each) in others:
             yield evidence.between(_route(each), each.values, others[_route(each)])
@@ -122,9 +115,8 @@ def _more_contained(evidence: Evidence) -> Iterator[Comparison]:
 
 def _plausible(evidence: Evidence) -> Iterator[Comparison]:
     """How well noised patches can be found in the picture, where the noise went through the model."""
-    inverse = LOCAL if _contained(evidence, 0, LOCAL) else CHAIN
     first = evidence.stages()[0]
-    for each in evidence.select(metric="AUC", inverse=inverse, noised=first):
+    for each in evidence.select(metric="AUC", inverse=_most_local(evidence), noised=first):
         if each.labels["stage"] != first:
             yield Comparison(_route(each), each.values)
 

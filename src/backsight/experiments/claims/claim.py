@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from backsight.core import UserError
 from backsight.results import Label, Measurement, Result
 
 Expectation = Literal["above", "below", "near"]
@@ -160,19 +158,3 @@ def for_both(
     """A claim about a detector, and the same about a ViT, which ``{}`` in the statement stands for."""
     for short, kind, role in (("detr", "a detector", DETECTOR), ("vit", "a ViT", CLASSIFIER)):
         yield Claim(f"{name}-{short}", statement.format(kind), source, experiment, (role,), compare, unit, **more)
-
-
-def require(found: list[Any], missing: str) -> list[Any]:
-    """``found``, if it is anything.
-
-    Raises:
-        UserError: it is empty; ``missing`` says of what.
-    """
-    if not found:
-        raise UserError(missing)
-    return found
-
-
-def mean_of(values: Iterable[Tensor]) -> Tensor:
-    """The mean of several tables of one shape."""
-    return torch.stack(list(values)).mean(0)

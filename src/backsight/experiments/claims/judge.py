@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backsight.core import UserError
-from backsight.experiments.claims.claim import Claim, Comparison, Evidence, Role
+from backsight.experiments.claims.claim import Claim, Comparison, Evidence
 from backsight.experiments.subject import CONTROLS, UNTRAINED_INVERSE
-from backsight.io import in_words, write_text
+from backsight.io import as_record, read_json, write_json
 from backsight.metrics.statistics import (
     CONFIDENCE,
     Estimate,
@@ -23,6 +22,7 @@ from backsight.metrics.statistics import (
     holm,
 )
 from backsight.results import Measurement, Result
+from backsight.validation import Record
 
 FORMAT = "backsight.claims/2"
 """Of ``claims.json``; changes when a reader of the old schema would misread the new one."""
@@ -35,7 +35,7 @@ FEWEST = 5
 
 
 @dataclass(frozen=True)
-class Effect:
+class Effect(Record):
     """One of the effects of a claim: its mean and 95 % interval (None where there is a single value), what it is over
     (``count`` of ``columns``, for ``seeds`` seeds; ``paired`` where both sides were measured on the same image), what
     follows of it alone, and its p-values: that it is no further inside (``inside``) or outside of what is claimed."""
@@ -59,7 +59,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Control:
+class Control(Record):
     """The effect ``what`` of a claim, measured on something that must not have it: ``kind`` is an untrained inverse, or
     an untrained model."""
 
@@ -72,7 +72,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgement(Record):
     """What a claim came to under one condition.
 
     The fields of the claim are repeated, so that this can be read without it; ``bounds`` are the effects that it
@@ -99,11 +99,15 @@ class Judgement:
     adjusted: float | None = None
 
     @property
+    def effect(self) -> Effect | None:
+        """The effect that the verdict hangs on; None where the claim was not tested."""
+        return self.parts[0] if self.parts else None
+
+    @property
     def condition(self) -> str:
         """What it was tested under, in a sentence."""
         parts = [_describe(card) for card in self.subjects]
-        if self.parts:
-            part = self.parts[0]
+        if part := self.effect:
             paired = "" if part.paired else "; not paired: other images, or other seeds"
             count = f"{part.count} {part.columns}" if part.columns else "a mean over images"
             seeds = "one seed: for new images alone" if part.seeds == 1 else f"{part.seeds} seeds"
@@ -143,18 +147,13 @@ def _judge(claim: Claim, result: Result | None, missing: Mapping[str, str]) -> I
     if result is None:
         yield _judgement(claim, missing.get(claim.experiment, f"{claim.experiment} was not done"))
         return
-    players = [_players(role, result) for role in claim.roles]
-    for role, found in zip(claim.roles, players, strict=True):
-        if not found:
+    players = [dict.fromkeys(card["model"] for card in result.subjects if role.fits(card)) for role in claim.roles]
+    for role, models in zip(claim.roles, players, strict=True):
+        if not models:
             yield _judgement(claim, f"{claim.experiment} was not done with {role}")
             return
     for models in product(*players):
         yield _test(claim, Evidence(result, models))
-
-
-def _players(role: Role, result: Result) -> list[str]:
-    """The models of a result that fit a role."""
-    return list(dict.fromkeys(str(card["model"]) for card in result.subjects if role.fits(card)))
 
 
 def _test(claim: Claim, evidence: Evidence) -> Judgement:
@@ -269,7 +268,7 @@ def _judgement(claim: Claim, reason: str, subjects: tuple[Mapping[str, Any], ...
 def save_claims(judgements: Sequence[Judgement], path: str | Path) -> Path:
     """Write ``claims.json``, whole."""
     content = [{**asdict(each), "condition": each.condition} for each in judgements]
-    return write_text(path, json.dumps({"format": FORMAT, "claims": content}, indent=2, allow_nan=False) + "\n")
+    return write_json(path, {"format": FORMAT, "claims": content})
 
 
 def load_claims(path: str | Path) -> Claims:
@@ -278,23 +277,15 @@ def load_claims(path: str | Path) -> Claims:
     Raises:
         UserError: it is not a file of this format.
     """
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-        if value["format"] != FORMAT:
-            raise UserError(f"{path} has claims in another format: this version reads {FORMAT}")
-        return Claims(_read(each) for each in value["claims"])
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        raise UserError(
-            f"{path} is not a claims.json ({FORMAT}), {in_words(error)}: do `backsight reproduce` again"
-        ) from error
+    fix = "do `backsight reproduce` again"
+    value = read_json(Path(path), fix, ("format",))
+    if value["format"] != FORMAT:
+        raise UserError(f"{path} has claims in another format: this version reads {FORMAT}")
+    return Claims(as_record(value, _Saved, str(path), fix).claims)
 
 
-def _read(value: dict[str, Any]) -> Judgement:
-    own = {name: each for name, each in value.items() if name != "condition"}
-    lists = {
-        "parts": tuple(Effect(**each) for each in value["parts"]),
-        "controls": tuple(Control(**each) for each in value["controls"]),
-        "subjects": tuple(value["subjects"]),
-        "bounds": tuple(value["bounds"]),
-    }
-    return Judgement(**{**own, **lists})
+@dataclass(frozen=True)
+class _Saved(Record):
+    """What ``claims.json`` holds."""
+
+    claims: tuple[Judgement, ...]

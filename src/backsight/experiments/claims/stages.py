@@ -11,11 +11,10 @@ from torch import Tensor
 
 from backsight.core import UserError
 from backsight.experiments.claims.claim import ANY, CLASSIFIER, DETECTOR, Claim, Comparison, Evidence, for_both
-from backsight.experiments.stage_error import MEAN_IMAGE
 from backsight.experiments.trade_off import BACKWARDS_ONLY, CHAIN, task_metrics
 from backsight.experiments.trust import RECONSTRUCTION
 from backsight.metrics import ratio
-from backsight.results import Measurement
+from backsight.results import MEAN_IMAGE, Measurement
 
 _UNIT = "MSE in units of the mean image's"
 
