@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from backsight.core import Classes, Detections, Pixels, Site, Spec, Stage
