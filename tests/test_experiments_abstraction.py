@@ -10,14 +10,8 @@ import torch
 from backsight.data import Target, open_data
 from backsight.experiments.abstraction import divide, measure
 from backsight.metrics import contrast_kept
-from backsight.models import load_model
 from known_chains import check_contract, random_subject
 from stand_in_chains import paint_grey, paint_input, painted
-
-
-@pytest.fixture(scope="module")
-def detector():
-    return load_model("zoo/detr-prior")
 
 
 @pytest.fixture(scope="module")
