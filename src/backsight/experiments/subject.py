@@ -285,10 +285,11 @@ class Subject:
     ) -> Result:
         """What ``experiment`` found of this subject, with its card and the ids of its images; measurements and pictures
         get the label ``model``."""
-        found = [[replace(each, labels={"model": self.name, **each.labels}) for each in kind]
-                 for kind in (measurements, pictures)]  # fmt: skip
+        own = {"model": self.name}
+        measured = [replace(each, labels={**own, **each.labels}) for each in measurements]
+        seen = [replace(each, labels={**own, **each.labels}) for each in pictures]
         notes = [*notes, *trust_notes(self)]
-        return Result(experiment, [self.card()], *found, settings or {}, notes, images={self.name: self.ids})
+        return Result(experiment, [self.card()], measured, seen, settings or {}, notes, images={self.name: self.ids})
 
     def require(self, *needs: str) -> None:
         """Refuse data that lacks what an experiment needs: ``masks``, ``boxes``, ``labels`` (of whole images).

@@ -10,7 +10,7 @@ from backsight.figures.heat_maps import heat_map_part
 from backsight.figures.house_style import DARK_PALETTE, PALETTE, style, to_pdf, to_png, to_svg
 from backsight.figures.lines import ErrorPoint, curves, error_bars
 from backsight.figures.outlines import crop_around, cut_out, draw_detections, draw_frames, outline
-from backsight.figures.page import Block, Pages, Part, pages, picture_part, picture_parts, text_part
+from backsight.figures.page import Block, Pages, Part, grid, pages, picture_part, picture_parts, text_part
 from backsight.figures.pictures import colour_map, difference, image_png, spread, to_array
 from backsight.figures.scatter import ScatterPoint, scatter_part
 
@@ -31,6 +31,7 @@ __all__ = [
     "draw_detections",
     "draw_frames",
     "error_bars",
+    "grid",
     "heat_map_part",
     "image_png",
     "outline",

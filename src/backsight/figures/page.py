@@ -200,6 +200,23 @@ def picture_part(
     return _part(_table(rows, columns, row_labels, captions), heading, together)
 
 
+def grid(
+    rows: Sequence[Sequence[Tensor | None]],
+    columns: Sequence[str],
+    row_labels: Sequence[str],
+    captions: Sequence[Sequence[Caption]] | None = None,
+) -> Figure:
+    """A single table of pictures as a figure of its own, 7 inches wide and as high as it needs; the arguments are those
+    of :func:`picture_part`."""
+    from matplotlib.figure import Figure
+
+    table = _table(rows, columns, row_labels, captions, fewest=1)
+    with style():
+        figure = Figure(figsize=(WIDTH, table.height))
+        table.draw(figure)
+    return figure
+
+
 @dataclass(frozen=True)
 class _Table:
     """Pictures and their places; lengths in inches. ``side`` is the width of a picture."""
@@ -265,11 +282,12 @@ def _table(
     columns: Sequence[str | None],
     row_labels: Sequence[str],
     captions: Sequence[Sequence[Caption]] | None = None,
+    fewest: int = FEWEST,
 ) -> _Table:
     if not rows or any(len(row) != len(columns) for row in rows):
         raise ValueError(f"every row needs {len(columns)} pictures, one for each column; there are {len(rows)} rows")
     left = 1.2 * LINE_HEIGHT if any(row_labels) else 0.0
-    side = (WIDTH - left) / max(FEWEST, _units(columns))
+    side = (WIDTH - left) / max(fewest, _units(columns))
     texts = captions or [[""] * len(columns)] * len(rows)
     lines = [[_lines(text, side) for text in row] for row in texts]
     return _Table(rows, columns, row_labels, lines, left, side)
