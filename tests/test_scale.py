@@ -137,7 +137,7 @@ def test_several_processes_have_the_losses_of_one(name: str, cases: tuple[Path, 
     """Training carries the rounding of each step on; a part of a batch that counts too much or too little changes a
     loss by a hundredth and more."""
     folder, num_steps = cases
-    if not (folder / f"{name}.pt").exists():
+    if num_steps == 2 and name not in QUICK:
         pytest.skip("it is compared after fifty steps")
     many = torch.load(folder / f"{name}.pt", weights_only=False)
     one = steps_of(name, folder, Processes(), num_steps)
