@@ -8,15 +8,17 @@ from typing import Any
 
 import timm
 import torch
+from PIL import Image
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
+import backsight as bs
 from backsight.core import Pixels, Site, Spec, Stage
 from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, Family, stage_module
 from backsight.models import timm as timm_models
 from backsight.verification import measure_statistics, scramble, tensors
-from numerics import assert_rounding
+from numerics import assert_rounding, assert_same_weights
 
 SEED = 0
 
@@ -102,6 +104,21 @@ def save_timm(name: str, folder: Path) -> nn.Module:
     return module
 
 
+SHORT_RUN: dict[str, Any] = {
+    **{"data": "world:prior:single", "steps": 2, "seeds": 1, "batch_size": 2, "max_validation": 2, "max_test": 2},
+    **{"workers": 0, "tracker": "none", "device": "cpu", "precision": "fp32"},
+}
+
+
+def train_and_reconstruct(model: StagedModel, folder: Path, given: StagedModel | None = None) -> str:
+    """A few steps in ``folder/run``, then ``folder/photo.jpg`` by all stages (``given``: as the model) -> the card."""
+    bs.train(model, out=folder / "run", **SHORT_RUN)
+    Image.new("RGB", (80, 60), (200, 30, 30)).save(folder / "photo.jpg")
+    result = bs.reconstruct(folder / "run", [folder / "photo.jpg"], folder / "seen", model=given, device="cpu")
+    assert {each.labels["stage"] for each in result.pictures} >= set(model.stages)
+    return (folder / "run" / "card.md").read_text()
+
+
 def assert_same_answers(one: StagedModel, other: StagedModel) -> None:
     """The same pixels, bit for bit the same weights, and the same output and features but for rounding.
 
@@ -111,9 +128,7 @@ def assert_same_answers(one: StagedModel, other: StagedModel) -> None:
     assert one.pixels == other.pixels
     assert one.digest() == other.digest()
     assert one.names == other.names
-    ours, theirs = one.module.state_dict(), other.module.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert_same_weights(one.module, other.module)
     images = random_images(one)
     a, b = one.run(images), other.run(images)
     assert_rounding(tensors(a.output), tensors(b.output), 1e-4)

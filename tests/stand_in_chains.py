@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble
+from backsight.data import open_data
 from backsight.engine import StagedModel, Trace
+from backsight.experiments import Subject
 
 
 class Painter(ChainEnsemble):
@@ -48,3 +50,11 @@ def paint_input(model: StagedModel) -> Callable[[Any], Tensor]:
 
 def features_of(source: Trace | Tensor) -> Tensor:
     return source.images if isinstance(source, Trace) else source
+
+
+def painted(
+    model: StagedModel, paint: Callable[[StagedModel], Callable[[Any], Tensor]], data: Any, num_images: int, **more: Any
+) -> Subject:
+    """A subject whose inverses paint by ``paint(model)``; ``data``: images, or a specification, of which the test."""
+    images = open_data(data, model.pixels).test if isinstance(data, str) else data
+    return Subject(model, Painter(model, paint(model)), images, num_images=num_images, **more)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -92,28 +91,6 @@ def test_memory_is_bounded(workspace: Workspace) -> None:
         for name in view.layers:
             view.reconstruct(forward, name)
         assert view._cache.size <= 4 << 20 or len(view._cache.values) == 1
-
-
-def test_ten_visitors_at_once_get_their_own(workspace: Workspace) -> None:
-    view = small_view("detr")
-
-    def visit(index: int) -> torch.Tensor:
-        state = Change(
-            model=view.name, picture=f"world-prior/{index}", stage="backbone", noise="zero", tokens=str(index % 6)
-        )
-        busy = Workspace([(view, workspace.data["small detr"])], workspace.images)
-        return apply(busy, state).after.trace["prediction"]
-
-    with ThreadPoolExecutor(10) as visitors:
-        found = list(visitors.map(visit, list(range(10)) * 2))
-    for index in range(10):
-        trace = view.model.run(workspace.image(f"world-prior/{index}", view).pixels[None])
-        features = trace["backbone"].clone()
-        features[:, index % 6] = 0
-        expected = view.model.resume("backbone", features, trace)["prediction"]
-        assert_rounding(found[index], expected)  # another thread, which may share its work among fewer
-        assert_rounding(found[index + 10], expected)
-        assert not torch.allclose(found[index - 1], expected, rtol=1e-3)
 
 
 def test_nothing_changed_is_the_same_pass(workspace: Workspace) -> None:

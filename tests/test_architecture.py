@@ -79,15 +79,6 @@ def code_lines(source: str) -> int:
     return len(held)
 
 
-def test_lines_of_code_are_counted() -> None:
-    assert (
-        code_lines(
-            '"""Two\nlines."""\n\n# why\nx = 1  # here\n\n\ndef f():\n    """Says."""\n    return (\n        x\n    )\n'
-        )
-        == 5
-    )
-
-
 def family_files() -> dict[str, Path]:
     """The files of the families of models, by module."""
     modules = [node.module or "" for node in ast.walk(TREES[Path("backsight/models/registry.py")])
@@ -138,16 +129,6 @@ def words_of(name: str) -> list[str]:
 def is_short(name: str) -> bool:
     """Whether a name has a word that should be written out, or counts with ``n_``."""
     return not SHORT_WORDS.isdisjoint(words_of(name)) or name.lstrip("_").startswith("n_")
-
-
-@pytest.mark.parametrize("name", ["net", "image_emb", "ReconLoss", "n_tokens", "_n_heads", "gt_boxes"])
-def test_short_words_are_recognised(name: str) -> None:
-    assert is_short(name)
-
-
-@pytest.mark.parametrize("name", ["network", "embedding", "report", "num_tokens", "n", "InverseChain", "reconstruct"])
-def test_whole_words_are_not_short(name: str) -> None:
-    assert not is_short(name)
 
 
 def test_names_are_whole_words() -> None:
@@ -204,7 +185,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    calls = [["--help"], ["train", "--help"], ["reconstruct", "--help"], ["zoo", "--help"]]
+    calls = [["--version"], ["--help"], ["train", "--help"], ["reconstruct", "--help"], ["zoo", "--help"]]
     code = f"""
 from backsight.cli import main
 for call in {calls!r}:
@@ -270,14 +251,6 @@ def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_the_readme_shows_python_that_exists() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
-    assert blocks
-    for node in ast.walk(ast.parse("\n".join(blocks))):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "bs":
-            assert node.attr in backsight.__all__
-
-
 def commands(capsys: pytest.CaptureFixture[str], *group: str) -> list[str]:
     """The commands that ``backsight [GROUP] --help`` offers."""
     from backsight.cli import main
@@ -285,7 +258,6 @@ def commands(capsys: pytest.CaptureFixture[str], *group: str) -> list[str]:
     with pytest.raises(SystemExit):
         main([*group, "--help"])
     offered = re.search(r"\{([\w,-]+)\}", capsys.readouterr().out)
-    assert offered is not None
     return [" ".join(["backsight", *group, name]) for name in offered[1].split(",")]
 
 

@@ -22,6 +22,7 @@ from backsight.cli import main
 from backsight.core import Pixels, Spec, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, stage_module
+from damage import Trap
 from numerics import assert_rounding, assert_same_weights
 from original_layers import PostNormLayer, positions
 from small import random_images
@@ -228,12 +229,6 @@ class ReversedSwinStage(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def detr(small_model: Callable[[str], StagedModel]) -> StagedModel:
-    """Width 32, a grid of 2 x 3 with stride 32, seven queries, four classes and "no object"."""
-    return small_model("detr")
-
-
-@pytest.fixture(scope="module")
 def vit() -> StagedModel:
     """Width 32, 6 x 6 patches of 8 pixels and a class token; the pixels are not ImageNet's."""
     torch.manual_seed(0)
@@ -366,7 +361,6 @@ def refused(model: StagedModel, folder: Path) -> str:
     with pytest.raises(UserError) as caught:
         import_authors(folder / "published", model, folder / "run")
     assert not (folder / "run").exists()
-    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
@@ -383,46 +377,29 @@ def removable(name: str) -> Names:
 
 
 @pytest.mark.parametrize(("name", "model"), ALL, indirect=["model"])
-def test_a_missing_tensor_is_named(name: str, model: StagedModel, tmp_path: Path) -> None:
-    for tensor in removable(name):
-        if tensor in ("pos_emb", "query_embed.weight") and name == "vit position":
-            continue  # without it, it is the variant that subtracts no position
+def test_a_tensor_that_is_missing_too_many_or_of_another_shape_is_named(
+    name: str, model: StagedModel, tmp_path: Path
+) -> None:
+    first, last = removable(name)
+
+    def told(change: Callable[[dict[str, Tensor]], object]) -> str:
         publish(tmp_path / "published", name, *below(name))
-        damage(tmp_path / "published" / f"{name}.pt", lambda state, tensor=tensor: state.pop(tensor))
-        said = refused(model, tmp_path)
-        assert tensor in said
-        assert f"{name}.pt" in said
-
-
-@pytest.mark.parametrize(("name", "model"), ALL, indirect=["model"])
-def test_a_tensor_too_many_is_named(name: str, model: StagedModel, tmp_path: Path) -> None:
-    publish(tmp_path / "published", name, *below(name))
-    damage(tmp_path / "published" / f"{name}.pt", lambda state: state.update(nose=torch.zeros(2)))
-    assert f"{name}.pt is no inverse that can be read: 1 tensors not of this network (nose)" in refused(model, tmp_path)
-
-
-@pytest.mark.parametrize(("name", "model"), ALL, indirect=["model"])
-def test_a_tensor_of_another_shape_is_named(name: str, model: StagedModel, tmp_path: Path) -> None:
-    publish(tmp_path / "published", name, *below(name))
-    tensor = removable(name)[-1]
+        damage(tmp_path / "published" / f"{name}.pt", change)
+        return refused(model, tmp_path)
 
     def widen(state: dict[str, Tensor]) -> None:
-        state[tensor] = state[tensor].new_zeros([side + 1 for side in state[tensor].shape] or [2])
+        state[last] = state[last].new_zeros([side + 1 for side in state[last].shape] or [2])
 
-    damage(tmp_path / "published" / f"{name}.pt", widen)
-    said = refused(model, tmp_path)
+    for tensor in (first, last):
+        if name != "vit position" or tensor != "pos_emb":  # without it, it is the variant that subtracts no position
+            said = told(lambda state, tensor=tensor: state.pop(tensor))
+            assert tensor in said
+            assert f"{name}.pt" in said
+    said = told(lambda state: state.update(nose=torch.zeros(2)))
+    assert f"{name}.pt is no inverse that can be read: 1 tensors not of this network (nose)" in said
+    said = told(widen)
     assert "of another shape" in said
-    assert tensor.rpartition(".")[0] in said or tensor in said
-
-
-class Trap:
-    """Pickled, it is a call to make a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
-        return Path.touch, (self.path,)
+    assert last.rpartition(".")[0] in said or last in said
 
 
 def test_a_pickle_is_never_run(detr: StagedModel, tmp_path: Path) -> None:

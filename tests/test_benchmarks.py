@@ -16,7 +16,7 @@ from backsight.core import UserError
 from backsight.cost import count_operations
 from backsight.data import read_image
 from backsight.engine import StagedModel
-from benchmarks import BENCHMARKS, COMMITTED, Ratio, Settings, alternate, choose, difference, read_ratios, regressions
+from benchmarks import BENCHMARKS, COMMITTED, Ratio, Settings, alternate, read_ratios, regressions
 from benchmarks.__main__ import bench
 from benchmarks.apart import Apart
 from benchmarks.coverage import BLOCKS, FAILED, FAMILY, attempt, interval
@@ -149,12 +149,6 @@ def test_a_regression_is_named() -> None:
     assert "the rounds" not in found[0]
 
 
-def test_another_machine_is_told() -> None:
-    here = {"name": "one", "cores": 2}
-    assert difference(here, here) == ""
-    assert "name other, not one" in difference(here, {"name": "other", "cores": 2})
-
-
 def test_the_committed_ratios_can_be_read() -> None:
     found = read_ratios(COMMITTED)
     assert {each["name"].partition("/")[0] for each in found["ratios"]} <= set(BENCHMARKS)
@@ -221,11 +215,6 @@ def test_a_file_without_ratios_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"ratios": [{}]}')
     with pytest.raises(UserError, match="holds no ratios"):
         read_ratios(tmp_path / "other.json")
-
-
-def test_benchmarks_are_chosen_in_their_own_order() -> None:
-    assert choose(["data", "train"]) == ["train", "data"]
-    assert choose([]) == list(BENCHMARKS)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from backsight.chain import ChainEnsemble, InverseChain, Plan, build_chain, desc
 from backsight.chain.files import FORMAT
 from backsight.core import IMAGE, UserError
 from backsight.engine import StagedModel
+from damage import flip
 from numerics import assert_rounding, assert_same_weights
 from small import build_small, noisy, random_images
 
@@ -31,17 +33,13 @@ PLANS: dict[str, Plan] = {
 
 
 @pytest.fixture(scope="module")
-def detr(small_model: Callable[[str], StagedModel]) -> StagedModel:
-    return small_model("detr")
-
-
-@pytest.fixture(scope="module")
 def chain(detr: StagedModel) -> InverseChain:
     return build_chain(detr, PLANS, seed=0).eval()
 
 
+@cache
 def of_family(model: StagedModel, seed: int = 0) -> InverseChain:
-    """A chain of the inverses that the family itself names."""
+    """A chain of the inverses that the family itself names, one for all who only read it."""
     plans = {
         f"{stage.name}@{variant}" if variant else stage.name: Plan(name, options)
         for stage in model.spec.stages
@@ -132,9 +130,8 @@ def test_a_layer_of_another_width_than_its_stage_is_told(
     chain, trace = of_family(model), model.run(random_images(model))
     (tokens, own), read = trace["encoder.1"].shape[1:], trace["encoder"].shape[2]
     message = rf"the features at 'encoder\.1' are {tokens} x {own} .* reads {tokens} x {read}: give reads='backbone'$"
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message):
         chain.reconstruct(trace, "encoder.1")
-    assert "\n" not in str(caught.value)
     assert chain.reconstruct(trace, "encoder.1", reads="backbone").shape == trace.images.shape
     with pytest.raises(UserError, match="no inverse of this chain reads such features"):
         chain.reconstruct(trace["encoder"][..., 1:], "encoder")
@@ -215,7 +212,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no index": (lambda folder: (folder / "chain.json").unlink(), "no chain in .*: a chain's folder holds chain.json"),
     "missing": (lambda folder: (folder / "encoder.safetensors").unlink(), r"encoder\.safetensors is missing"),
     "cut": (lambda folder: (folder / "encoder.safetensors").write_bytes(b"x"), r"encoder\.safetensors is damaged"),
-    "flipped": (lambda folder: _flip(folder / "encoder.safetensors"), r"encoder\.safetensors is damaged .*SHA-256"),
+    "flipped": (lambda folder: flip(folder / "encoder.safetensors"), r"encoder\.safetensors is damaged .*SHA-256"),
     "swapped": (
         lambda folder: (folder / "encoder.safetensors").write_bytes((folder / "decoder.safetensors").read_bytes()),
         r"encoder\.safetensors is damaged",
@@ -230,12 +227,6 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 }  # fmt: skip
 
 
-def _flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-
-
 def _change(folder: Path, name: str, value: object) -> None:
     index = json.loads((folder / "chain.json").read_text())
     index.pop(name)
@@ -247,9 +238,8 @@ def test_a_damaged_chain_is_refused_in_one_line(chain: InverseChain, damage: str
     harm, message = DAMAGES[damage]
     chain.save(tmp_path)
     harm(tmp_path)
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message):
         InverseChain.from_pretrained(tmp_path)
-    assert "\n" not in str(caught.value)
 
 
 # ---- which model a chain belongs to
@@ -259,9 +249,8 @@ def test_a_chain_knows_its_model(model: StagedModel) -> None:
     own, stages = of_family(model), model.stages
     own.check(model)
     own.check(build_small(model.spec.family))
-    with pytest.raises(UserError, match="has other weights: use the model that the chain was trained on") as caught:
+    with pytest.raises(UserError, match="has other weights: use the model that the chain was trained on"):
         own.check(build_small(model.spec.family, seed=1))
-    assert "\n" not in str(caught.value)
     foreign = build_small(next(name for name in ("vit", "detr") if name != model.spec.family))
     if foreign.stages != stages:
         with pytest.raises(UserError, match="has other stages"):

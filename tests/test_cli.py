@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import save_file
 
 import backsight
 from backsight.chain import Plan, build_chain
@@ -23,44 +21,20 @@ from backsight.models import MODELS, stage_module
 from backsight.report.reconstruct import reconstruct
 from backsight.reproduction import BrokeOff
 from backsight.results import Result
+from commands import refused
+from pictures import save_pictures
 
-RANDOM = ("vit_tiny_patch16_224", "--random-weights", "--size", "32x48", "--device", "cpu")
+RANDOM = ("test_vit", "--random-weights", "--size", "32x48", "--device", "cpu")
 SHORT = (
-    "--steps",
-    "2",
-    "--seeds",
-    "1",
-    "--batch-size",
-    "2",
-    "--max-validation",
-    "2",
-    "--max-test",
-    "2",
-    "--workers",
-    "0",
+    *("--steps", "2", "--seeds", "1", "--batch-size", "2"),
+    *("--max-validation", "2", "--max-test", "2", "--workers", "0"),
 )
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line of a command that ends with status 2."""
-    with pytest.raises(SystemExit) as stop:
-        main(list(arguments))
-    said = capsys.readouterr().err
-    lines = [line for line in said.splitlines() if line]
-    assert stop.value.code == 2, said
-    assert len(lines) == 1, said
-    assert lines[0].startswith("backsight: ")
-    return lines[0]
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder of thirty small pictures."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(30):
-        Image.new("RGB", (40, 30), (8 * number, 100, 255 - 8 * number)).save(folder / f"{number:02d}.png")
-    return folder
+    return save_pictures(tmp_path / "photos", [f"{number:02d}.png" for number in range(30)])
 
 
 @pytest.fixture
@@ -70,31 +44,11 @@ def chain(tmp_path: Path) -> Path:
     return build_chain(model, {"backbone": Plan("patch")}, 0).save(tmp_path / "chain")
 
 
-def test_help_of_every_command_is_there(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("demo", "train", "reconstruct", "report", "models", "stages", "verify", "zoo"):
-        with pytest.raises(SystemExit) as stop:
-            main([command, "--help"])
-        assert stop.value.code == 0
-        assert "usage: backsight" in capsys.readouterr().out
-
-
 def test_an_option_given_twice_means_both_values() -> None:
     typed = ["train", "vit", "--inverse", "a=b", "c=d", "--steps", "3", "--inverse=e=f:learning_rate=1e-3"]
     joined = ["train", "vit", "--inverse", "a=b", "c=d", "e=f:learning_rate=1e-3", "--steps", "3"]
     assert join_repeated(typed) == joined
     assert join_repeated(["models"]) == ["models"]
-
-
-def test_help_and_version_load_nothing_heavy() -> None:
-    code = (
-        "import sys, backsight.cli\n"
-        "backsight.cli.main(['--version'])\n"
-        "try: backsight.cli.main(['train', '--help'])\n"
-        "except SystemExit: pass\n"
-        "print(sorted({'torch', 'timm', 'transformers', 'matplotlib', 'numpy'} & sys.modules.keys()))"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(
@@ -138,6 +92,10 @@ def test_options_and_commands_that_there_are_not(
         (("reconstruct", "nowhere", "x.jpg"), "chains"),
         (("experiment", "trade_off"), "--set 'runs=[a,b]'"),
         (("experiment", "truth", "zoo/vit-prior", "--set", "num_scenes=0"), "'num_scenes' of the experiment is 0"),
+        (
+            ("experiment", "reconstruct", "zoo/vit-prior", "--set", "num_pictures=-3"),
+            "'num_pictures' of the experiment",
+        ),
         (("reproduce", "--set", "token_noise.shares=abc"), "a number"),
         (("cost", "zoo/vit-prior", "--seeds", "0"), "--seeds is 0"),
         (("cost", "zoo/vit-prior", "--epochs", "-1"), "--epochs is -1"),
@@ -149,14 +107,12 @@ def test_options_and_commands_that_there_are_not(
         (("train", "no-such-model", "--data", "world:martian"), "martian"),
         (("train", "no-such-model", "--data", "word:prior"), "world:prior"),
         (("train", *RANDOM, *SHORT, "--inverse", "backbone=patch:widthss=3"), "widths"),
-        (
-            ("train", *RANDOM, *SHORT, "--inverse", "encoder=blocks:depth=abc"),
-            "'depth' of the inverse",
-        ),
+        (("train", *RANDOM, *SHORT, "--inverse", "encoder=blocks:depth=abc"), "'depth' of the inverse"),
         (("train", *RANDOM, *SHORT, "--inverse", "encoder=blocks:learning_rate=abc"), "learning_rate is 'abc'"),
         (("train", *RANDOM, *SHORT, "--inverse", "backbone=none"), "no inverse of backbone is trained"),
         (("train", *RANDOM, *SHORT, "--inverse", "backbone=none", "encoder=none"), "leaves nothing to train"),
         (("train", *RANDOM, *SHORT, "--memory", "1MiB"), "--memory 1MiB is too little"),
+        (("train", *RANDOM, *SHORT, "--fit", "pad"), "takes no mask of padded pixels, or ignores it"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
@@ -168,7 +124,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert words in refused(capsys, *arguments)
-    assert not list(tmp_path.rglob("config.yaml"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,12 +134,16 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_help_names_what_to_give_as_the_documentation_does(capsys: pytest.CaptureFixture[str]) -> None:
-    for command, words in (("reconstruct", "RUN IMAGES..."), ("push", "RUN OWNER/NAME"), ("train", "MODEL")):
-        with pytest.raises(SystemExit):
+    named = {"reconstruct": "RUN IMAGES...", "push": "RUN OWNER/NAME", "train": "MODEL"}
+    for command, words in {
+        **named,
+        **dict.fromkeys(("demo", "report", "models", "stages", "verify", "zoo"), ""),
+    }.items():
+        with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
         usage = capsys.readouterr().out.splitlines()[0]
         assert words in usage
-        assert "STR " not in usage.partition(words)[0]
+        assert not words or "STR " not in usage.partition(words)[0]
 
 
 def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(
@@ -199,11 +159,9 @@ def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(
 
 
 def test_a_reader_that_has_enough_is_no_mistake() -> None:
-    """As in ``backsight zoo list | head -1``."""
-    command = [sys.executable, "-m", "backsight", "zoo", "list"]
+    """As in ``backsight zoo list | head -1``; what it prints does not matter."""
+    command = [sys.executable, "-m", "backsight", "--version"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 1
@@ -242,52 +200,6 @@ def test_a_device_without_memory_is_one_line(
     said = refused(capsys, "train")
     for each in (asked, "--batch-size", "--micro-batch", "--memory"):
         assert each in said
-
-
-def test_a_missing_model_without_network(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    said = refused(capsys, "stages", "detr-resnet-50")
-    assert "facebook/detr-resnet-50" in said
-    assert "model.safetensors" in said
-
-
-def test_data_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "coco" / "annotations").mkdir(parents=True)
-    (tmp_path / "coco" / "val2017").mkdir()
-    instances = {"images": [], "annotations": [], "categories": []}
-    (tmp_path / "coco" / "annotations" / "instances_val2017.json").write_text(json.dumps(instances))
-    for data, word in (
-        (f"folder:{tmp_path / 'missing'}", "missing"),
-        (f"folder:{tmp_path / 'empty'}", "empty"),
-        (f"coco:{tmp_path / 'empty'}", "annotations"),
-        (f"coco:{tmp_path / 'coco'}", "images"),
-        (str(tmp_path / "empty"), "folder:"),
-        ("world:martian", "prior"),
-    ):
-        out = tmp_path / "run"
-        assert word in refused(capsys, "train", *RANDOM, "--data", data, "--out", str(out), *SHORT)
-        assert not out.exists()
-
-
-def test_a_text_file_named_jpg_is_skipped_and_counted_or_refused(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (photos / "notes.jpg").write_text("not a picture")
-    arguments = ("train", *RANDOM, "--data", f"folder:{photos}", *SHORT, "--tracker", "none")
-    assert "notes.jpg" in refused(capsys, *arguments, "--strict", "--out", str(tmp_path / "strict"))[:400]
-    main([*arguments, "--out", str(tmp_path / "run")])
-    assert (tmp_path / "run" / "card.md").is_file()
-
-
-def test_weights_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_file({"neck.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
-    said = refused(capsys, "stages", "vit_tiny_patch16_224", "--weights", str(tmp_path / "other.safetensors"))
-    assert "another model" in said
-    (tmp_path / "text.pth").write_text("hello")
-    said = refused(capsys, "stages", "vit_tiny_patch16_224", "--weights", str(tmp_path / "text.pth"))
-    assert "text.pth" in said
-    assert "weights" in refused(capsys, "stages", str(tmp_path / "other.safetensors"))
 
 
 def test_a_chain_whose_model_is_gone(
@@ -342,13 +254,13 @@ def test_reconstruct_replaces_its_own_pictures_alone(photos: Path, tmp_path: Pat
 def test_verify_stages_and_models_as_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main(["verify", "vit_tiny_patch16_224", "--size", "32x32", "--json", str(tmp_path / "verify.json")])
+    main(["verify", "test_vit", "--size", "32x32", "--json", str(tmp_path / "verify.json")])
     assert "all right" in capsys.readouterr().out
     found = json.loads((tmp_path / "verify.json").read_text())
-    assert len(found["sites"]) == 14
+    assert len(found["sites"]) == 2 + 6
     assert all(site["identity"] and site["edit_changes_output"] and site["gradient"] for site in found["sites"])
-    main(["stages", "vit_tiny_patch16_224", "--random-weights", "--json", str(tmp_path / "stages.json")])
-    assert json.loads((tmp_path / "stages.json").read_text())[0]["grid"] == "14x14"
+    main(["stages", "test_vit", "--random-weights", "--json", str(tmp_path / "stages.json")])
+    assert json.loads((tmp_path / "stages.json").read_text())[0]["grid"] == "10x10"
     monkeypatch.setattr("backsight.catalogue.MODELS", {"vit": MODELS["vit"]})
     monkeypatch.setattr("backsight.catalogue.shipped_names", list)
     main(["models", "--json", str(tmp_path / "models.json")])
@@ -470,10 +382,4 @@ def test_runs_that_are_not_there_are_told_before_any_experiment(
     monkeypatch.setattr("backsight.reproduction._do", None)
     said = refused(capsys, "reproduce", "--out", str(tmp_path / "out"), "--runs", "nope")
     assert "no run in nope" in said
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_setting_out_of_range_leaves_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("zoo/vit-prior", "--set", "num_pictures=-3", "--out", str(tmp_path / "out"))
-    assert "'num_pictures' of the experiment is -3" in refused(capsys, "experiment", "reconstruct", *arguments)
     assert not (tmp_path / "out").exists()

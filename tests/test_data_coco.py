@@ -33,7 +33,6 @@ def test_boxes_labels_crowds_and_masks(tmp_path: Path) -> None:
     assert sample.target.labels.sort().values.tolist() == [3, 3, 7]
     assert sample.target.crowd.tolist() == [True, False, False]  # the annotations are in reverse
     torch.testing.assert_close(sample.target.boxes[2], torch.tensor([0.0, 1, 5, 11]))
-    assert sample.target.masks is not None
     assert sample.target.masks[2].sum() == 5 * 10
     assert annotated(f"coco:{tmp_path}", PIXELS)["val2017/2.png"].target.masks is None
 
@@ -255,9 +254,8 @@ def test_annotations_of_another_photo_leave_it_out(tmp_path: Path, what: str, ca
 )
 def test_annotations_that_are_not_cocos(tmp_path: Path, content: str, message: str) -> None:
     (write_coco(tmp_path, "val", 3) / "annotations" / "instances_val.json").write_text(content)
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message):
         opened(f"coco:{tmp_path}", PIXELS)
-    assert "\n" not in str(caught.value)
 
 
 def test_folders_that_are_not_cocos(tmp_path: Path) -> None:

@@ -44,7 +44,6 @@ def test_one_parquet_file_is_divided(tmp_path: Path) -> None:
     assert sizes(opened(f"hf:{path}", PIXELS)) == (36, 2, 2)
     assert splits.train.classes == {0: "cat", 1: "dog"}
     sample = splits.train[0]
-    assert sample is not None
     assert sample.image.shape == (3, 16, 24)
     assert sample.target.label == int(sample.id.split("/")[1]) % 2
 
@@ -119,9 +118,8 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
         f"hf:{tmp_path}/empty": "cannot load",
         f"hf:{tmp_path}/saved:tset": "cannot load",
     }.items():
-        with pytest.raises(UserError, match=message) as caught:
+        with pytest.raises(UserError, match=message):
             opened(spec, PIXELS)
-        assert "\n" not in str(caught.value)
 
 
 def test_real_photos() -> None:

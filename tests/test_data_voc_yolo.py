@@ -139,7 +139,6 @@ def test_polygons_of_yolo_are_outlines(tmp_path: Path) -> None:
     write_yolo(tmp_path / "images", 3, "0 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75\n")
     (target, *_) = [sample.target for sample in annotated(f"yolo:{tmp_path}", PIXELS, masks=True).values()]
     assert target.boxes.tolist() == [[8, 6, 24, 18]]
-    assert target.masks is not None
     assert target.masks[0, 6:18, 8:24].all()
     assert target.masks.sum() == 12 * 16
 

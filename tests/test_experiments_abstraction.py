@@ -7,20 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from backsight.core import UserError
 from backsight.data import Target, open_data
-from backsight.experiments.abstraction import ABSTRACTION, divide, measure
-from backsight.experiments.run import run_experiment
-from backsight.experiments.subject import Subject
+from backsight.experiments.abstraction import divide, measure
 from backsight.metrics import contrast_kept
-from backsight.models import load_model
 from known_chains import check_contract, random_subject
-from stand_in_chains import Painter, paint_grey, paint_input
-
-
-@pytest.fixture(scope="module")
-def detector():
-    return load_model("zoo/detr-prior")
+from stand_in_chains import paint_grey, paint_input, painted
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +59,7 @@ def test_plain_and_empty_regions_have_no_answer() -> None:
 
 @pytest.mark.parametrize(("paint", "kept"), [(paint_input, 1.0), (paint_grey, 0.0)])
 def test_known_answers(detector, scenes, paint, kept: float) -> None:
-    subject = Subject(detector, Painter(detector, paint(detector)), scenes, num_images=24)
+    subject = painted(detector, paint, scenes, 24)
     result = measure(subject)
     for metric in ("contrast kept", "pattern kept"):
         for each in result.select(metric=metric):
@@ -81,7 +72,7 @@ def test_known_answers(detector, scenes, paint, kept: float) -> None:
 
 def test_the_mean_image_is_the_unit_of_every_region(detector, scenes) -> None:
     mean = torch.full((3, 96, 96), 0.5)
-    subject = Subject(detector, Painter(detector, paint_grey(detector)), scenes, num_images=12, mean_image=mean)
+    subject = painted(detector, paint_grey, scenes, 12, mean_image=mean)
     result = measure(subject)
     regions = result.values_of("region")
     assert regions == ["detected", "undetected", "object", "background"]
@@ -91,7 +82,7 @@ def test_the_mean_image_is_the_unit_of_every_region(detector, scenes) -> None:
 
 
 def test_regions_divide_the_pixels(detector, scenes) -> None:
-    subject = Subject(detector, Painter(detector, paint_grey(detector)), scenes, num_images=16)
+    subject = painted(detector, paint_grey, scenes, 16)
     (batch,) = subject.batches
     regions = divide(subject, batch, 0.5)
     assert torch.equal(regions["detected"] | regions["undetected"], regions["object"])
@@ -106,7 +97,7 @@ def test_regions_divide_the_pixels(detector, scenes) -> None:
 
 
 def test_crowds_are_in_no_region(detector, scenes) -> None:
-    subject = Subject(detector, Painter(detector, paint_grey(detector)), scenes, num_images=2)
+    subject = painted(detector, paint_grey, scenes, 2)
     (batch,) = subject.batches
     masks = torch.zeros(2, 96, 96, dtype=torch.bool)
     masks[0, :20, :20] = True
@@ -132,26 +123,3 @@ def test_contract(family: str, tmp_path: Path) -> None:
     for each in result.select(metric="mse", region="background"):
         assert each.values.shape[1] == 4
         assert each.values.isfinite().all()
-
-
-def test_data_without_masks_is_refused(detector, tmp_path: Path) -> None:
-    class Boxes:
-        name, classes = "boxes", {}
-
-        def __len__(self) -> int:
-            return 1
-
-        def __getitem__(self, index: int):
-            from backsight.data import Sample
-
-            image = torch.zeros(3, 96, 96, dtype=torch.uint8)
-            return Sample(
-                image, "0", Target(torch.ones(1, 4), torch.zeros(1, dtype=torch.int64), crowd=torch.zeros(1) > 0)
-            )
-
-        def fingerprint(self) -> str:
-            return "0"
-
-    subject = Subject(detector, Painter(detector, paint_grey(detector)), Boxes())
-    with pytest.raises(UserError, match="no instance masks"):
-        run_experiment(ABSTRACTION, [subject], tmp_path)

@@ -13,7 +13,7 @@ from backsight.chain import ChainEnsemble, build_chain
 from backsight.core import UserError
 from backsight.data import open_data
 from backsight.engine import StagedModel
-from backsight.experiments import EXPERIMENTS, Subject, run_experiment
+from backsight.experiments import Subject
 from backsight.experiments.attention_ablation import (
     ALONE,
     FULL,
@@ -186,11 +186,3 @@ def test_the_plain_condition_is_the_model_itself(model: StagedModel) -> None:
     labels = torch.tensor([target.label for target in batch.targets])
     right = (model.run(batch.images).output.argmax(-1) == labels).double()
     assert torch.equal(result.one(condition=FULL, metric="accuracy").values[0], right)
-
-
-def test_detectors_are_refused(tmp_path: Path) -> None:
-    model = build_small("detr")
-    ensemble = ChainEnsemble([build_chain(model, make_plans(model), 0).eval()])
-    subject = Subject(model, ensemble, open_data("world:prior", model.pixels).test, num_images=2)
-    with pytest.raises(UserError, match="attention_ablation is for models that classify"):
-        run_experiment(EXPERIMENTS["attention_ablation"], [subject], tmp_path)

@@ -7,7 +7,6 @@ import io
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,19 @@ from backsight.engine import StagedModel
 from backsight.evaluation import MeanImage, mean_image_of
 from backsight.experiments import EXPERIMENTS, Experiment, Measurement, Picture, Result, Subject, run_experiment
 from backsight.experiments import subject as subject_module
+from backsight.experiments.controls import controls_of, untrained
 from backsight.figures import error_bars
 from backsight.metrics import interval
 from backsight.results import FORMAT
-from known_chains import Pictures, perfect_chain, random_subject, subject_of, untrained_chain, untrained_subject
+from known_chains import (
+    Pictures,
+    perfect_chain,
+    perfect_subject,
+    random_subject,
+    subject_of,
+    untrained_chain,
+    untrained_subject,
+)
 from numerics import assert_rounding
 from small import build_small
 
@@ -119,20 +127,6 @@ def test_measurements_are_found_by_their_labels():
             result.one(**labels)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", '{"format": "other/2"}', json.dumps({"format": FORMAT}), "no json"],
-    ids=["empty", "list", "no format", "another format", "no fields", "text"],
-)
-def test_what_is_no_result_is_refused_in_one_line(tmp_path: Path, text: str):
-    (tmp_path / "result.json").write_text(text)
-    with pytest.raises(UserError) as caught:
-        Result.load(tmp_path)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="no result at"):
-        Result.load(tmp_path / "elsewhere")
-
-
 def test_values_have_two_dimensions():
     with pytest.raises(ValueError, match=r"\(seeds, images\)"):
         result_of(Measurement({}, torch.ones(3))).to_json()
@@ -155,15 +149,14 @@ class Counting:
         monkeypatch.setattr(model, "run", run)
 
 
-def test_passes_and_reconstructions_are_computed_once(small_model: Models, monkeypatch: pytest.MonkeyPatch):
-    model = small_model("vit")
-    subject = untrained_subject(model)
-    counting = Counting(model, monkeypatch)
+def test_passes_and_reconstructions_are_computed_once(vit: StagedModel, monkeypatch: pytest.MonkeyPatch):
+    subject = untrained_subject(vit)
+    counting = Counting(vit, monkeypatch)
     for _ in range(2):
         for batch in subject.batches:
             images = subject.reconstruct(batch, "encoder")
             assert images is subject.reconstruct(batch, "encoder")
-            assert images.shape == (2, len(batch.ids), 3, *model.pixels.size)
+            assert images.shape == (2, len(batch.ids), 3, *vit.pixels.size)
             assert (
                 subject.reconstruct(batch, "encoder", "backbone").shape[2:]
                 == subject.trace(batch)["backbone"].shape[1:]
@@ -171,10 +164,9 @@ def test_passes_and_reconstructions_are_computed_once(small_model: Models, monke
     assert counting.passes == len(subject.batches) == 2
 
 
-def test_a_small_cache_forgets_the_oldest_and_stays_right(small_model: Models, monkeypatch: pytest.MonkeyPatch):
-    model = small_model("vit")
-    subject = untrained_subject(model, cache=1)
-    counting = Counting(model, monkeypatch)
+def test_a_small_cache_forgets_the_oldest_and_stays_right(vit: StagedModel, monkeypatch: pytest.MonkeyPatch):
+    subject = untrained_subject(vit, cache=1)
+    counting = Counting(vit, monkeypatch)
     kept = [subject.reconstruct(batch, "encoder") for batch in subject.batches]
     again = [subject.reconstruct(batch, "encoder") for batch in subject.batches]
     assert all(map(torch.equal, kept, again))
@@ -203,10 +195,9 @@ def test_reconstructions_with_other_options_are_cached_apart(small_model: Models
     assert not own.requires_grad
 
 
-def test_values_are_joined_in_the_order_of_the_images(small_model: Models):
-    model = small_model("vit")
-    data = Pictures(model.pixels.size, 7, unreadable=[2])
-    subject = untrained_subject(model, 1, data=data)
+def test_values_are_joined_in_the_order_of_the_images(vit: StagedModel):
+    data = Pictures(vit.pixels.size, 7, unreadable=[2])
+    subject = untrained_subject(vit, 1, data=data)
     assert [name for batch in subject.batches for name in batch.ids] == [f"square {n}" for n in (0, 1, 3, 4, 5, 6)]
     assert subject.num_images == 6
     means = subject.collect(lambda batch: batch.images.mean((1, 2, 3)))
@@ -249,11 +240,9 @@ def test_the_mean_image_of_a_run(tmp_path: Path):
     image = torch.rand(3, 4, 5)
     save_file({"mean_image": image}, tmp_path / "mean_image.safetensors")
     found = mean_image_of(tmp_path)
-    assert found is not None
     assert torch.equal(found, image)
     save_file({"mean_image": image.half()}, tmp_path / "mean_image.safetensors")
     found = mean_image_of(tmp_path)
-    assert found is not None
     assert found.dtype == torch.float32
     assert torch.equal(found, image.half().float())
 
@@ -262,19 +251,18 @@ def against(subject: Subject) -> torch.Tensor:
     return torch.cat([subject.baseline.against(batch) for batch in subject.batches])
 
 
-def test_the_mean_of_the_images_themselves_is_held_against_them_without_bias(small_model: Models):
-    model = small_model("vit")
-    subject = untrained_subject(model, 1)
+def test_the_mean_of_the_images_themselves_is_held_against_them_without_bias(vit: StagedModel):
+    subject = untrained_subject(vit, 1)
     images = torch.cat([batch.images for batch in subject.batches])
     error = (against(subject) - images).double().square().mean(0)
     assert torch.allclose(error, images.double().var(0, correction=1), atol=1e-6)
     others = torch.stack([torch.cat([images[:index], images[index + 1 :]]).mean(0) for index in range(len(images))])
     beyond = (against(subject) - images).abs() - (others - images).abs()  # that of the mean of all others is too high
     assert beyond.max() <= 1e-6
-    given = untrained_subject(model, 1, mean_image=torch.full_like(images[0], 0.25))
+    given = untrained_subject(vit, 1, mean_image=torch.full_like(images[0], 0.25))
     assert given.baseline.counts is None
     assert against(given).unique().tolist() == [0.25]
-    assert against(untrained_subject(model, 1, num_images=1)).isnan().all()
+    assert against(untrained_subject(vit, 1, num_images=1)).isnan().all()
 
 
 def test_on_average_it_is_the_error_of_the_true_mean():
@@ -300,12 +288,6 @@ def test_of_padded_images_only_the_pictures_are_held_against():
 # ---- experiments
 
 
-def test_experiments_are_listed_by_their_name():
-    for name, experiment in EXPERIMENTS.items():
-        assert experiment.name == name
-        assert experiment.question.endswith("?")
-
-
 @pytest.mark.parametrize(
     ("need", "words"), [("masks", "instance masks"), ("boxes", "boxes of objects"), ("labels", "class of the whole")]
 )
@@ -322,14 +304,6 @@ def test_data_that_lacks_something_is_refused_before_anything_is_measured(
     assert not (tmp_path / "out").exists()
 
 
-def test_data_with_what_is_needed_fits(small_model: Models):
-    subject = untrained_subject(small_model("vit"), 1)
-    size = subject.model.pixels.size
-    whole = Target(torch.tensor([[0.0, 0, 5, 5]]), torch.tensor([1]), torch.ones(1, *size, dtype=torch.bool), label=3)
-    subject.batches = [replace(batch, targets=(whole, *batch.targets[1:])) for batch in subject.batches]
-    subject.require("masks", "boxes", "labels")
-
-
 def test_a_model_of_another_kind_is_refused(small_model: Models, tmp_path: Path):
     experiment = Experiment(
         "detecting", "What?", lambda subject: result_of(), lambda r: error_bars({}), (), ("detect",)
@@ -340,3 +314,48 @@ def test_a_model_of_another_kind_is_refused(small_model: Models, tmp_path: Path)
     model = small_model("detr")
     images = Pictures(model.pixels.size).floats
     assert experiment.fits(subject_of(model, [perfect_chain(model, images)])) == ""
+
+
+# ---- controls
+
+
+Models = Callable[[str], StagedModel]
+
+
+def test_controls_share_the_images_and_the_structure(small_model: Models, tmp_path: Path):
+    subject = untrained_subject(small_model("detr"), seeds=2)
+    inverse, model = controls_of(subject, num_images=5)
+    assert (inverse.name, model.name) == ("small detr, untrained inverse", "small detr, untrained model")
+    assert (inverse.model, model.model is subject.model) == (subject.model, False)
+    assert model.card()["random"]
+    assert inverse.card()["of"] == subject.name
+    for each in (inverse, model):
+        assert (each.num_images, each.seeds, each.stages) == (5, [0], subject.stages)
+        assert torch.equal(each.mean_image, subject.mean_image)
+        assert torch.equal(each.batches[0].images, subject.batches[0].images)
+    result = run_experiment(EXPERIMENTS["reconstruct"], [subject, inverse], tmp_path, {"num_pictures": 2})
+    assert {each.labels["model"] for each in result.pictures} == {subject.name}
+    assert result.one(model=inverse.name, stage="encoder", of="seeds").values.shape == (1, 5)
+
+
+def test_an_untrained_inverse_does_not_know_the_images(small_model: Models):
+    subject = perfect_subject(small_model("vit"))
+    subject.ensemble.chains[0].plans = untrained_subject(subject.model, 1).ensemble.chains[0].plans
+    inverse, _ = controls_of(subject)
+    batch = inverse.batches[0]
+    assert (subject.reconstruct(batch, "encoder")[0] - batch.images).abs().max() < 1e-4
+    assert (inverse.reconstruct(batch, "encoder")[0] - batch.images).abs().mean() > 0.05
+
+
+def test_an_untrained_model_has_other_weights_and_the_model_keeps_its_own(small_model: Models):
+    for family in ("detr", "vit"):
+        model = small_model(family)
+        before = {name: value.clone() for name, value in model.module.state_dict().items()}
+        copy = untrained(model)
+        assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())
+        own = dict(copy.module.named_parameters())
+        moved = [name for name, value in model.module.named_parameters() if not torch.equal(value, own[name])]
+        assert len(moved) > 0.9 * len(own)
+        assert all(value.isfinite().all() for value in own.values())
+        assert (copy.stages, copy.spec) == (model.stages, model.spec)
+        assert all(map(torch.equal, copy.module.parameters(), untrained(model).module.parameters()))  # by its seed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,19 @@ import torch
 
 import backsight as bs
 from backsight.core import UserError
-from backsight.data import Target, open_data
+from backsight.data import Target
 from backsight.data.world.scenes import class_hues
 from backsight.engine import StagedModel
 from backsight.experiments import Result, Subject
 from backsight.experiments.color_perturbation import SIX, hue_retention, pairwise_error
 from backsight.experiments.color_perturbation import measure as perturb_colours
-from backsight.experiments.objects import (
-    category_mask,
-    category_masks,
-    fill_boxes,
-    find_class,
-    object_masks,
-)
+from backsight.experiments.objects import category_mask, category_masks, fill_boxes, find_class, object_masks
 from backsight.experiments.prototypes import OTHERS, OWN, colour_of, hues_of_classes
 from backsight.experiments.prototypes import measure as find_prototypes
 from backsight.perturb import HUES, hsv_to_rgb, hue_unit, recolour, rgb_to_hsv, to_grey
 from known_chains import check_contract, random_subject
 from pixel_toy import paint_patches, pixel_model
-from stand_in_chains import Painter, paint_grey
+from stand_in_chains import paint_grey, painted
 
 MASK = torch.zeros(8, 8, dtype=torch.bool)
 MASK[2:6, 2:6] = True
@@ -66,10 +61,8 @@ def test_objects_are_no_crowds() -> None:
     target = Target(boxes, torch.tensor([5, 6, 7]), masks, torch.tensor([False, False, True]))
     assert torch.equal(object_masks(target, (8, 8)), masks[:2])
     largest = category_mask(target, (8, 8))
-    assert largest is not None
     assert torch.equal(largest, masks[0])
     small = category_mask(target, (8, 8), 6)
-    assert small is not None
     assert torch.equal(small, masks[1])
     assert category_mask(target, (8, 8), 7) is None
     assert category_mask(Target(), (8, 8)) is None
@@ -120,11 +113,9 @@ def test_hue_retention_in_between() -> None:
 
 @pytest.mark.parametrize(("perfect", "kept"), [(True, 1.0), (False, 0.0)])
 def test_colour_perturbation_known_answers(perfect: bool, kept: float) -> None:
-    model = pixel_model()
-    paint = paint_patches(model) if perfect else paint_grey(model)
-    subject = Subject(model, Painter(model, paint), open_data("world:prior", model.pixels).test, num_images=8)
+    subject = painted(pixel_model(), paint_patches if perfect else paint_grey, "world:prior", 8)
     result = perturb_colours(subject)
-    for stage in model.stages:
+    for stage in subject.stages:
         for region in ("image", "object"):
             given = result.one(stage="input", metric="pairwise mse", region=region)
             found = result.one(stage=stage, metric="pairwise mse", region=region)
@@ -139,9 +130,7 @@ def test_colour_perturbation_known_answers(perfect: bool, kept: float) -> None:
 
 
 def test_hues_change_the_objects_of_a_category_and_grey_the_whole_image() -> None:
-    model = pixel_model()
-    data = open_data("world:prior", model.pixels).test
-    subject = Subject(model, Painter(model, paint_patches(model)), data, num_images=4)
+    subject = painted(pixel_model(), paint_patches, "world:prior", 4)
     result = perturb_colours(subject, num_pictures=1)
     original, red, grey = (result.shown(stage="input", filter=name)[0].image for name in ("none", "red", "grey"))
     assert torch.allclose(grey, to_grey(original), atol=1e-6)
@@ -151,30 +140,13 @@ def test_hues_change_the_objects_of_a_category_and_grey_the_whole_image() -> Non
 
 
 def test_what_is_measured_is_averaged_over_the_categories_in_an_image() -> None:
-    model = pixel_model()
-    data = open_data("world:prior", model.pixels).test
-    subject = Subject(model, Painter(model, paint_patches(model)), data, num_images=6)
+    subject = painted(pixel_model(), paint_patches, "world:prior", 6)
     labels = {"stage": "input", "metric": "pairwise mse", "region": "object"}
     every = perturb_colours(subject, num_pictures=0).one(**labels).values
     names = sorted({subject.data.classes[int(label)] for b in subject.batches for t in b.targets for label in t.labels})
     alone = [perturb_colours(subject, category=name, num_pictures=0).one(**labels).values for name in names]
     assert sum(each.isfinite() for each in alone).max() > 1  # categories in one image
     assert torch.allclose(torch.stack(alone).nanmean(0), every, equal_nan=True)
-
-
-def test_one_category_alone() -> None:
-    model = pixel_model()
-    subject = Subject(
-        model, Painter(model, paint_patches(model)), open_data("world:prior", model.pixels).test, num_images=8
-    )
-    result = perturb_colours(subject, category="triangle", num_pictures=0)
-    label = find_class(subject.data.classes, "triangle")
-    there = torch.tensor([label in target.labels for batch in subject.batches for target in batch.targets])
-    values = result.one(stage="backbone", metric="hue retention").values
-    assert torch.equal(values.isfinite().all(0), there)
-    assert result.pictures == []
-    with pytest.raises(UserError, match="no class 'unicorn'"):
-        perturb_colours(subject, category="unicorn")
 
 
 # ---- prototypes
@@ -195,7 +167,7 @@ def test_the_colour_of_a_region() -> None:
     assert float(colour_of(two, MASK, hues[0])["alignment", OWN]) == pytest.approx(0.5, abs=1e-6)
 
 
-def paint_hue(model: StagedModel, hue: float | None) -> Callable[[Any], torch.Tensor]:
+def paint_hue(hue: float | None, model: StagedModel) -> Callable[[Any], torch.Tensor]:
     """Paints every pixel in ``hue``, or in its own grey for None."""
     patches = paint_patches(model)
 
@@ -207,12 +179,10 @@ def paint_hue(model: StagedModel, hue: float | None) -> Callable[[Any], torch.Te
 
 
 def test_prototypes_known_answers() -> None:
-    model = pixel_model()
-    data = open_data("world:prior:single", model.pixels).test
     for hue in (None, 45.0):
-        subject = Subject(model, Painter(model, paint_hue(model, hue)), data, num_images=24)
+        subject = painted(pixel_model(), partial(paint_hue, hue), "world:prior:single", 24)
         result = find_prototypes(subject, num_classes=8)
-        for stage in model.stages:
+        for stage in subject.stages:
             saturation = result.one(stage=stage, metric="saturation", **{"class": "all"})
             assert saturation.known().numel() == 48
             assert saturation.mean() == pytest.approx(0 if hue is None else 0.8, abs=1e-5)
@@ -227,10 +197,8 @@ def test_prototypes_known_answers() -> None:
 
 
 def test_class_hues_come_from_the_law_or_from_the_images() -> None:
-    model = pixel_model()
-    data = open_data("world:defining:single", model.pixels).test
-    subject = Subject(model, Painter(model, paint_grey(model)), data, num_images=40)
-    law = hues_of_classes(subject)
+    subject = painted(pixel_model(), paint_grey, "world:defining:single", 40)
+    law, data = hues_of_classes(subject), subject.data
     assert len(law) == 8
 
     class Unlawful:
@@ -245,7 +213,7 @@ def test_class_hues_come_from_the_law_or_from_the_images() -> None:
         def fingerprint(self) -> str:
             return ""
 
-    seen = hues_of_classes(Subject(model, Painter(model, paint_grey(model)), Unlawful(), num_images=40))
+    seen = hues_of_classes(painted(subject.model, paint_grey, Unlawful(), 40))
     assert len(seen) >= 6
     for label, unit in seen.items():
         assert abs(unit) == pytest.approx(1)

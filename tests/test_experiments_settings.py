@@ -5,33 +5,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from backsight.chain import ChainEnsemble, build_chain
 from backsight.core import UserError
-from backsight.data.world import World
 from backsight.experiments import EXPERIMENTS, Subject, run_experiment, truth
 from backsight.experiments.run import check_settings
-from backsight.tasks import make_plans
+from known_chains import random_subject
 from marks import quick
-from small import build_small
-
-INVERSES = {
-    "detr": ["backbone=local:depth=1", "encoder=encoder:depth=1", "decoder=decoder:depth=1"],
-    "vit": ["encoder=blocks:depth=1"],
-}
-
-
-@cache
-def small_subject(family: str) -> Subject:
-    model = build_small(family)
-    chains = ChainEnsemble([build_chain(model, make_plans(model, INVERSES[family]), 0).eval()])
-    return Subject(model, chains, World("prior", model.pixels.size, 2, 4, single=family == "vit"), batch_size=4)
 
 
 def settings_of(measure: Callable[..., Any]) -> dict[str, Any]:
@@ -59,13 +43,12 @@ def test_a_wrong_setting_is_refused_in_one_line(name: str, setting: str):
     default = settings_of(measure)[setting]
     assert check_settings(measure, {setting: default}).keys() == {setting}
     for value in wrong_values(setting, default):
-        with pytest.raises(UserError, match=f"^'{setting}' of ") as error:
+        with pytest.raises(UserError, match=f"^'{setting}' of "):
             check_settings(measure, {setting: value})
-        assert "\n" not in str(error.value)
 
 
 def test_wrong_lists_are_refused_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    subject = small_subject("vit")
+    subject = random_subject("vit")
     monkeypatch.setattr(Subject, "trace", None)
     for name, settings in (
         ("token_noise", {"shares": []}),
@@ -93,18 +76,18 @@ LEAST = {
 
 
 @pytest.mark.parametrize("name", quick(LEAST, "reconstruct", "token_noise", "abstraction", "detection_errors"))
-def test_the_least_is_measured_and_drawn(name: str, tmp_path: Path):
+def test_the_least_is_measured_and_drawn(name: str):
     experiment = EXPERIMENTS[name]
-    subjects = [each for each in map(small_subject, INVERSES) if not experiment.fits(each)]
+    subjects = [each for each in map(random_subject, ("detr", "vit")) if not experiment.fits(each)]
     assert subjects
-    for number, subject in enumerate(subjects):
-        result = run_experiment(experiment, [subject], tmp_path / str(number), LEAST[name])
+    for subject in subjects:
+        result = experiment.measure(subject, **LEAST[name])
         assert result.measurements
         assert bool(result.pictures) is (name == "reconstruct")
-        assert (tmp_path / str(number) / "figure.png").stat().st_size > 1000
+        assert experiment.draw(result)
 
 
 def test_too_few_scenes_for_a_probe_are_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(truth, "_survivals", None)
     with pytest.raises(UserError, match=r"num_training=3: \d pictures of these scenes have .* a probe needs 10"):
-        truth.measure(small_subject("vit"), num_scenes=2, num_training=3)
+        truth.measure(random_subject("vit"), num_scenes=2, num_training=3)

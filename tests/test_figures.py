@@ -1,10 +1,12 @@
 """Figures can be read in print: nothing clipped, no tiny letters, the legend in the order of the lines."""
 
+import logging
 import math
 import subprocess
 import sys
 from dataclasses import replace
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -23,6 +25,8 @@ from backsight.figures import (
     draw_detections,
     draw_frames,
     error_bars,
+    fonts,
+    grid,
     image_png,
     pages,
     panel_part,
@@ -72,16 +76,14 @@ FIGURES = {
             ),
         ]
     ),
-    "pictures": lambda: pages(
-        [
-            picture_part(
-                [pictures(5), pictures(5, (64, 48))],
-                ["input", *STAGES],
-                [LONG, "b.jpg"],
-                [[[("car 97 %", PALETTE[0]), ("dog 88 %", PALETTE[1])], *["MSE 0.0123"] * 4]] * 2,
-            )
-        ]
-    ),
+    "grid": lambda: [
+        grid(
+            [pictures(5), pictures(5, (64, 48))],
+            ["input", *STAGES],
+            [LONG, "b.jpg"],
+            [[[("car 97 %", PALETTE[0]), ("dog 88 %", PALETTE[1])], *["MSE 0.0123"] * 4]] * 2,
+        )
+    ],
     "error_bars": lambda: [
         error_bars({"detr-resnet-50": points(0.01), "vit": points(0.002, STAGES[:2])}, {"mean image": 0.03})
     ],
@@ -137,7 +139,7 @@ def test_pages_are_cut_between_rows_that_belong_together():
 
 
 def test_pictures_have_one_width_and_keep_their_proportion():
-    (axes,) = FIGURES["pictures"]()[0].axes
+    (axes,) = FIGURES["grid"]()[0].axes
     boxes = [image.get_extent() for image in axes.images]
     widths, heights = ([abs(box[i + 1] - box[i]) for box in boxes] for i in (0, 2))
     assert numpy.ptp(widths) < 1e-6
@@ -145,12 +147,12 @@ def test_pictures_have_one_width_and_keep_their_proportion():
 
 
 def test_pictures_may_have_holes_but_not_ragged_rows():
-    (axes,) = pages([picture_part([[pictures(1)[0], None]], ["input", "encoder"], [""])])[0].axes
+    (axes,) = grid([[pictures(1)[0], None]], ["input", "encoder"], [""]).axes
     assert len(axes.images) == 1
     with pytest.raises(ValueError, match="needs 2 pictures"):
-        picture_part([pictures(3)], ["input", "encoder"], [""])
+        grid([pictures(3)], ["input", "encoder"], [""])
     with pytest.raises(ValueError, match="0 rows"):
-        picture_part([], ["input"], [])
+        grid([], ["input"], [])
 
 
 def test_blocks_stand_side_by_side_and_those_without_pictures_are_left_out():
@@ -259,3 +261,29 @@ def test_boxes_beyond_the_edge_and_crowded_names_stay_inside():
 def test_importing_loads_no_matplotlib():
     code = f"import sys, {figures.__name__}; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- letters of any script
+
+
+def test_a_font_is_taken_that_has_the_letters(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    letters = {"own": "cat", "other": "cat\u732b"}
+    monkeypatch.setattr(fonts, "installed", lambda: {fonts.OWN: "own", "Noto Sans CJK SC": "other"})
+    charmaps = {
+        path: SimpleNamespace(get_charmap=lambda known=known: set(map(ord, known))) for path, known in letters.items()
+    }
+    monkeypatch.setattr("matplotlib.ft2font.FT2Font", charmaps.__getitem__)
+    fonts._font_file.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert [fonts.font_file(text) for text in ("cat", "a \u732b".replace(" ", ""))] == ["own", "other"]
+        assert caplog.text == ""
+        assert [fonts.font_file("\u0e41"), fonts.font_file("\u0e41")] == ["own", "own"]
+    assert caplog.text.count("no font here has '\u0e41'") == 1
+    fonts._font_file.cache_clear()
+
+
+def test_matplotlib_s_own_comes_first() -> None:
+    assert next(iter(fonts.installed())) == "DejaVu Sans"
+    assert fonts.font_file("caf\u00e9 80 %").endswith("DejaVuSans.ttf")

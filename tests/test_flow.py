@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from backsight.io import write_bytes
 from backsight.options import TrainOptions
 from backsight.perturb import hue_unit
 from backsight.report.reconstruct import reconstruct
-from backsight.tasks import Modular, make_plans, make_task
+from backsight.tasks import make_plans, make_task
 from backsight.training.updates import Updates, schedule
 from known_chains import check_contract, random_subject
 from marks import quick
@@ -42,11 +41,6 @@ def small_chain(model: StagedModel, seed: int = 0, changes: tuple[str, ...] = SM
             for network in (inverse.mean, inverse.velocity):
                 nn.init.normal_(network.end.weight, std=0.05)
     return chain
-
-
-@pytest.fixture(scope="module")
-def detr(small_model: Callable[[str], StagedModel]) -> StagedModel:
-    return small_model("detr")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +75,6 @@ def trained() -> tuple[StagedModel, Flow]:
     model = StagedModel(WithoutSign(), spec, pixels, name="toy")
     torch.manual_seed(0)
     flow = build_inverse("flow", model.layout("only"), model.layout(IMAGE), {"width": 32, "depth": 1})
-    assert isinstance(flow, Flow)
     moments, steps = flow.moments(), 300
     moments.add(model.run(two_answers(64))["only"], two_answers(64))
     flow.begin(moments)
@@ -124,7 +117,6 @@ def test_the_inverse_without_noise_is_the_mean_of_its_draws(trained: tuple[Stage
 def test_it_samples_and_learns_for_every_layout(case: str) -> None:
     source, target = CASES[case]
     flow = build_inverse("flow", source, target, {"width": 8, "depth": 1, "steps": 2})
-    assert isinstance(flow, Flow)
     features = torch.randn(2, source.tokens, source.width)
     shape = (3, *target.grid) if target.image else (target.tokens, target.width)
     draws = flow.sample(features, torch.randn(2, *flow.noise_shape))
@@ -184,7 +176,6 @@ def test_it_is_trained_beside_the_mean_on_its_own_component_alone(tmp_path: Path
     model = build_small("detr")
     options = TrainOptions(data="world:prior", out=tmp_path, inverse=SMALL, seeds=1, steps=1)
     task = make_task(model, options)
-    assert isinstance(task, Modular)
     key = Key(0, "encoder", "flow")
     losses = {name: (loss, networks) for name, loss, networks in task.losses(random_images(model))}
     loss, networks = losses[key]
@@ -334,7 +325,6 @@ def test_draws_stand_under_each_picture(chain: InverseChain, detr: StagedModel, 
 
 def test_noise_of_images_has_the_spectrum_of_what_the_mean_leaves() -> None:
     flow = build_inverse("flow", *CASES["stride 4"], {"width": 8, "depth": 1}).train()
-    assert isinstance(flow, Flow)
     generator = torch.Generator().manual_seed(0)
     for _ in range(300):
         images = nn.functional.avg_pool2d(torch.rand(16, 3, 40, 32, generator=generator) - 0.5, 5, 1)

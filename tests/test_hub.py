@@ -24,6 +24,7 @@ from backsight.hub import is_hub_name
 from backsight.hub.card import public_facts
 from backsight.io import write_json, write_text
 from backsight.models import load_model
+from damage import flip
 from numerics import assert_rounding, assert_same_weights
 from small import random_images, save_transformers
 from stand_in_hub import TOKEN, Repository, StandInHub
@@ -60,11 +61,6 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandInH
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
-
-
-@pytest.fixture(scope="module")
-def vit(small_model: Callable[[str], StagedModel]) -> StagedModel:
-    return small_model("vit")
 
 
 def chains_of(model: StagedModel, *seeds: int) -> ChainEnsemble:
@@ -105,7 +101,6 @@ def test_what_is_pushed_is_what_is_fetched(server: StandInHub, run: Path, vit: S
     assert pushed.push_to_hub("me/seen") == f"{server.address}/me/seen"
     fetched = ChainEnsemble.from_pretrained("me/seen")
     assert [chain.seed for chain in fetched.chains] == [0, 1]
-    assert fetched.folder is not None
     assert (fetched.folder / "evaluation.json").is_file()
     fetched.check(vit)
     for ours, theirs in zip(fetched.chains, pushed.chains, strict=True):
@@ -248,7 +243,6 @@ def test_what_is_new_is_fetched_although_there_is_a_cache(server: StandInHub, vi
 def refusal(action: Callable[[], object]) -> str:
     with pytest.raises(UserError) as caught:
         action()
-    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
@@ -278,10 +272,7 @@ TAMPERED: dict[str, tuple[Change, str]] = {
         lambda files: files.update({"chains/0/chain.json": files["chains/0/chain.json"] + b" "}),
         r"chains/0/chain\.json of me/seen is not what its manifest\.json says",
     ),
-    "gone": (
-        lambda files: files.pop("chains/0/backbone.safetensors"),
-        r"chains/0/backbone\.safetensors of me/seen",
-    ),
+    "gone": (lambda files: files.pop("chains/0/backbone.safetensors"), r"chains/0/backbone\.safetensors of me/seen"),
     "no manifest": (lambda files: files.pop("manifest.json"), r"me/seen holds no chains: it has no manifest\.json"),
     "no json": (lambda files: files.update({"manifest.json": b"{"}), r"manifest\.json of me/seen cannot be read"),
     "a list": (lambda files: files.update({"manifest.json": b"[]"}), r"manifest\.json of me/seen cannot be read"),
@@ -313,10 +304,7 @@ def test_what_is_not_as_the_manifest_says_is_refused(what: str, server: StandInH
 def test_a_file_that_is_damaged_in_the_cache_is_named(server: StandInHub, vit: StagedModel) -> None:
     chains_of(vit, 0).push_to_hub("me/seen")
     folder = ChainEnsemble.from_pretrained("me/seen").folder
-    assert folder is not None
-    path = (folder / "chains/0/backbone.safetensors").resolve()
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    flip((folder / "chains/0/backbone.safetensors").resolve())
     assert "chains/0/backbone.safetensors of me/seen is not what" in refusal(
         lambda: ChainEnsemble.from_pretrained("me/seen")
     )

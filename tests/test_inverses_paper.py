@@ -10,17 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DetrConfig
-from transformers.models.detr.modeling_detr import (
-    DetrDecoder,
-    DetrDecoderLayer,
-    DetrEncoder,
-    DetrEncoderLayer,
-    DetrSinePositionEmbedding,
-)
+from transformers.models.detr.modeling_detr import DetrDecoder, DetrEncoder, DetrSinePositionEmbedding
 
 from backsight.core import Layout
-from backsight.inverses import INVERSES, Blocks, Decoder, Encoder, Inverse, PredictionMLP, build_inverse, sine_positions
-from backsight.inverses.transformer import DecoderLayer, EncoderLayer
+from backsight.inverses import INVERSES, Inverse, PredictionMLP, build_inverse, sine_positions
 
 IMAGE = Layout.of_image((480, 640))
 DETR_GRID = Layout(300, 256, ((15, 20),))
@@ -156,110 +149,6 @@ def test_positions_are_those_of_transformers(grid: tuple[int, int], width: int) 
     shape = torch.Size((1, width, *grid))
     expected = embedding(shape, torch.device("cpu"), torch.float32).flatten(2).mT[0]
     torch.testing.assert_close(sine_positions(grid, width), expected, rtol=0, atol=1e-5)
-
-
-SMALL = {"d_model": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
-FORWARD = {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "encoder_layers": 2, "decoder_layers": 2}
-OPTIONS: dict[str, Any] = {"depth": 2, "heads": 4, "feedforward": 48}
-PLACES = Layout(15, 32, ((3, 5),))
-SEVEN = Layout(7, 32)
-
-
-def copy_attention(own: nn.MultiheadAttention, other: Any) -> None:
-    for name, weight, bias in zip("qkv", own.in_proj_weight.chunk(3), own.in_proj_bias.chunk(3), strict=True):
-        projection = getattr(other, f"{name}_proj")
-        projection.weight.data, projection.bias.data = weight.data, bias.data
-    other.o_proj.load_state_dict(own.out_proj.state_dict())
-
-
-def copy_layer(own: EncoderLayer | DecoderLayer, other: Any) -> None:
-    copy_attention(own.self_attn, other.self_attn)
-    other.self_attn_layer_norm.load_state_dict(own.norm1.state_dict())
-    other.mlp.fc1.load_state_dict(own.linear1.state_dict())
-    other.mlp.fc2.load_state_dict(own.linear2.state_dict())
-    last = own.norm3 if isinstance(own, DecoderLayer) else own.norm2
-    other.final_layer_norm.load_state_dict(last.state_dict())
-    if isinstance(own, DecoderLayer):
-        copy_attention(own.multihead_attn, other.encoder_attn)
-        other.encoder_attn_layer_norm.load_state_dict(own.norm2.state_dict())
-
-
-def scrambled(inverse: Inverse) -> Inverse:
-    """Biases and norms too: at their start they would hide where they belong."""
-    for parameter in inverse.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return inverse.eval()
-
-
-def test_the_encoder_computes_what_transformers_does() -> None:
-    torch.manual_seed(0)
-    inverse: Any = scrambled(Encoder(PLACES, PLACES, **OPTIONS))
-    features = torch.randn(2, 15, 32)
-    expected, position = features, sine_positions((3, 5), 32).expand(2, -1, -1)
-    for own in inverse.layers:
-        layer: Any = DetrEncoderLayer(config()).eval()
-        copy_layer(own, layer)
-        expected = layer(expected, None, spatial_position_embeddings=position)
-    torch.testing.assert_close(inverse(features), expected)
-
-
-def test_the_decoder_computes_what_transformers_does() -> None:
-    torch.manual_seed(0)
-    inverse: Any = scrambled(Decoder(SEVEN, PLACES, **OPTIONS))
-    features = torch.randn(2, 7, 32)
-    expected, position = torch.zeros(2, 15, 32), sine_positions((3, 5), 32).expand(2, -1, -1)
-    for own in inverse.layers:
-        layer: Any = DetrDecoderLayer(config()).eval()
-        copy_layer(own, layer)
-        expected = layer(
-            expected,
-            object_queries_position_embeddings=position,
-            encoder_hidden_states=features,
-            spatial_position_embeddings=inverse.query_position.expand(2, -1, -1),
-        )
-    torch.testing.assert_close(inverse(features), inverse.norm(expected))
-
-
-def config() -> DetrConfig:
-    options: dict[str, Any] = {**SMALL, **FORWARD}
-    made = DetrConfig(**options)
-    made._attn_implementation = "eager"
-    return made
-
-
-def test_without_positions_the_encoder_is_torch_s_own() -> None:
-    torch.manual_seed(0)
-    inverse: Any = scrambled(Encoder(PLACES, PLACES, **OPTIONS))
-    inverse.position.zero_()
-    features = torch.randn(2, 15, 32)
-    expected = features
-    for own in inverse.layers:
-        layer = nn.TransformerEncoderLayer(32, 4, 48, dropout=0.0, batch_first=True).eval()
-        layer.load_state_dict(own.state_dict())
-        expected = layer(expected)
-    torch.testing.assert_close(inverse(features), expected)
-
-
-def test_the_blocks_are_pre_norm_attention_and_network() -> None:
-    torch.manual_seed(0)
-    tokens = Layout(16, 32, ((3, 5),), prefix=1)
-    inverse: Any = scrambled(Blocks(tokens, tokens, depth=1, heads=4))
-    (block,) = inverse.blocks
-    layer = nn.TransformerEncoderLayer(32, 4, 128, 0.0, "gelu", batch_first=True, norm_first=True)
-    own = block.state_dict()
-    names = {"attn.qkv.": "self_attn.in_proj_", "attn.proj.": "self_attn.out_proj.", "mlp.fc1.": "linear1."}
-    names |= {"mlp.fc2.": "linear2."}
-    state = {_renamed(name, names): value for name, value in own.items()}
-    layer.load_state_dict(state)
-    layer.norm1.eps = layer.norm2.eps = block.norm1.eps
-    features = torch.randn(2, 16, 32)
-    torch.testing.assert_close(inverse(features), layer(features))
-
-
-def _renamed(name: str, names: Mapping[str, str]) -> str:
-    for old, new in names.items():
-        name = name.replace(old, new)
-    return name
 
 
 # ---- class distributions

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torchvision
 import yaml
-from PIL import Image
 from torch import Tensor
 
 import backsight as bs
@@ -18,12 +17,16 @@ from backsight.cli import main
 from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, load_model
 from backsight.verification import verify
+from marks import quick
 from numerics import assert_rounding
-from small import random_images
+from small import random_images, train_and_reconstruct
 from undescribed import ANY_PATCHES, PROPOSED, UNDESCRIBED, Undescribed
 
-SHORT: dict[str, Any] = {"steps": 3, "seeds": 1, "batch_size": 2, "workers": 0, "tracker": "none", "device": "cpu"}
-SHORT |= {"max_validation": 2, "max_test": 2, "precision": "fp32"}
+OF_A_KIND = (
+    *("deit distilled", "beit", "vit_mae", "swinv2", "resnet", "dinov3", "dinov3 convnext", "clip", "clip classifier"),
+    *("siglip2", "segformer", "dpt", "depth anything", "owlv2", "sam", "sam2 vision"),
+)
+"""One of each kind of network, which stand for those like it in the fast suite."""
 
 
 def failures(model: StagedModel) -> list[str]:
@@ -34,15 +37,7 @@ def load(each: Undescribed, folder: Path) -> StagedModel:
     return load_model(str(each.save(folder)), size=each.size)
 
 
-def train_and_reconstruct(model: StagedModel, folder: Path) -> None:
-    """A few steps, then a picture from the last stage."""
-    bs.train(model, data="world:prior:single", out=folder / "run", **SHORT)
-    Image.new("RGB", (80, 60), (200, 30, 30)).save(folder / "photo.jpg")
-    result = bs.reconstruct(folder / "run", [folder / "photo.jpg"], folder / "seen", model=model, device="cpu")
-    assert {each.labels["stage"] for each in result.pictures} >= set(model.stages)
-
-
-@pytest.mark.parametrize("name", UNDESCRIBED)
+@pytest.mark.parametrize("name", quick(UNDESCRIBED, *OF_A_KIND))
 def test_a_type_that_no_family_describes_is_staged_by_its_repeated_blocks(name: str, tmp_path: Path) -> None:
     each = UNDESCRIBED[name]
     model = load(each, tmp_path)
@@ -58,10 +53,11 @@ def test_a_type_that_no_family_describes_is_staged_by_its_repeated_blocks(name: 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", UNDESCRIBED)
 def test_such_a_model_is_trained_and_reconstructs_a_picture(name: str, tmp_path: Path) -> None:
-    train_and_reconstruct(load(UNDESCRIBED[name], tmp_path / "model"), tmp_path)
+    model = load(UNDESCRIBED[name], tmp_path / "model")
+    train_and_reconstruct(model, tmp_path, given=model)
 
 
-@pytest.mark.parametrize("name", PROPOSED)
+@pytest.mark.parametrize("name", quick(PROPOSED, "clip", "vit_mae", "owlv2"))
 def test_a_proposal_holds_and_names_the_arguments_that_a_pass_needs(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +147,6 @@ def test_a_module_of_torchvision_is_staged_by_its_repeated_blocks(
 def test_a_given_module_is_trained_and_opened_again_by_hand(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = bs.stage(vision_transformer(), size=(48, 48))
-    train_and_reconstruct(model, tmp_path)
+    train_and_reconstruct(model, tmp_path, given=model)
     with pytest.raises(bs.UserError, match="was given in Python"):
         bs.reconstruct(tmp_path / "run", [tmp_path / "photo.jpg"], tmp_path / "again", device="cpu")

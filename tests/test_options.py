@@ -83,9 +83,8 @@ def test_values_of_options_get_their_types() -> None:
 )
 def test_options_out_of_range_are_refused_by_name(name: str, values: list[Any]) -> None:
     for value in values:
-        with pytest.raises(UserError, match=rf"^{name}\b") as caught:
+        with pytest.raises(UserError, match=rf"^{name}\b"):
             TrainOptions(**{**(JOINT if name == "trade_off" else {}), name: value})
-        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -111,9 +110,8 @@ def test_options_out_of_range_are_refused_by_name(name: str, values: list[Any]) 
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], named: str) -> None:
-    with pytest.raises(UserError, match=named) as caught:
+    with pytest.raises(UserError, match=named):
         TrainOptions(**options)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_sweep_trains_every_task_with_the_options_that_are_for_it() -> None:

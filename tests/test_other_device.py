@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from backsight.chain import ChainEnsemble, build_chain
 from backsight.data.world import World
 from backsight.devices import exact
 from backsight.evaluation import evaluate, task_scores
@@ -19,25 +18,13 @@ from backsight.experiments import EXPERIMENTS, Subject
 from backsight.metrics.probe import fit_probe
 from backsight.options import ModelOptions, TrainOptions
 from backsight.results import Result
-from backsight.tasks import make_plans
 from backsight.training import train_run
+from known_chains import FEW, FLOW, random_subject
 from numerics import assert_rounding
 from pretend_device import Mixed, PretendDevice
 from small import build_small
 
 KINDS = ("cuda", pytest.param("mps", marks=pytest.mark.slow))
-INVERSES = {
-    "detr": ["backbone=local:depth=1", "encoder=encoder:depth=1", "decoder=decoder:depth=1"],
-    "vit": ["encoder=blocks:depth=1", "backbone@flow=flow:width=8,depth=1,steps=1"],
-}
-QUICK = {
-    "ambiguity": {"num_draws": 3},
-    "attention_ablation": {"steps": 1, "batch_size": 2},
-    "truth": {"num_scenes": 4, "num_training": 12},
-    "token_noise": {"shares": [0.3]},
-}
-
-
 # A pretended GPU needs no pinned memory.
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument")
 
@@ -50,11 +37,9 @@ def device(request: pytest.FixtureRequest) -> Iterator[PretendDevice]:
 
 def subject_on(device: torch.device, family: str, images: int = 4) -> Subject:
     """A small model of its own with two untrained chains, and drawn scenes, on ``device``."""
-    model = build_small(family)
-    plans = make_plans(model, INVERSES[family])
-    chains = ChainEnsemble([build_chain(model, plans, seed).eval() for seed in (0, 1)])
-    data = World("prior", model.pixels.size, 2, images, single=family == "vit")
-    return Subject(model.to(device), chains, data, batch_size=4)
+    known = random_subject(family, inverses=[FLOW])
+    data = World("prior", known.model.pixels.size, 2, images, single=family == "vit")
+    return Subject(known.model.to(device), known.ensemble, data, batch_size=4)
 
 
 # ---- the pretended device itself
@@ -116,7 +101,7 @@ def test_experiments_run_on_another_device(device: PretendDevice, family: str):
     done = []
     for name, experiment in EXPERIMENTS.items():
         if name != "trade_off" and not experiment.fits(subject):
-            result = experiment.measure(subject, **QUICK.get(name, {}))
+            result = experiment.measure(subject, **FEW.get(name, {}))
             assert json.loads(result.to_json())["measurements"]
             assert result.to_table()
             done.append(name)

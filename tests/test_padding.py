@@ -18,7 +18,6 @@ from transformers import DetrImageProcessor
 
 from backsight.chain import ChainEnsemble
 from backsight.chain.model import open_forward_model
-from backsight.cli import main
 from backsight.core import IMAGE, Layout, Pixels, UserError, valid_sizes
 from backsight.data import (
     Batch,
@@ -43,6 +42,7 @@ from backsight.report.reconstruct import reconstruct
 from backsight.tasks import Modular, build_chains, component_loss, make_plans
 from backsight.training import train
 from backsight.verification import verify
+from known_chains import QUICK
 from marks import quick
 from numerics import assert_rounding
 from pictures import drawn, save_pictures
@@ -72,9 +72,15 @@ def mixed(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def detr() -> StagedModel:
     return build_small("detr").fitting("pad")
+
+
+@pytest.fixture(scope="module")
+def chains(detr: StagedModel) -> ChainEnsemble:
+    """Two seeds of inverses that are quickly drawn."""
+    return ChainEnsemble([chain.eval() for chain in build_chains(detr, make_plans(detr, QUICK["detr"]), [0, 1])])
 
 
 # ---- pictures
@@ -114,7 +120,6 @@ def test_aspect_is_kept_and_boxes_and_masks_move_along(rows: int, columns: int, 
     )
     moved = fit_target(whole, (rows, columns), pixels)
     assert fit(image, pixels).shape == (3, high, wide)
-    assert moved.masks is not None
     ((seen_rows, seen_columns),) = valid_sizes(moved.masks)
     assert moved.boxes.tolist() == [pytest.approx([0, 0, seen_columns, seen_rows], abs=1e-3)]
     assert seen_rows == high or seen_columns == wide or abs(high - seen_rows) <= 1 or abs(wide - seen_columns) <= 1
@@ -128,12 +133,10 @@ def test_aspect_is_kept_and_boxes_and_masks_move_along(rows: int, columns: int, 
 def test_batches_say_where_the_pictures_are(mixed: Path, workers: int) -> None:
     source = open_data(f"folder:{mixed}", PAD).train
     (batch,) = loader(source, 16, workers=workers)
-    assert isinstance(batch.valid, Tensor)
     expected = {"0": (32, 96), "1": (64, 32), "2": (64, 96)}
     assert valid_sizes(batch.valid) == [expected[identity[0]] for identity in batch.ids]
     everything = collate([source[index] for index in range(len(source))])
     for part, start, stop in ((everything, 0, len(source)), (batch.part(1, 3), 1, 3)):
-        assert isinstance(part.valid, Tensor)
         assert torch.equal(part.valid, batch.valid[start:stop])
 
 
@@ -303,6 +306,7 @@ def test_a_run_on_mixed_sizes_trains_reopens_and_is_shown_without_padding(mixed:
     module: Any = MODELS["detr"].small()
     module.save_pretrained(tmp_path / "model")
     options: dict[str, Any] = {"seeds": 1, "workers": 0, "tracker": "none", "device": "cpu", "precision": "fp32"}
+    options["inverse"] = QUICK["detr"]
     out = tmp_path / "run"
     train(str(tmp_path / "model"), data=f"folder:{mixed}", size="64x96", fit="pad", out=out, steps=2, **options)
     config = yaml.safe_load((out / "config.yaml").read_text())
@@ -317,13 +321,21 @@ def test_a_run_on_mixed_sizes_trains_reopens_and_is_shown_without_padding(mixed:
         assert each.image.shape[1] * wide == each.image.shape[2] * high, "detections are drawn on an enlarged one"
 
 
-def test_experiments_measure_pictures_and_refuse_where_they_cannot(mixed: Path, detr: StagedModel) -> None:
-    chains = build_chains(detr, make_plans(detr), [0, 1])
-    data = open_data(f"folder:{mixed}", detr.pixels).train
-    subject = Subject(detr, ChainEnsemble([chain.eval() for chain in chains]), data)
+def subject_on(mixed: Path, detr: StagedModel, chains: ChainEnsemble, colour: float | None = None) -> Subject:
+    """A subject with one batch of padded pictures, the padding painted in ``colour``."""
+    subject = Subject(detr, chains, open_data(f"folder:{mixed}", detr.pixels).train)
+    (batch,) = subject.batches
+    if colour is not None:
+        subject.batches = [replace(batch, images=torch.where(batch.valid[:, None], batch.images, colour))]
+    return subject
+
+
+def test_experiments_measure_pictures_and_refuse_where_they_cannot(
+    mixed: Path, detr: StagedModel, chains: ChainEnsemble
+) -> None:
+    subject = subject_on(mixed, detr, chains)
     assert subject.padded
     batch = subject.batches[0]
-    assert batch.valid is not None
     result = EXPERIMENTS["stage_error"].measure(subject)
     expected = torch.stack([mse(each, batch.images, batch.valid) for each in subject.reconstruct(batch, "backbone")])
     found = result.one(model=detr.name, stage="backbone", metric="mse").values
@@ -334,16 +346,9 @@ def test_experiments_measure_pictures_and_refuse_where_they_cannot(mixed: Path, 
 
 
 @pytest.mark.parametrize("name", ["stage_error", "intermediate_layers", "reconstruct"])
-def test_no_experiment_looks_at_the_padding(name: str, mixed: Path, detr: StagedModel) -> None:
-    data = open_data(f"folder:{mixed}", detr.pixels).train
-    ensemble = ChainEnsemble([chain.eval() for chain in build_chains(detr, make_plans(detr), [0, 1])])
-    found = []
-    for colour in (0.2, 0.9):
-        subject = Subject(detr, ensemble, data)
-        (batch,) = subject.batches
-        assert batch.valid is not None
-        subject.batches = [replace(batch, images=torch.where(batch.valid[:, None], batch.images, colour))]
-        found.append(EXPERIMENTS[name].measure(subject).measurements)
+def test_no_experiment_looks_at_the_padding(name: str, mixed: Path, detr: StagedModel, chains: ChainEnsemble) -> None:
+    subjects = [subject_on(mixed, detr, chains, colour) for colour in (0.2, 0.9)]
+    found = [EXPERIMENTS[name].measure(subject).measurements for subject in subjects]
     for one, other in zip(*found, strict=True):
         assert one.labels == other.labels
         values = [torch.as_tensor(each.values) for each in (one, other)]
@@ -364,14 +369,15 @@ def test_no_experiment_looks_at_the_padding(name: str, mixed: Path, detr: Staged
     ),
 )
 def test_pictures_of_experiments_are_cut_to_what_is_valid(
-    name: str, settings: dict[str, Any], mixed: Path, detr: StagedModel, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    settings: dict[str, Any],
+    mixed: Path,
+    detr: StagedModel,
+    chains: ChainEnsemble,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    data = open_data(f"folder:{mixed}", detr.pixels).train
-    subject = Subject(
-        detr, ChainEnsemble([chain.eval() for chain in build_chains(detr, make_plans(detr), [0, 1])]), data
-    )
+    subject = subject_on(mixed, detr, chains)
     (batch,) = subject.batches
-    assert batch.valid is not None
     mask = torch.zeros(2, *detr.pixels.size, dtype=torch.bool)
     mask[0, 4:12, 4:12], mask[1, 4:12, 16:24] = True, True
     target = Target(
@@ -393,31 +399,13 @@ def test_pictures_of_experiments_are_cut_to_what_is_valid(
         EXPERIMENTS[name].draw(result)
 
 
-def test_cases_of_errors_are_shown_without_padding(mixed: Path, detr: StagedModel) -> None:
-    data = open_data(f"folder:{mixed}", detr.pixels).train
-    ensemble = ChainEnsemble([chain.eval() for chain in build_chains(detr, make_plans(detr), [0])])
-    found = []
+def test_cases_of_errors_are_shown_without_padding(mixed: Path, detr: StagedModel, chains: ChainEnsemble) -> None:
+    whole, found = Target(torch.tensor([[0.0, 0, 30, 30]]), torch.tensor([1]), crowd=torch.zeros(1).bool()), []
     for colour in (0.2, 0.9):
-        subject = Subject(detr, ensemble, data)
+        subject = subject_on(mixed, detr, chains, colour)
         (batch,) = subject.batches
-        assert batch.valid is not None
-        whole = Target(torch.tensor([[0.0, 0, 30, 30]]), torch.tensor([1]), crowd=torch.zeros(1).bool())
-        images = torch.where(batch.valid[:, None], batch.images, colour)
-        subject.batches = [replace(batch, images=images, targets=(whole,) * len(batch.ids))]
+        subject.batches = [replace(batch, targets=(whole,) * len(batch.ids))]
         found.append(EXPERIMENTS["detection_errors"].measure(subject, threshold=0.05).shown(shows="input"))
     assert found[0]
     for one, other in zip(*found, strict=True):
         assert torch.equal(one.image, other.image)
-
-
-def test_the_command_refuses_padding_in_one_line(
-    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["train", "timm/test_vit", "--random-weights", "--data", f"folder:{mixed}", "--out", str(tmp_path / "no")]
-    with pytest.raises(SystemExit) as stopped:
-        main([*command, "--fit", "pad", "--steps", "1"])
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1
-    assert "takes no mask of padded pixels, or ignores it: use it with fit crop or stretch instead" in said[0]
-    assert not (tmp_path / "no").exists()

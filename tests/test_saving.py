@@ -31,6 +31,8 @@ from backsight.training.feature_cache import FeatureCache, open_feature_cache
 from backsight.training.kernels import choose_memory_format, freeze_biases, map_sizes
 from backsight.training.loop import split
 from backsight.training.memory import Need, bytes_of_one, choose_micro_batch, in_units
+from damage import flip
+from numerics import assert_rounding
 from pictures import save_pictures
 from small import build_small, random_images
 
@@ -40,6 +42,12 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def model() -> StagedModel:
     return build_small("detr")
+
+
+@pytest.fixture(scope="module")
+def task(model: StagedModel) -> Modular:
+    """Modular training of all its inverses, for those who only ask it something."""
+    return Modular(model, build_chains(model, make_plans(model), [0]))
 
 
 def write_pictures(folder: Path) -> Path:
@@ -169,7 +177,6 @@ def test_a_bias_in_front_of_a_batch_norm_is_frozen_and_no_other_gradient_changes
     assert frozen == set(convolutions)
     largest = max(each.abs().max() for each in before.values() if each is not None)
     for name, gradient in before.items():
-        assert gradient is not None
         expected = after[name] if name not in frozen else torch.zeros_like(gradient)
         torch.testing.assert_close(gradient, expected, rtol=0, atol=float(1e-9 * largest))
 
@@ -180,7 +187,6 @@ def test_a_bias_in_front_of_a_batch_norm_that_does_not_follow_the_batch_is_learn
     freeze_biases([network])
     network(torch.rand(2, 3, 8, 8)).square().sum().backward()
     bias = network.get_parameter("0.bias")
-    assert bias.grad is not None
     assert bias.grad.abs().max() > 1e-3
 
 
@@ -245,8 +251,7 @@ def test_padded_micro_batches_weigh_by_what_is_under_the_pictures() -> None:
         torch.testing.assert_close(found[name], loss)
 
 
-def test_a_batch_that_fits_stays_whole(model: StagedModel) -> None:
-    task = Modular(model, build_chains(model, make_plans(model), [0]))
+def test_a_batch_that_fits_stays_whole(model: StagedModel, task: Modular) -> None:
     batch = Batch(random_images(model), ("a", "b"), (Target(), Target()))
     for size in (None, 2):
         assert split(batch, size, task, Processes()) == (2, [(batch, None)])
@@ -255,8 +260,7 @@ def test_a_batch_that_fits_stays_whole(model: StagedModel) -> None:
 # ---- memory
 
 
-def test_what_an_image_takes_is_found_and_nothing_changed(model: StagedModel) -> None:
-    task = Modular(model, build_chains(model, make_plans(model), [0]))
+def test_what_an_image_takes_is_found_and_nothing_changed(model: StagedModel, task: Modular) -> None:
     before = copy.deepcopy(task.chains[0].state_dict())
     random = torch.get_rng_state()
     height, width = model.pixels.size
@@ -276,26 +280,23 @@ def test_bytes_are_written_as_a_user_writes_them(number: int, text: str) -> None
     ("memory_there", "expected"), [("8MiB", None), ("4MiB", 3), ("2.5MiB", 1)], ids=["all", "some", "one"]
 )
 def test_as_many_images_pass_as_fit(
-    memory_there: str, expected: int | None, model: StagedModel, monkeypatch: pytest.MonkeyPatch
+    memory_there: str, expected: int | None, task: Modular, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "need_of", lambda *_: Need(2**20, 2**20))
-    task = Modular(model, build_chains(model, make_plans(model), [0]))
     given = TrainOptions(batch_size=5, memory=memory_there)
     assert choose_micro_batch(task, given, "fp32", {})[0] == expected
     with pytest.raises(UserError, match="too little: one image needs 2MiB"):
         choose_micro_batch(task, TrainOptions(memory="1.5MiB"), "fp32", {})
 
 
-def test_by_itself_a_run_stays_within_what_is_free(model: StagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = Modular(model, build_chains(model, make_plans(model), [0]))
+def test_by_itself_a_run_stays_within_what_is_free(task: Modular, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "need_of", lambda *_: Need(0, 2**40))
     with pytest.raises(UserError, match="of memory is too little"):
         choose_micro_batch(task, TrainOptions(), "fp32", {})
     assert choose_micro_batch(task, TrainOptions(micro_batch=3), "fp32", {}) == (3, None)
 
 
-def test_a_resumed_run_keeps_the_micro_batch_that_fitted_before(model: StagedModel) -> None:
-    task = Modular(model, build_chains(model, make_plans(model), [0]))
+def test_a_resumed_run_keeps_the_micro_batch_that_fitted_before(task: Modular) -> None:
     before = {"micro_batch": 3, "options": {"memory": "8GiB"}}
     of_0_1 = {"micro_batch": None, "options": {"memory": None}}
     assert choose_micro_batch(task, TrainOptions(memory="8GiB"), "fp32", before)[0] == 3
@@ -432,8 +433,7 @@ def test_a_damaged_shard_is_computed_again(
 ) -> None:
     fill(encoder_cache(model, tmp_path), batch_of(model, "a"))
     (path,) = tmp_path.rglob(damaged)
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    flip(path)
     again = encoder_cache(model, tmp_path)
     assert "is damaged: its features are computed again" in caplog.text
     assert (len(again), again.bytes, list(tmp_path.rglob("*.safetensors"))) == (0, 0, [])
@@ -457,12 +457,9 @@ def test_the_cache_of_a_run_is_that_of_its_precision_and_its_processes(model: St
     given = {"data": data, "feature_cache": tmp_path / "cache"}
     runs = [open_run(model, tmp_path / "run", precision=precision, **given) for precision in ("fp32", "bf16")]
     caches = [run.cache for run in runs]
-    assert caches[0] is not None
-    assert caches[1] is not None
     assert caches[0].folder != caches[1].folder
     options = TrainOptions(feature_cache=tmp_path / "cache", feature_cache_gb=8)
     shared = open_feature_cache(runs[0].task, options, "data", "fp32", 8)
-    assert shared is not None
     assert shared.room == 1e9
 
 
@@ -488,13 +485,9 @@ def test_cached_images_stay_below_their_limit_and_damaged_ones_are_written_again
     first = [kept[index] for index in range(len(kept))]
     files = sorted((tmp_path / "kept").rglob("*.safetensors"))
     assert len(files) == 2
-    content = bytearray(files[0].read_bytes())
-    content[-1] ^= 255
-    files[0].write_bytes(content)
+    flip(files[0])
     assert read_sample(files[0]) is None
     again = kept[0]
-    assert again is not None
-    assert first[0] is not None
     assert torch.equal(again.image, first[0].image)
     assert read_sample(files[0]) is not None
 
@@ -505,11 +498,9 @@ def test_a_sample_is_cached_whole(tmp_path: Path) -> None:
     sample = Sample(torch.randint(0, 255, (3, 4, 4), dtype=torch.uint8), "a/b.jpg", target, torch.ones(4, 4).bool())
     (tmp_path / "one").write_bytes(pack_sample(sample))
     found: Any = read_sample(tmp_path / "one")
-    assert (found.id, found.target.label) == ("a/b.jpg", 3)
+    assert found.id == "a/b.jpg"
     assert all(torch.equal(getattr(found, name), getattr(sample, name)) for name in ("image", "valid"))
-    for name in ("boxes", "labels", "masks", "crowd"):
-        assert torch.equal(getattr(found.target, name), getattr(target, name)), name
-    assert torch.equal(found.target.attributes["hue"], target.attributes["hue"])
+    assert_rounding(vars(found.target), vars(target), 0.0)
 
 
 # ---- compiled parts
@@ -612,8 +603,7 @@ def test_a_failed_attempt_leaves_no_gradients(
     model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compile_by(
-        monkeypatch,
-        lambda forward: lambda features: forward(FailsBackwards.apply(features.clone().requires_grad_())),
+        monkeypatch, lambda forward: lambda features: forward(FailsBackwards.apply(features.clone().requires_grad_()))
     )
     run = open_run(model, tmp_path)
     assert "0/encoder" not in kernels.compile_task(run.task, "on", 5, "fp32")

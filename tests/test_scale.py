@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from backsight.training import RunFolder, loop
 from backsight.training.batches import HeldOut
 from backsight.training.checkpoints import from_main
 from backsight.training.run import Run
+from marks import quick
 from numerics import assert_rounding
-from pictures import drawn
+from pictures import drawn, save_pictures
 from together import codes, command, forward_model, free_port, lines, options, together, train
 
 NO_BATCH_NORM = ("backbone=local",)
@@ -50,6 +52,9 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "joint-focal": (3, "conditional_detr", {**JOINT, "batch_size": 4, "stage": "encoder"}),
 }
 """Name -> processes, family, options."""
+
+QUICK = ("micro-batches", "classic-padded", "joint-isolated", "joint-classifier", "one-without-images", "joint-focal")
+"""Cases that have what the others have: in the fast suite they stand for all."""
 
 BEGUN = ("micro-batches", "one-without-images")
 """Cases whose inverses begin by what they are told of true features, which all processes add up."""
@@ -98,10 +103,10 @@ def steps_of(name: str, folder: Path, processes: Processes, num_steps: int = 4) 
     }
 
 
-def run_cases(rank: int, count: int, folder: Path, num_steps: int) -> None:
+def run_cases(rank: int, count: int, folder: Path, num_steps: int, names: Sequence[str]) -> None:
     processes = join("cpu")
-    for name, (wanted, _, _) in CASES.items():
-        if wanted == count:
+    for name in names:
+        if CASES[name][0] == count:
             found = steps_of(name, folder, processes, num_steps)
             if rank == 0:
                 torch.save(found, folder / f"{name}.pt")
@@ -118,20 +123,22 @@ def write_padded_photos(folder: Path) -> None:
 
 @pytest.fixture(scope="module", params=[2, pytest.param(50, marks=pytest.mark.slow)], ids=["short", "long"])
 def cases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """What two and three processes found in all cases."""
-    folder = tmp_path_factory.mktemp("cases")
+    """What two and three processes found in all cases; after two steps in the quick ones."""
+    folder, names = tmp_path_factory.mktemp("cases"), QUICK if request.param == 2 else tuple(CASES)
     write_padded_photos(folder / "photos")
     for count in (2, 3):
-        processes = together(count, folder / "said", run_cases, count, folder, request.param)
+        processes = together(count, folder / "said", run_cases, count, folder, request.param, names)
         assert codes(processes, folder / "said", 1200) == [0] * count, (folder / "said").read_text()
     return folder, request.param
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", quick(CASES, *QUICK))
 def test_several_processes_have_the_losses_of_one(name: str, cases: tuple[Path, int]) -> None:
     """Training carries the rounding of each step on; a part of a batch that counts too much or too little changes a
     loss by a hundredth and more."""
     folder, num_steps = cases
+    if num_steps == 2 and name not in QUICK:
+        pytest.skip("it is compared after fifty steps")
     many = torch.load(folder / f"{name}.pt", weights_only=False)
     one = steps_of(name, folder, Processes(), num_steps)
     # A detector that is trained too carries its rounding on the furthest: an object may go to another query.
@@ -368,3 +375,26 @@ def test_experiments_on_two_processes_find_what_one_finds(tmp_path: Path) -> Non
         for mine, theirs in zip(two.measurements, one.measurements, strict=True):
             assert mine.labels == theirs.labels
             assert_rounding(mine.values, theirs.values, 1e-4)
+
+
+# ---- where processes do not fork
+
+
+SCRIPT = """
+import multiprocessing
+import backsight as bs
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("{method}")
+    bs.train("zoo/vit-prior", data="folder:photos", out="run", steps=3, seeds=1, batch_size=4, workers=2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_training_starts_where_processes_do_not_fork(method: str, tmp_path: Path) -> None:
+    save_pictures(tmp_path / "photos", [f"{index}.png" for index in range(40)])
+    (tmp_path / "script.py").write_text(SCRIPT.format(method=method), encoding="utf-8")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "card.md").is_file()

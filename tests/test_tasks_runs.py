@@ -21,6 +21,8 @@ from backsight.options import ModelOptions, TrainOptions
 from backsight.results import Result
 from backsight.training import Interrupted, Run, train_run
 from backsight.training.loop import Loop
+from commands import refused
+from pictures import save_pictures
 
 DETR, VIT = ("zoo/detr-prior", "world:prior"), ("zoo/vit-prior", "world:prior:single")
 JOINT = ("--task", "joint", "--trade-off", "0.9", "--forward-learning-rate", "1e-3")
@@ -43,15 +45,6 @@ def train(which: tuple[str, str], out: Path, *more: str, **changes: Any) -> Resu
     return Result.load(out / "evaluation.json")
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line of a command that ends with status 2."""
-    with pytest.raises(SystemExit) as stop:
-        main(list(arguments))
-    lines = [line for line in capsys.readouterr().err.splitlines() if line]
-    assert (stop.value.code, len(lines)) == (2, 1), lines
-    return lines[0]
-
-
 # ---- what a run leaves
 
 
@@ -59,7 +52,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def detr_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three steps of joint training of the zoo's DETR, two seeds."""
     out = tmp_path_factory.mktemp("joint") / "detr"
-    train(DETR, out, *JOINT, seeds=2, max_validation=16, max_test=16)
+    train(DETR, out, *JOINT, seeds=2, max_validation=8, max_test=8)
     return out
 
 
@@ -225,10 +218,7 @@ def test_mistakes_are_refused_in_one_line(
 
 
 def test_joint_training_needs_ground_truth_of_the_model_s_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    for number in range(40):
-        folder = tmp_path / "photos" / f"class{number % 10}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (20, 20), (6 * number, 9, 9)).save(folder / f"{number}.png")
+    save_pictures(tmp_path / "photos", [f"class{number % 10}/{number}.png" for number in range(40)])
     common = ["--task", "joint", "--trade-off", "0.5", "--out", str(tmp_path / "run"), "--device", "cpu"]
     photos = f"folder:{tmp_path / 'photos'}"
     said = refused(capsys, "train", "zoo/vit-prior", "--data", photos, *common)

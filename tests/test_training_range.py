@@ -36,7 +36,6 @@ def photo_like(count: int, size: tuple[int, int] = (96, 96)) -> Tensor:
 def test_a_photo_like_image_is_unlike_drawn_scenes_and_a_fresh_scene_is_not(name: str) -> None:
     model, chains = bs.load_model(name), bs.ChainEnsemble.from_pretrained(name)
     known = TrainingRange.beside(chains)
-    assert known is not None
     fresh = bs.open_data(SHIPPED[name], model.pixels).test.batch(range(1500, 1580)).images
     assert known.distances_of(chains, model.run(fresh)).unlike.double().mean() <= 0.05
     assert known.distances_of(chains, model.run(photo_like(10))).unlike.double().mean() >= 0.9
@@ -47,7 +46,6 @@ def test_a_photo_like_image_is_unlike_drawn_scenes_and_a_fresh_scene_is_not(name
 def test_photos_are_unlike_drawn_scenes(name: str, test_data) -> None:
     model, chains = bs.load_model(name), bs.ChainEnsemble.from_pretrained(name)
     known = TrainingRange.beside(chains)
-    assert known is not None
     photos = bs.load_images([test_data("coco-tiny") / "val2017"], model.pixels).images
     assert known.distances_of(chains, model.run(photos)).unlike.double().mean() >= 0.7
 
@@ -57,7 +55,6 @@ def test_one_seed_alone_is_judged_as_all_of_them() -> None:
     chain = bs.InverseChain.from_pretrained("zoo/vit-prior")
     ensemble = bs.ChainEnsemble([chain])
     known = TrainingRange.beside(ensemble)
-    assert known is not None
     assert known.distances_of(ensemble, model.run(photo_like(4))).unlike.all()
 
 
@@ -70,7 +67,6 @@ def measured(count: int, seed: int = 0, scale: float = 1.0) -> Measured:
 
 def test_nearly_all_images_of_the_same_kind_are_within() -> None:
     known = TrainingRange.of(measured(800))
-    assert known is not None
     assert known.distances(measured(1000, seed=1)).unlike.double().mean() < 0.06
     assert known.distances(measured(200, seed=1, scale=8)).features.gt(1).double().mean() > 0.8
 
@@ -83,10 +79,8 @@ def test_of_a_few_images_no_range_is_kept() -> None:
 
 def test_a_range_is_read_as_it_was_written_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
     known = TrainingRange.of(measured(200))
-    assert known is not None
     known.save(tmp_path)
     again = TrainingRange.load(tmp_path)
-    assert again is not None
     some = measured(10, seed=2)
     assert torch.equal(again.distances(some).farthest, known.distances(some).farthest)
     (tmp_path / FILE).write_bytes(b"\x10\x00")
@@ -98,7 +92,6 @@ def test_a_range_is_read_as_it_was_written_and_a_damaged_one_is_refused(tmp_path
 def test_what_is_recorded_during_an_evaluation_is_what_is_measured_of_images() -> None:
     model, chains = bs.load_model("zoo/vit-prior"), bs.ChainEnsemble.from_pretrained("zoo/vit-prior")
     known = TrainingRange.beside(chains)
-    assert known is not None
     images = bs.open_data("world:prior:single", model.pixels).test.batch(range(4)).images
     recorder = Recorder(model, chains)
     with torch.no_grad():
@@ -112,7 +105,6 @@ def test_what_is_recorded_during_an_evaluation_is_what_is_measured_of_images() -
 def test_of_padded_images_only_the_pictures_count() -> None:
     model, chains = bs.load_model("zoo/detr-prior"), bs.ChainEnsemble.from_pretrained("zoo/detr-prior")
     known = TrainingRange.beside(chains)
-    assert known is not None
     images, valid = photo_like(2), torch.ones(2, 96, 96, dtype=torch.bool)
     valid[:, 64:] = False
     other = images.masked_fill(~valid[:, None], 0.3)
@@ -123,7 +115,6 @@ def test_of_padded_images_only_the_pictures_count() -> None:
 
 def test_a_sentence_names_the_images_and_the_data() -> None:
     known = TrainingRange.of(measured(200))
-    assert known is not None
     far = known.distances(measured(6, scale=50))
     text = unlike_in_words([f"folder/{index}.jpg" for index in range(6)], far, "world:prior")
     assert "0.jpg" in text

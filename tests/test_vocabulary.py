@@ -17,8 +17,9 @@ from backsight.data import Target, loader, open_data
 from backsight.data.labels import Labelling, outside, translate
 from backsight.data.world import World, open_world
 from backsight.engine import StagedModel
-from backsight.evaluation import mean_scores, task_scores
+from backsight.evaluation import task_scores
 from backsight.models import load_model, vocabulary
+from pictures import save_pictures
 
 CONTIGUOUS = {0: ("person",), 1: ("motorbike",), 2: ("pottedplant",), 3: ("tv", "telly")}
 
@@ -94,14 +95,11 @@ def test_the_same_scenes_as_coco_have_the_same_precision(tmp_path: Path):
     theirs = {int(Path(sample.id).stem): sample.target.labels.tolist() for sample in parts if sample is not None}
     assert theirs == {index: world[index].target.labels.tolist() for index in theirs}
     assert len(theirs) == 24
-    assert mean_scores(task_scores(model, loader(coco.train, 8)))["AP"] > 0.5
+    assert float(task_scores(model, loader(coco.train, 8))["AP"]) > 0.5
 
 
 def test_folders_of_some_classes_find_them_among_the_models(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    for name in ("star", "cross", "unicorn"):
-        (tmp_path / name).mkdir()
-        for number in range(20):
-            Image.new("RGB", (30, 30), (9 * number, 99, 9)).save(tmp_path / name / f"{number}.png")
+    save_pictures(tmp_path, [f"{name}/{n}.png" for name in ("star", "cross", "unicorn") for n in range(20)])
     words = vocabulary(load_model("zoo/vit-prior"))
     with caplog.at_level(logging.WARNING):
         data = open_data(f"folder:{tmp_path}", Pixels((24, 24)), vocabulary=words)
@@ -109,7 +107,6 @@ def test_folders_of_some_classes_find_them_among_the_models(tmp_path: Path, capl
     label = {names[0]: index for index, names in words.items()}
     for index in range(len(data.train)):
         sample = data.train[index]
-        assert sample is not None
         assert sample.target.label == label.get(sample.id.partition("/")[0])
     plain = open_data(f"folder:{tmp_path}", Pixels((24, 24)))
     assert plain.train.fingerprint() == data.train.fingerprint()  # the data are the same, whoever reads them
@@ -133,10 +130,7 @@ def test_what_a_model_calls_its_classes():
 
 
 def test_a_part_of_imagenet_by_its_wordnet_ids(tmp_path: Path):
-    for name in ("n02085620", "n01443537"):
-        (tmp_path / name).mkdir()
-        for number in range(10):
-            Image.new("RGB", (30, 30), (9 * number, 99, 9)).save(tmp_path / name / f"{number}.png")
+    save_pictures(tmp_path, [f"{name}/{n}.png" for name in ("n02085620", "n01443537") for n in range(10)])
     words = vocabulary(staged(Classes(torch.zeros(1, 1000))))
     assert open_data(f"folder:{tmp_path}", Pixels((24, 24)), vocabulary=words).train.classes == {
         1: "n01443537",

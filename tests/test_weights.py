@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from backsight.core import UserError
 from backsight.engine import RANDOM
 from backsight.models import MODELS, load_model
+from damage import Trap
 from marks import quick
 from small import assert_same_answers, save_timm, save_transformers
 
@@ -50,15 +51,6 @@ def test_a_file_of_weights_is_loaded(name: str, file: str, tiny_detr: str, tmp_p
     loaded = load_model(name, weights=tmp_path / file, size=SIZE if name == tiny_detr else None)
     assert loaded.weights == str(tmp_path / file)
     assert_same_answers(loaded, original)
-
-
-@pytest.mark.parametrize("name", ["detr-tiny", "test_vit"])
-def test_random_weights_are_drawn_from_the_seed(name: str, tiny_detr: str) -> None:
-    state = torch.random.get_rng_state()
-    models = [load_model(name, random_weights=True, seed=seed) for seed in (5, 5, 6)]
-    assert models[0].digest() == models[1].digest() != models[2].digest()
-    assert {model.weights for model in models} == {RANDOM} == {"random"}
-    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 @pytest.fixture(params=["vit", "detr", "dinov2"])
@@ -117,16 +109,6 @@ def test_a_named_model_takes_the_file_that_its_library_saves(tiny_detr: str, tmp
     assert all(map(torch.equal, loaded.module.state_dict().values(), module.state_dict().values()))
 
 
-class Trap:
-    """Pickled, it is a call to make a file: what unpickling it would do."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
-        return Path.touch, (self.path,)
-
-
 @pytest.mark.parametrize("where", ["file", "timm", "transformers"])
 def test_a_pickle_is_never_run(where: str, tmp_path: Path) -> None:
     trap = {"weight": torch.zeros(1), "trap": Trap(tmp_path / "sprung")}
@@ -147,9 +129,8 @@ def test_a_pickle_is_never_run(where: str, tmp_path: Path) -> None:
 
 
 def expect_mistake(message: str, *args: Any, **options: Any) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message):
         load_model(*args, **options)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ SAM: dict[str, Any] = {
 SAM_WHOLE: dict[str, Any] = {
     "vision_config": SAM,
     "prompt_encoder_config": {
-        **{"hidden_size": 16, "image_size": 64, "patch_size": 8, "image_embedding_size": 8, "mask_input_channels": 4},
+        **{"hidden_size": 16, "image_size": 64, "patch_size": 8, "image_embedding_size": 8, "mask_input_channels": 4}
     },
     "mask_decoder_config": {
         **{"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "num_hidden_layers": 1},

@@ -27,7 +27,7 @@ def lines_of(result: Result, along: str = "stage", **labels: Label) -> dict[str,
     """For every model with an answer its line, controls left out: the measurements that carry ``labels``, a point for
     each ``along``."""
     models = {title_of(result, model): {"model": model} for model in models_of(result)}
-    return named_lines(result, models, along, **labels)
+    return named_lines(result, models, along, None, **labels)
 
 
 def named_lines(

@@ -113,7 +113,7 @@ class Subject:
     ) -> None:
         if num_images is not None and num_images < 1:
             raise UserError(f"{num_images} images: it has to be at least 1")
-        ensemble = _as_ensemble(chain)
+        ensemble = as_ensemble(chain)
         ensemble.check(model)
         if isinstance(data, str):
             data = open_data(data, model.pixels, masks=True, vocabulary=vocabulary(model)).test
@@ -285,10 +285,11 @@ class Subject:
     ) -> Result:
         """What ``experiment`` found of this subject, with its card and the ids of its images; measurements and pictures
         get the label ``model``."""
-        found = [[replace(each, labels={"model": self.name, **each.labels}) for each in kind]
-                 for kind in (measurements, pictures)]  # fmt: skip
+        own = {"model": self.name}
+        measured = [replace(each, labels={**own, **each.labels}) for each in measurements]
+        seen = [replace(each, labels={**own, **each.labels}) for each in pictures]
         notes = [*notes, *trust_notes(self)]
-        return Result(experiment, [self.card()], *found, settings or {}, notes, images={self.name: self.ids})
+        return Result(experiment, [self.card()], measured, seen, settings or {}, notes, images={self.name: self.ids})
 
     def require(self, *needs: str) -> None:
         """Refuse data that lacks what an experiment needs: ``masks``, ``boxes``, ``labels`` (of whole images).
@@ -296,9 +297,8 @@ class Subject:
         Raises:
             UserError: it does, in one line that says which data would do.
         """
-        known = frozenset[str]().union(*(summary.has for summary in self.summaries))
         for need in needs:
-            if need not in known:
+            if not any(need in summary.has for summary in self.summaries):
                 raise UserError(f"{self.data.name} has no {_NEEDS[need]}")
 
 
@@ -315,7 +315,8 @@ def _has(need: str, target: Any) -> bool:
     return len(target.boxes) > 0 and (need == "boxes" or target.masks is not None)
 
 
-def _as_ensemble(chain: InverseChain | ChainEnsemble | str | Path) -> ChainEnsemble:
+def as_ensemble(chain: InverseChain | ChainEnsemble | str | Path) -> ChainEnsemble:
+    """One chain, or what chains are loaded from, as an ensemble."""
     if isinstance(chain, str | Path):
         return ChainEnsemble.from_pretrained(chain)
     return ChainEnsemble([chain]) if isinstance(chain, InverseChain) else chain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -149,6 +150,14 @@ def picture_parts(blocks: Sequence[Block]) -> list[Part]:
     return [_shelf_part(shelf) for shelf in shelves]
 
 
+def panel_axes(place: Any, num: int, columns: int) -> list[Any]:
+    """Axes for ``num`` panels in ``place``, ``columns`` of them side by side; then those that stay empty."""
+    axes = place.subplots(math.ceil(num / columns), columns, squeeze=False).flatten()
+    for each in axes[num:]:
+        each.set_axis_off()
+    return list(axes)
+
+
 def text_part(text: str) -> Part:
     """A paragraph across the page."""
     lines = wrapped(text, WIDTH - 0.2)
@@ -198,6 +207,23 @@ def picture_part(
         ValueError: there is nothing to show, or a row has not as many pictures as there are columns.
     """
     return _part(_table(rows, columns, row_labels, captions), heading, together)
+
+
+def grid(
+    rows: Sequence[Sequence[Tensor | None]],
+    columns: Sequence[str],
+    row_labels: Sequence[str],
+    captions: Sequence[Sequence[Caption]] | None = None,
+) -> Figure:
+    """A single table of pictures as a figure of its own, 7 inches wide and as high as it needs; the arguments are those
+    of :func:`picture_part`."""
+    from matplotlib.figure import Figure
+
+    table = _table(rows, columns, row_labels, captions, fewest=1)
+    with style():
+        figure = Figure(figsize=(WIDTH, table.height))
+        table.draw(figure)
+    return figure
 
 
 @dataclass(frozen=True)
@@ -265,11 +291,12 @@ def _table(
     columns: Sequence[str | None],
     row_labels: Sequence[str],
     captions: Sequence[Sequence[Caption]] | None = None,
+    fewest: int = FEWEST,
 ) -> _Table:
     if not rows or any(len(row) != len(columns) for row in rows):
         raise ValueError(f"every row needs {len(columns)} pictures, one for each column; there are {len(rows)} rows")
     left = 1.2 * LINE_HEIGHT if any(row_labels) else 0.0
-    side = (WIDTH - left) / max(FEWEST, _units(columns))
+    side = (WIDTH - left) / max(fewest, _units(columns))
     texts = captions or [[""] * len(columns)] * len(rows)
     lines = [[_lines(text, side) for text in row] for row in texts]
     return _Table(rows, columns, row_labels, lines, left, side)
