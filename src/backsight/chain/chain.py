@@ -230,16 +230,13 @@ class InverseChain(nn.Module):
                 f"reads {read[0]} x {read[1]}: {offer}"
             )
 
-    def check(self, model: StagedModel) -> None:
-        """Refuse a forward model that this chain was not trained on.
+    def check(self, model: StagedModel, description: Mapping[str, Any] | None = None) -> None:
+        """Refuse a forward model that this chain was not trained on; ``description`` is :func:`describe`'s, if known.
 
         Raises:
             UserError: other stages, another size, or other weights.
         """
-        self._check(model, describe(model))
-
-    def _check(self, model: StagedModel, theirs: Mapping[str, Any]) -> None:
-        mine = self.model
+        mine, theirs = self.model, description or describe(model)
         for what in ("stages", "size", "digest"):
             if mine[what] != theirs[what]:
                 differs = "weights" if what == "digest" else what
@@ -352,9 +349,9 @@ class ChainEnsemble:
 
     def check(self, model: StagedModel) -> None:
         """Refuse a forward model that any of these chains was not trained on (:meth:`InverseChain.check`)."""
-        theirs = describe(model)
+        description = describe(model)
         for chain in self.chains:
-            chain._check(model, theirs)
+            chain.check(model, description)
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
         """Give every chain to the hub as ``owner/name``; options and answer are :func:`~backsight.hub.publish`'s.
