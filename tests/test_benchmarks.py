@@ -19,7 +19,7 @@ from backsight.engine import StagedModel
 from benchmarks import BENCHMARKS
 from benchmarks.__main__ import bench
 from benchmarks.apart import Apart
-from benchmarks.compare import COMMITTED, difference, read_ratios, regressions
+from benchmarks.compare import COMMITTED, read_ratios, regressions
 from benchmarks.coverage import BLOCKS, FAILED, FAMILY, attempt, interval
 from benchmarks.measure import Ratio, alternate
 from benchmarks.photos import write_photos
@@ -150,12 +150,6 @@ def test_a_regression_is_named() -> None:
     assert "1.5 now, 2 before, 25 % worse" in found[0]
     assert "the rounds of this run include the old value" in found[2]
     assert "the rounds" not in found[0]
-
-
-def test_another_machine_is_told() -> None:
-    here = {"name": "one", "cores": 2}
-    assert difference(here, here) == ""
-    assert "name other, not one" in difference(here, {"name": "other", "cores": 2})
 
 
 def test_the_committed_ratios_can_be_read() -> None:

@@ -22,9 +22,9 @@ from backsight.experiments.detection_cases import (
 )
 from backsight.experiments.detection_errors import measure
 from backsight.experiments.objects import fill_boxes
-from backsight.figures import crop_around, cut_out, outline
+from backsight.figures import cut_out, outline
+from backsight.figures.outlines import crop_around
 from backsight.metrics import OUTCOMES, brought_by, presence, root_mean_square, standing_out, surroundings
-from backsight.models import load_model
 from known_chains import check_contract, random_subject
 from marks import quick
 from stand_in_chains import features_of, paint_grey, paint_input, painted
@@ -151,11 +151,6 @@ def test_scores_of_any_object() -> None:
     softmax, sigmoid = Layout(2, 7, classes=3), Layout(2, 7, classes=3, scores="sigmoid")
     assert object_scores(prediction, softmax).tolist() == pytest.approx([0, 1])
     assert object_scores(prediction, sigmoid).tolist() == pytest.approx([1, 1])
-
-
-@pytest.fixture(scope="module")
-def detector():
-    return load_model("zoo/detr-prior")
 
 
 def test_silencing_changes_one_query_and_nothing_else(detector) -> None:
@@ -297,12 +292,12 @@ def test_a_crop_holds_its_boxes_and_stays_inside() -> None:
 
 def test_boxes_are_drawn_on_the_enlarged_crop() -> None:
     box = torch.tensor([8.0, 8, 24, 24])
-    shown = cut_out(torch.zeros(3, SIDE, SIDE), (slice(4, 28), slice(4, 28)), [(box, "#00ff00"), (box, "#ff0000")], 96)
+    shown = cut_out(torch.zeros(3, SIDE, SIDE), box[None], [(box, "#00ff00"), (box, "#ff0000")], 96)
     assert shown.shape == (3, 96, 96)
     green, red = shown[1] > 0, shown[0] > 0
     border = torch.zeros(96, 96, dtype=torch.bool)
-    border[16:80, 16:80] = True
-    border[17:79, 17:79] = False
+    border[24:72, 24:72] = True
+    border[25:71, 25:71] = False
     assert torch.equal(green | red, border)
     assert green.any()
     assert red.any()

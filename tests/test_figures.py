@@ -26,6 +26,7 @@ from backsight.figures import (
     draw_frames,
     error_bars,
     fonts,
+    grid,
     image_png,
     pages,
     panel_part,
@@ -75,16 +76,14 @@ FIGURES = {
             ),
         ]
     ),
-    "pictures": lambda: pages(
-        [
-            picture_part(
-                [pictures(5), pictures(5, (64, 48))],
-                ["input", *STAGES],
-                [LONG, "b.jpg"],
-                [[[("car 97 %", PALETTE[0]), ("dog 88 %", PALETTE[1])], *["MSE 0.0123"] * 4]] * 2,
-            )
-        ]
-    ),
+    "grid": lambda: [
+        grid(
+            [pictures(5), pictures(5, (64, 48))],
+            ["input", *STAGES],
+            [LONG, "b.jpg"],
+            [[[("car 97 %", PALETTE[0]), ("dog 88 %", PALETTE[1])], *["MSE 0.0123"] * 4]] * 2,
+        )
+    ],
     "error_bars": lambda: [
         error_bars({"detr-resnet-50": points(0.01), "vit": points(0.002, STAGES[:2])}, {"mean image": 0.03})
     ],
@@ -140,7 +139,7 @@ def test_pages_are_cut_between_rows_that_belong_together():
 
 
 def test_pictures_have_one_width_and_keep_their_proportion():
-    (axes,) = FIGURES["pictures"]()[0].axes
+    (axes,) = FIGURES["grid"]()[0].axes
     boxes = [image.get_extent() for image in axes.images]
     widths, heights = ([abs(box[i + 1] - box[i]) for box in boxes] for i in (0, 2))
     assert numpy.ptp(widths) < 1e-6
@@ -148,12 +147,12 @@ def test_pictures_have_one_width_and_keep_their_proportion():
 
 
 def test_pictures_may_have_holes_but_not_ragged_rows():
-    (axes,) = pages([picture_part([[pictures(1)[0], None]], ["input", "encoder"], [""])])[0].axes
+    (axes,) = grid([[pictures(1)[0], None]], ["input", "encoder"], [""]).axes
     assert len(axes.images) == 1
     with pytest.raises(ValueError, match="needs 2 pictures"):
-        picture_part([pictures(3)], ["input", "encoder"], [""])
+        grid([pictures(3)], ["input", "encoder"], [""])
     with pytest.raises(ValueError, match="0 rows"):
-        picture_part([], ["input"], [])
+        grid([], ["input"], [])
 
 
 def test_blocks_stand_side_by_side_and_those_without_pictures_are_left_out():

@@ -19,7 +19,7 @@ from backsight.error_table import error_table
 from backsight.experiments import EXPERIMENTS
 from backsight.experiments.claims import Judgement
 from backsight.experiments.reconstruct import answers_of, caption
-from backsight.experiments.subject import trained_on
+from backsight.experiments.subject import as_ensemble, trained_on
 from backsight.figures import image_png, to_png
 from backsight.metrics import mse, on_valid
 from backsight.report.render import environment
@@ -101,7 +101,7 @@ def trace_html(trace: Trace) -> str:
 
 def chain_html(chain: InverseChain | ChainEnsemble) -> str:
     """The inverses of a chain, or of several seeds: what each reads, what it returns, its parameters."""
-    ensemble = _ensemble(chain)
+    ensemble = as_ensemble(chain)
     rows = []
     for entry, inverse in ensemble.chains[0].items():
         plan, count = ensemble.chains[0].plans[entry], sum(each.numel() for each in inverse.parameters())
@@ -128,7 +128,7 @@ def show(chain: InverseChain | ChainEnsemble, trace: Trace, at: Sequence[str] | 
     Raises:
         UserError: nothing of the chain reads one of ``at``.
     """
-    ensemble = _ensemble(chain)
+    ensemble = as_ensemble(chain)
     batch = Batch(trace.images, tuple(f"image {index}" for index in range(len(trace.images))), (), trace.valid)
     names = [at] if isinstance(at, str) else list(at or ensemble.entries)
     columns: list[tuple[str, Tensor, Tensor | None]] = [("input", batch.images, None)]
@@ -169,11 +169,15 @@ def explore(model: StagedModel, chain: InverseChain | ChainEnsemble, image: Tens
         widgets: Any = import_module("ipywidgets")
     except ImportError as error:
         raise UserError("explore needs ipywidgets, which is missing: pip install ipywidgets") from error
-    ensemble = _ensemble(chain)
+    ensemble = as_ensemble(chain)
     ensemble.check(model)
     pixels = image if isinstance(image, Tensor) else load_images([image], model.pixels).images
     trace = model.run(pixels.reshape(1, *pixels.shape[-3:]).to(model.device))
-    names = [name for name in trace if _reads(model, ensemble, name)]
+    names = [
+        name
+        for name in trace
+        if (stage := model.stage_of(name).name) in ensemble.entries and model.layout(name) == model.layout(stage)
+    ]
     slider = widgets.SelectionSlider(options=names, value=names[-1], description="layer", continuous_update=False)
     shown = widgets.HTML(show(ensemble, trace, [names[-1]]).html)
 
@@ -185,19 +189,10 @@ def explore(model: StagedModel, chain: InverseChain | ChainEnsemble, image: Tens
     return widgets.VBox([answer, slider, shown])
 
 
-def _reads(model: StagedModel, ensemble: ChainEnsemble, name: str) -> bool:
-    stage = model.stage_of(name).name
-    return stage in ensemble.entries and model.layout(name) == model.layout(stage)
-
-
 def _answer(model: StagedModel, trace: Trace) -> str:
     (answer,) = answers_of(model, trace)
     facts = [f"The model {caption(answer)}"] if answer is not None else []
     return Table(model.name, [], [], facts, _random(model.weights)).html()
-
-
-def _ensemble(chain: InverseChain | ChainEnsemble) -> ChainEnsemble:
-    return ChainEnsemble([chain]) if isinstance(chain, InverseChain) else chain
 
 
 def _distances(ensemble: ChainEnsemble, trace: Trace) -> Distances | None:

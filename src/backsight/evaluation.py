@@ -140,19 +140,18 @@ def evaluate(
     baseline = mean_image if isinstance(mean_image, MeanImage) else MeanImage(mean_image)
     invert = invert or (lambda batch: invert_chains(model, ensemble, batch))
     variances: dict[str, _Variance] = {}
-    rows = [
-        _measure(model, batch, invert(batch), baseline, metrics, variances) if batch.ids else None for batch in batches
-    ]
-    parts = gather((rows, {stage: each.on_cpu() for stage, each in variances.items()}))
-    rows = [row for step in zip_longest(*(rows for rows, _ in parts)) for row in step if row is not None]
+    own = [(batch.ids, _measure(model, batch, invert(batch), baseline, metrics, variances) if batch.ids else {})
+           for batch in batches]  # fmt: skip
+    parts = gather((own, {stage: each.on_cpu() for stage, each in variances.items()}))
+    rows = [row for step in zip_longest(*(rows for rows, _ in parts), fillvalue=((), {})) for row in step if row[0]]
     if not rows:
         raise UserError("none of the images to measure on can be read: see the lines above")
-    values = {key: torch.cat([row.values[key] for row in rows], 1) for key in rows[0].values}
+    values = {key: torch.cat([found[key] for _, found in rows], 1) for key in rows[0][1]}
     for stage, metric in values:
         if metric == LAYER_ERROR:
             target = model.spec.before(split_entry(stage)[0])
             values[stage, metric] /= _Variance.joined([part[target] for _, part in parts if target in part]).value()
-    ids = [identity for row in rows for identity in row.ids]
+    ids = [identity for names, _ in rows for identity in names]
     card = {
         "model": model.name,
         "weights": model.weights,
@@ -199,14 +198,6 @@ def invert_chains(model: StagedModel, ensemble: ChainEnsemble, batch: Batch) -> 
     return features, outputs()
 
 
-@dataclass(frozen=True)
-class _Row:
-    """What is measured on one batch: ``S B`` by (stage, metric)."""
-
-    ids: tuple[str, ...]
-    values: Mapping[tuple[str, str], Tensor]
-
-
 def _measure(
     model: StagedModel,
     batch: Batch,
@@ -214,8 +205,9 @@ def _measure(
     baseline: MeanImage,
     metrics: Mapping[str, Metric],
     variances: dict[str, _Variance],
-) -> _Row:
-    """Measure one batch; its layer errors are not in units of the target's variance yet, which ``variances`` add up."""
+) -> dict[tuple[str, str], Tensor]:
+    """Measure one batch: ``S B`` by (stage, metric). Its layer errors are not in units of the target's variance yet,
+    which ``variances`` add up."""
     features, outputs = inverted
     by_seed: dict[tuple[str, str], list[Tensor]] = {}
 
@@ -237,17 +229,17 @@ def _measure(
         measure_images(entry, image)
         keep(entry, LAYER_ERROR, token_error(own, target, counted))
     measure_images(MEAN_IMAGE, baseline.against(batch))
-    return _Row(batch.ids, {key: torch.stack(values) for key, values in by_seed.items()})
+    return {key: torch.stack(values) for key, values in by_seed.items()}
 
 
-def _channels_last(features: Tensor) -> Tensor:
+def tokens_of(features: Tensor) -> Tensor:
     """``B 3 H W`` or ``B N D`` -> ``B N D`` in float64."""
     return exact(features.flatten(2).mT if features.ndim == 4 else features)
 
 
 def token_error(output: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
     """The mean squared error of each image, ``B``, over the tokens that are ``counted`` (``B N`` bool; None: all)."""
-    errors = (_channels_last(output) - _channels_last(target)).square().mean(2)
+    errors = (tokens_of(output) - tokens_of(target)).square().mean(2)
     if counted is None:
         return errors.mean(1)
     counted = counted.to(errors.device)
@@ -269,7 +261,7 @@ class _Variance:
 
     def add(self, target: Tensor, counted: Tensor | None) -> None:
         """Take up ``B N D`` (or ``B 3 H W``), the tokens that are ``counted``."""
-        tokens = _channels_last(target)
+        tokens = tokens_of(target)
         tokens = tokens.flatten(0, 1) if counted is None else tokens[counted.to(tokens.device)]
         if self.origin is None:
             self.origin = tokens.mean(0)
@@ -362,12 +354,6 @@ def score_detections(detections: Sequence[Detections], targets: Sequence[Target]
         return {}
     shares = [share_found(each, target) for each, target in zip(detections, targets, strict=True)]
     return {FOUND: _row(shares), PRECISION: _row([average_precision(detections, targets)["AP"]])}
-
-
-def mean_scores(scores: Mapping[str, Tensor]) -> dict[str, float]:
-    """The one number of a model: its ``accuracy``, or its ``AP``; nothing where that is not known."""
-    means = {name: float(scores[name].nanmean()) for name in (ACCURACY, PRECISION) if name in scores}
-    return {name: mean for name, mean in means.items() if math.isfinite(mean)}
 
 
 def _row(values: Sequence[float]) -> Tensor:

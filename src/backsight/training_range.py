@@ -20,7 +20,7 @@ from backsight.core import IMAGE, Layout, UserError, split_entry
 from backsight.data import Batch
 from backsight.devices import exact
 from backsight.engine import StagedModel, Trace
-from backsight.evaluation import Inverted, invert_chains, token_error
+from backsight.evaluation import Inverted, invert_chains, token_error, tokens_of
 from backsight.io import read_tensors, write_bytes
 from backsight.metrics import mse, on_valid
 
@@ -146,7 +146,7 @@ def _measured(
     pooled, columns = {}, []
     for place in places:
         pooled[place.stage] = _moments(features[place.stage], place.source.under(batch.valid))[0].cpu()
-        _, variance = _moments(_tokens(features[place.before]), place.target.under(batch.valid))
+        _, variance = _moments(features[place.before], place.target.under(batch.valid))
         columns += [torch.stack(list(errors[place.stage])).mean(0), variance.mean(1, keepdim=True).cpu()]
     return Measured(pooled, torch.cat(columns, 1))
 
@@ -157,14 +157,9 @@ def _errors(place: _Place, batch: Batch, features: Mapping[str, Tensor], own: Te
     return torch.stack([exact(on_valid(mse, batch.valid)(image.float(), batch.images)), error], 1).cpu()
 
 
-def _tokens(features: Tensor) -> Tensor:
-    """``B 3 H W`` or ``B N D`` -> ``B N D``."""
-    return features.flatten(2).mT if features.ndim == 4 else features
-
-
 def _moments(features: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean and variance over tokens (those that are ``counted``, ``B N`` bool), ``B D`` each."""
-    tokens = exact(features)
+    tokens = tokens_of(features)
     weights = torch.ones_like(tokens[..., :1]) if counted is None else counted[..., None].to(tokens)
     total = weights.sum(1)
     mean = (weights * tokens).sum(1) / total

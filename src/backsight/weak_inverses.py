@@ -58,7 +58,8 @@ def no_better(errors: Result) -> dict[str, str]:
     for entry in errors.values_of("stage"):
         layer, share = _mean(errors, entry, LAYER_ERROR), _mean(errors, entry, "mse") / guess
         if layer >= NO_BETTER:
-            found[entry] = f"it is undertrained, or its stage keeps nothing it can read: {_own(layer)}"
+            own = f"its own error is {100 * layer:.0f} % of what the mean of its target has"
+            found[entry] = f"it is undertrained, or its stage keeps nothing it can read: {own}"
         elif share >= NO_BETTER and entry != MEAN_IMAGE:
             found[entry] = _image(share)
     return found
@@ -90,10 +91,6 @@ def _last_fall(curve: Sequence[tuple[int, float]]) -> float:
         return 0.0
     step, earlier = before[-1]
     return (1 - loss / earlier) * 0.1 * last / (last - step) if math.isfinite(earlier) and earlier > 0 else 0.0
-
-
-def _own(layer: float) -> str:
-    return f"its own error is {100 * layer:.0f} % of what the mean of its target has"
 
 
 def _image(share: float) -> str:

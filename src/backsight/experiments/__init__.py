@@ -5,8 +5,6 @@ nothing; the pages of a figure can be drawn again from ``result.json`` alone. ``
 instead of ``measure``. The results of several subjects are one by :meth:`~backsight.results.Result.join`.
 """
 
-import difflib
-
 from backsight.core import UserError
 from backsight.experiments.abstraction import ABSTRACTION
 from backsight.experiments.ambiguity import AMBIGUITY
@@ -25,6 +23,7 @@ from backsight.experiments.trade_off import TRADE_OFF
 from backsight.experiments.trust import TRUST
 from backsight.experiments.truth import TRUTH
 from backsight.results import Measurement, Picture, Result
+from backsight.validation import nearest
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
@@ -58,9 +57,7 @@ def find_experiment(name: str) -> Experiment:
     """
     if name in EXPERIMENTS:
         return EXPERIMENTS[name]
-    near = difflib.get_close_matches(name.replace("-", "_"), EXPERIMENTS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}"
-    raise UserError(f"no experiment '{name}': {hint}")
+    raise UserError(f"no experiment '{name}': {nearest(name.replace('-', '_'), EXPERIMENTS)}")
 
 
 __all__ = [

@@ -228,7 +228,7 @@ def _spreads(subject: Subject, batch: Batch, stage: str, draws: Tensor, seed: in
         alone = subject.sample(batch, stage, via=via, draws=min(ALONE, draws.shape[1]), seed=seed)
         values["own spread", "draws"] = _pixel_spread(alone).mean((2, 3))
     hues = torch.full((draws.shape[0], len(batch.ids)), math.nan, dtype=torch.float64)
-    for index, found in _object_hues(batch, draws):
+    for index, _, found in _object_hues(batch, draws):
         hues[:, index] = _hue_spread(found).mean(-1).cpu()
     values["hue spread", "draws"] = hues
     return values
@@ -239,13 +239,13 @@ def _pixel_spread(draws: Tensor) -> Tensor:
     return exact(draws).var(1, correction=1).mean(2).sqrt()
 
 
-def _object_hues(batch: Batch, draws: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(image, the hue of every object in every draw as a unit vector, ``S n objects``)."""
+def _object_hues(batch: Batch, draws: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(image, its objects' masks, the hue of every object in every draw as a unit vector, ``S n objects``)."""
     size = batch.images.shape[-2], batch.images.shape[-1]
     for index, target in enumerate(batch.targets):
         if len(target.boxes):
             masks = object_masks(target, size).to(draws.device)
-            yield index, _unit(colour_vector(draws[:, :, index, None], masks))
+            yield index, masks, _unit(colour_vector(draws[:, :, index, None], masks))
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -320,9 +320,7 @@ def _coverage(batch: Batch, draws: Tensor) -> Values:
     tables = {name: torch.full((draws.shape[0], len(batch.ids)), math.nan, dtype=torch.float64) for name in COVERED}
     luma = torch.tensor(LUMA).view(3, 1, 1).to(draws)
     grey, true_grey = (draws * luma).sum(-3), (batch.images * luma).sum(-3)
-    size = batch.images.shape[-2], batch.images.shape[-1]
-    for index, hues in _object_hues(batch, draws):
-        masks = object_masks(batch.targets[index], size).to(draws.device)
+    for index, masks, hues in _object_hues(batch, draws):
         tables["hue"][:, index] = (
             hue_covered(_unit(colour_vector(batch.images[index, None], masks)), hues).mean(1).cpu()
         )

@@ -14,11 +14,11 @@ from backsight.devices import exact
 from backsight.engine import Trace
 from backsight.evaluation import FOUND, PRECISION, score_detections, task_scores
 from backsight.experiments.detection_cases import on_cpu
-from backsight.experiments.drawing import lines_of, models_of, pictures_of
+from backsight.experiments.drawing import lines_of, models_of, named_lines, pictures_of, title_of
 from backsight.experiments.objects import category_masks, find_class
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
-from backsight.figures import ErrorPoint, Pages, Panel, pages, panel_part, picture_parts
+from backsight.figures import Pages, Panel, pages, panel_part, picture_parts
 from backsight.metrics import average_precision_interval
 from backsight.perturb import FILTERS, HUES, VISIBLE, colour_vector, recolour, region_mean
 from backsight.results import INPUT, Measurement, Picture, Result
@@ -246,16 +246,12 @@ def draw(result: Result) -> Pages:
         Panel("Hue found again in the object", kept, {"": 0.0}, label="hue retention", limits=(-0.15, 1.08)),
     ]
     for metric in ("accuracy", "AP"):
-        lines = {name: list(map(_renamed, line)) for name, line in lines_of(result, "filter", metric=metric).items()}
-        if lines:
+        lines = {title_of(result, model): {"model": model} for model in models_of(result)}
+        if lines := named_lines(result, lines, "filter", NAMES, metric=metric):
             panels.append(Panel("The task on recoloured images", lines, label=metric, limits=(0, 1)))
     blocks = [pictures_of(result, str(model), "filter", image=0) for model in models_of(result)]
     blocks = [replace(each, names=[NAMES.get(name, name) for name in each.names]) for each in blocks]
     return pages([panel_part(panels), *picture_parts(blocks)])
-
-
-def _renamed(point: ErrorPoint) -> ErrorPoint:
-    return replace(point, stage=NAMES.get(point.stage, point.stage))
 
 
 COLOR_PERTURBATION = Experiment(

@@ -19,18 +19,7 @@ from backsight.experiments.drawing import models_of, named_lines, title_of
 from backsight.experiments.objects import box_notes
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject
-from backsight.figures import (
-    PALETTE,
-    ErrorPoint,
-    Pages,
-    Panel,
-    Part,
-    crop_around,
-    cut_out,
-    pages,
-    panel_part,
-    picture_part,
-)
+from backsight.figures import PALETTE, ErrorPoint, Pages, Panel, Part, cut_out, pages, panel_part, picture_part
 from backsight.metrics import OUTCOMES, brought_by, presence, root_mean_square, standing_out
 from backsight.results import INPUT, Label, Measurement, Picture, Result
 from backsight.validation import AnyNumber, Share
@@ -178,16 +167,15 @@ class Gallery:
         """``3 H W`` without the query of ``case``, if it has been taken."""
         if case in self._taken:
             labels, batch = self._taken[case]
-            picture = _cut(case, batch.cut(case.row, reconstruction))
+            picture = cut_out(batch.cut(case.row, reconstruction), case.boxes, least=0)
             self.pictures.append(Picture({**labels, "stage": stage, "shows": WITHOUT}, picture))
 
     def _describe(self, batch: Batch, case: Case) -> dict[str, Label]:
-        known = case.truth or case.answer
-        answer = case.answer
+        known, answer, names = case.truth or case.answer, case.answer, self.subject.data.classes
         return {
             "type": case.finding.outcome,
-            "class": _name(self.subject, known[1]) if known else "",
-            "detected as": _name(self.subject, answer[1]) if answer else "",
+            "class": names.get(known[1], str(known[1])) if known else "",
+            "detected as": names.get(answer[1], str(answer[1])) if answer else "",
             "score": round(answer[2], 3) if answer else 0.0,
             "overlap": round(case.finding.overlap, 3),
             "image": batch.ids[case.row],
@@ -198,20 +186,10 @@ class Gallery:
         boxes = ((case.truth, TRUTH_COLOUR), (case.answer, ANSWER_COLOUR))
         frames = [(each[0], colour) for each, colour in boxes if each]
         image = batch.cut(case.row, batch.images[case.row])
-        window = crop_around(case.boxes, (image.shape[-2], image.shape[-1]))
-        yield Picture({**labels, "stage": INPUT, "shows": INPUT}, cut_out(image, window, frames))
+        yield Picture({**labels, "stage": INPUT, "shows": INPUT}, cut_out(image, case.boxes, frames))
         for stage in self.subject.stages:
-            picture = _cut(case, batch.cut(case.row, self.subject.reconstruct(batch, stage)[0, case.row]))
-            yield Picture({**labels, "stage": stage, "shows": RECONSTRUCTION}, picture)
-
-
-def _cut(case: Case, image: Tensor) -> Tensor:
-    return cut_out(image, crop_around(case.boxes, (image.shape[-2], image.shape[-1])), least=0)
-
-
-def _name(subject: Subject, label: int) -> str:
-    names: Mapping[int, str] = subject.data.classes
-    return names.get(label, str(label))
+            painted = batch.cut(case.row, self.subject.reconstruct(batch, stage)[0, case.row])
+            yield Picture({**labels, "stage": stage, "shows": RECONSTRUCTION}, cut_out(painted, case.boxes, least=0))
 
 
 # ---- the figure

@@ -177,9 +177,10 @@ def _strip(result: Result, model: str) -> list[Part]:
         layers = _thinned([layer for layer in named if layer != BLANK]) + [layer for layer in named if layer == BLANK]
         rows, names = [], []
         for source in result.shown(model=model, stage=INPUT):
-            for number, reads in enumerate(dict.fromkeys(str(each.labels["reads"]) for each in shown)):
-                own = [p for p in shown if p.labels["image"] == source.labels["image"] and p.labels["reads"] == reads]
-                pictures = {str(each.labels["layer"]): each.image for each in own}
+            image = source.labels["image"]
+            for number, reads in enumerate(dict.fromkeys(each.labels["reads"] for each in shown)):
+                own = result.shown(model=model, stage=stage, image=image, reads=reads)
+                pictures = {each.labels["layer"]: each.image for each in own}
                 rows.append([None if number else source.image, *(pictures.get(layer) for layer in layers)])
                 names.append(f"as {reads}")
         if rows:

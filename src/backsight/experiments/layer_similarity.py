@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ def _measure(subject: Subject) -> Iterator[Measurement]:
     counts = [len(batch.ids) for batch in subject.batches if _is_enough(batch)]
     for of, parts in tables.items():
         shares = torch.stack([cka_shares(each, counts) for each in torch.stack(parts, 1)])  # S batches L L
-        for (first, one), (second, other) in _pairs(names[of]):
+        for (first, one), (second, other) in combinations(enumerate(names[of]), 2):
             labels = {"of": of, "metric": "cka", "layer": one, "other": other}
             yield Measurement(labels, shares[:, :, first, second])
     for (of, one, other), parts in related.items():
@@ -111,15 +112,9 @@ def _correlate(seeds: Sequence[Mapping[str, Tensor]]) -> dict[tuple[str, str], T
     found = {}
     for group in groups.values():
         values = torch.stack([correlations([layers[name] for name in group]) for layers in seeds])  # S B L L
-        for (first, one), (second, other) in _pairs(group):
+        for (first, one), (second, other) in combinations(enumerate(group), 2):
             found[one, other] = values[:, :, first, second]
     return found
-
-
-def _pairs(names: Sequence[str]) -> list[tuple[tuple[int, str], tuple[int, str]]]:
-    """Every two of them, the earlier one first."""
-    numbered = list(enumerate(names))
-    return [(one, other) for one in numbered for other in numbered[one[0] + 1 :]]
 
 
 def table_of(result: Result, model: str, of: str, metric: str) -> tuple[list[str], Tensor]:

@@ -113,7 +113,7 @@ class Subject:
     ) -> None:
         if num_images is not None and num_images < 1:
             raise UserError(f"{num_images} images: it has to be at least 1")
-        ensemble = _as_ensemble(chain)
+        ensemble = as_ensemble(chain)
         ensemble.check(model)
         if isinstance(data, str):
             data = open_data(data, model.pixels, masks=True, vocabulary=vocabulary(model)).test
@@ -297,9 +297,8 @@ class Subject:
         Raises:
             UserError: it does, in one line that says which data would do.
         """
-        known = frozenset[str]().union(*(summary.has for summary in self.summaries))
         for need in needs:
-            if need not in known:
+            if not any(need in summary.has for summary in self.summaries):
                 raise UserError(f"{self.data.name} has no {_NEEDS[need]}")
 
 
@@ -316,7 +315,8 @@ def _has(need: str, target: Any) -> bool:
     return len(target.boxes) > 0 and (need == "boxes" or target.masks is not None)
 
 
-def _as_ensemble(chain: InverseChain | ChainEnsemble | str | Path) -> ChainEnsemble:
+def as_ensemble(chain: InverseChain | ChainEnsemble | str | Path) -> ChainEnsemble:
+    """One chain, or what chains are loaded from, as an ensemble."""
     if isinstance(chain, str | Path):
         return ChainEnsemble.from_pretrained(chain)
     return ChainEnsemble([chain]) if isinstance(chain, InverseChain) else chain

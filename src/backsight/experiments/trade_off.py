@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from backsight.core import UserError
 from backsight.engine import RANDOM
 from backsight.experiments.drawing import models_of, title_of
 from backsight.experiments.run import Experiment
 from backsight.figures import Pages, ScatterPoint, pages, scatter_part
-from backsight.io import in_words
+from backsight.io import read_record
 from backsight.results import MEAN_IMAGE, Label, Measurement, Result
+from backsight.validation import Record
 
 TASKS = ("modular", "classic", "joint")
 """The ways to train inverses; a run that does not say is modular."""
@@ -34,17 +34,38 @@ PAPER = ("AP", "accuracy")
 
 
 @dataclass(frozen=True)
+class _Model(Record):
+    name: str
+    weights: str = ""
+
+
+@dataclass(frozen=True)
+class _Config(Record):
+    """What is read of ``config.yaml``; a run that does not say how it updated the model, or its task, is of 0.1."""
+
+    model: _Model | str
+    task: str | None = None
+    trade_off: float | None = None
+    update: str | None = None
+
+
+@dataclass(frozen=True)
 class FinishedRun:
     """What is read of a run's folder: its ``task``, its ``trade_off`` (lambda) and ``update`` (None where it has none),
-    its model's facts, and what it measured on its test images."""
+    its model's name and ``weights``, and what it measured on its test images."""
 
     path: Path
     task: str
     trade_off: float | None
     update: str | None
-    model: Mapping[str, Any]
-    seeds: Sequence[int]
+    model: str
+    weights: str
     evaluation: Result
+
+    @property
+    def kind(self) -> tuple[str, float | None, str | None]:
+        """What tells runs of one model apart."""
+        return self.task, self.trade_off, self.update
 
     @property
     def entries(self) -> list[str]:
@@ -70,18 +91,16 @@ class FinishedRun:
         if not (path / "card.md").is_file() or not (path / "evaluation.json").is_file():
             raise UserError(f"the run in {path} has not finished: go on with it by --resume")
         try:
-            config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+            config = read_record(path / "config.yaml", _Config, "restore it")
             evaluation = Result.load(path / "evaluation.json")
-            model, task, weight = config["model"], config.get("task") or "modular", config.get("trade_off")
-            model = {"name": model} if isinstance(model, str) else dict(model)
-            weight = None if weight is None else float(weight)
-            update = str(config.get("update") or CHAIN) if task == "joint" else None
-            found = cls(path, str(task), weight, update, model, evaluation.subjects[0]["seeds"], evaluation)
-        except (UserError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-            raise UserError(f"the run in {path} cannot be read ({in_words(error)}): train it again") from error
-        if found.task not in TASKS:
-            raise UserError(f"the run in {path} is of the task '{found.task}': known are {', '.join(TASKS)}")
-        return found
+        except UserError as error:
+            raise UserError(f"the run in {path} cannot be read ({error}), or train it again") from error
+        task = config.task or "modular"
+        if task not in TASKS:
+            raise UserError(f"the run in {path} is of the task '{task}': known are {', '.join(TASKS)}")
+        update = config.update or CHAIN if task == "joint" else None
+        model = _Model(config.model) if isinstance(config.model, str) else config.model
+        return cls(path, task, config.trade_off, update, model.name, model.weights, evaluation)
 
 
 def compare_runs(runs: Sequence[str | Path] | str | Path = (), *, stage: str = "") -> Result:
@@ -109,10 +128,10 @@ def compare_runs(runs: Sequence[str | Path] | str | Path = (), *, stage: str = "
         raise UserError("trade_off compares finished runs: give their folders as runs")
     found = [FinishedRun.read(path) for path in paths]
     measurements = []
-    for model in dict.fromkeys(str(run.model["name"]) for run in found):
-        group = [run for run in found if run.model["name"] == model]
+    for model in dict.fromkeys(run.model for run in found):
+        group = [run for run in found if run.model == model]
         entry = _stage_of(group, stage)
-        measurements += [each for run in group for each in _values(run, model, entry, _names(found)[run.path])]
+        measurements += [each for run in group for each in _values(run, entry, _names(found)[run.path])]
     settings = {"runs": [str(path) for path in paths], "stage": stage}
     return Result("trade_off", _cards(found), measurements, (), settings, _notes(found))
 
@@ -130,14 +149,12 @@ def _stage_of(runs: Sequence[FinishedRun], wanted: str) -> str:
     fitting = [entry for entry in shared if not entry.startswith("prediction") and "@" not in entry]
     if wanted or not fitting:
         have = ", ".join(shared) or "nothing"
-        raise UserError(
-            f"the runs of {runs[0].model['name']} do not all have '{wanted or 'a stage'}': they share {have}"
-        )
+        raise UserError(f"the runs of {runs[0].model} do not all have '{wanted or 'a stage'}': they share {have}")
     return fitting[-1]
 
 
-def _values(run: FinishedRun, model: str, entry: str, name: str) -> Iterator[Measurement]:
-    labels: dict[str, Label] = {"run": name, "model": model, "task": run.task, "stage": entry}
+def _values(run: FinishedRun, entry: str, name: str) -> Iterator[Measurement]:
+    labels: dict[str, Label] = {"run": name, "model": run.model, "task": run.task, "stage": entry}
     if run.trade_off is not None:
         labels["trade_off"] = run.trade_off
     if run.update is not None:
@@ -150,34 +167,28 @@ def _values(run: FinishedRun, model: str, entry: str, name: str) -> Iterator[Mea
 
 def _cards(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
     """A card for every run, with the fields of a subject's."""
-    cards = []
-    for run in runs:
-        measured = run.evaluation.subjects[0]
-        shared = ("data", "data_fingerprint", "num_images", "value_range")
-        cards.append(
-            {
-                "run": str(run.path),
-                "model": run.model["name"],
-                "weights": run.model.get("weights", ""),
-                "random": run.model.get("weights") == RANDOM,
-                **{name: measured.get(name, "") for name in shared},
-                "seeds": list(run.seeds),
-            }
-        )
-    return cards
+    shared = ("data", "data_fingerprint", "num_images", "value_range")
+    return [
+        {
+            **{"run": str(run.path), "model": run.model, "weights": run.weights, "random": run.weights == RANDOM},
+            **{name: run.evaluation.subjects[0].get(name, "") for name in shared},
+            "seeds": list(run.evaluation.subjects[0]["seeds"]),
+        }
+        for run in runs
+    ]
 
 
 def _notes(runs: Sequence[FinishedRun]) -> list[str]:
     names = _names(runs)
     silent = [names[run.path] for run in runs if not run.task_metrics]
-    notes = (
-        [f"no performance at the task is known of {', '.join(silent)}: drawn as lines at their error"] if silent else []
-    )
-    for model in dict.fromkeys(str(run.model["name"]) for run in runs):
-        own = [run for run in runs if run.model["name"] == model]
-        kinds = Counter((run.task, run.trade_off, run.update) for run in own)
+    notes = []
+    if silent:
+        notes = [f"no performance at the task is known of {', '.join(silent)}: drawn as lines at their error"]
+    for model in dict.fromkeys(run.model for run in runs):
+        own = [run for run in runs if run.model == model]
+        kinds = Counter(run.kind for run in own)
         for kind in (kind for kind, count in kinds.items() if count > 1):
-            alike = [names[run.path] for run in own if (run.task, run.trade_off, run.update) == kind]
+            alike = [names[run.path] for run in own if run.kind == kind]
             which = f"{kind[0]} runs" + ("" if kind[1] is None else f" with lambda {kind[1]:g}")
             notes.append(f"{' and '.join(alike)} are all {which} of {model}: claims cannot tell which one is meant")
         cards = _cards(own)

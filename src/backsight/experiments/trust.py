@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from backsight.core import UserError
+from backsight.data import Batch
 from backsight.experiments.drawing import lines_of
 from backsight.experiments.run import Experiment
 from backsight.experiments.subject import Subject, baseline_notes, by_seed
@@ -57,7 +58,8 @@ def _seen_again(subject: Subject) -> Iterator[Measurement]:
             MEAN_IMAGE: _encode_baseline(subject, stage),
             INPUT: originals[None],
         }
-        unit = _mean_of_others(originals)
+        # The mean distance of each image's features to all others'.
+        unit = _distances(originals, originals).fill_diagonal_(0).sum(1) / (len(originals) - 1)
         for name, features in pictures.items():
             found = [_compare(each, originals, unit) for each in features]
             for metric in ("distance", "rank", "found"):
@@ -67,12 +69,9 @@ def _seen_again(subject: Subject) -> Iterator[Measurement]:
 
 def _encode_reconstructions(subject: Subject, stage: str) -> Tensor:
     """The features at ``stage`` of the images that are reconstructed from there, ``S images F``."""
-    parts = []
-    for batch in subject.batches:
-        seeds = subject.reconstruct(batch, stage)
-        features = [_encode(subject, stage, images) for images in seeds]
-        parts.append(torch.stack(features))
-    return torch.cat(parts, 1)
+    parts = [[_encode(subject, stage, images) for images in subject.reconstruct(batch, stage)]
+             for batch in subject.batches]  # fmt: skip
+    return torch.cat([torch.stack(features) for features in parts], 1)
 
 
 def _encode_baseline(subject: Subject, stage: str) -> Tensor:
@@ -85,12 +84,6 @@ def _encode_baseline(subject: Subject, stage: str) -> Tensor:
 def _encode(subject: Subject, stage: str, images: Tensor) -> Tensor:
     """The features of ``B 3 H W`` at ``stage``, ``B F``."""
     return subject.model.features(images, [stage])[stage].flatten(1).float()
-
-
-def _mean_of_others(originals: Tensor) -> Tensor:
-    """The mean distance of each image's features to all others', ``images``."""
-    distances = _distances(originals, originals)
-    return distances.fill_diagonal_(0).sum(1) / (len(originals) - 1)
 
 
 def _distances(features: Tensor, originals: Tensor) -> Tensor:
@@ -115,20 +108,23 @@ def _compare(features: Tensor, originals: Tensor, unit: Tensor) -> dict[str, Ten
 
 
 def _pixels(subject: Subject) -> Iterator[Measurement]:
-    mean = subject.mean_image
-    # How far images are from their mean; where that is their own, distances to it are short by the same share.
-    own = subject.collect(lambda batch: mse(batch.images, mean.expand_as(batch.images))).mean().clamp(min=1e-12)
-    unit = subject.collect(lambda batch: mse(batch.images, subject.baseline.against(batch))).mean().clamp(min=1e-12)
-    for stage in subject.stages:
-        labels = {"stage": stage, "of": RECONSTRUCTION}
-        away = [
-            by_seed(mse, subject.reconstruct(batch, stage), mean.expand_as(batch.images)).cpu()
-            for batch in subject.batches
-        ]
-        yield Measurement({**labels, "metric": "mean image distance"}, torch.cat(away, 1) / own)
-        if len(subject.seeds) > 1:
-            apart = [_apart(subject.reconstruct(batch, stage)).cpu() for batch in subject.batches]
-            yield Measurement({**labels, "metric": "seed spread"}, torch.cat(apart)[None] / unit)
+    def distances(batch: Batch) -> dict[tuple[str, str], Tensor]:
+        mean = subject.mean_image.expand_as(batch.images)
+        # How far images are from their mean; where that is their own, distances to it are short by the same share.
+        found = {("", "mean image distance"): mse(batch.images, mean)}
+        found["", "seed spread"] = mse(batch.images, subject.baseline.against(batch))
+        for stage in subject.stages:
+            seeds = subject.reconstruct(batch, stage)
+            found[stage, "mean image distance"] = by_seed(mse, seeds, mean)
+            if len(seeds) > 1:
+                found[stage, "seed spread"] = _apart(seeds)
+        return found
+
+    found = subject.gather(distances)
+    for (stage, metric), values in found.items():
+        if stage:
+            labels = {"stage": stage, "of": RECONSTRUCTION, "metric": metric}
+            yield Measurement(labels, values / found["", metric].mean().clamp(min=1e-12))
 
 
 def _apart(seeds: Tensor) -> Tensor:

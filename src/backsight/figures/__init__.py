@@ -9,7 +9,7 @@ from backsight.figures.error_panels import Panel, panel_part
 from backsight.figures.heat_maps import heat_map_part
 from backsight.figures.house_style import DARK_PALETTE, PALETTE, style, to_pdf, to_png, to_svg
 from backsight.figures.lines import ErrorPoint, curves, error_bars
-from backsight.figures.outlines import crop_around, cut_out, draw_detections, draw_frames, outline
+from backsight.figures.outlines import cut_out, draw_detections, draw_frames, outline
 from backsight.figures.page import Block, Pages, Part, grid, pages, picture_part, picture_parts, text_part
 from backsight.figures.pictures import colour_map, difference, image_png, spread, to_array
 from backsight.figures.scatter import ScatterPoint, scatter_part
@@ -24,7 +24,6 @@ __all__ = [
     "Part",
     "ScatterPoint",
     "colour_map",
-    "crop_around",
     "curves",
     "cut_out",
     "difference",

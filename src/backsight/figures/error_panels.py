@@ -9,7 +9,7 @@ from typing import Any
 
 from backsight.figures.house_style import WIDTH, wrapped
 from backsight.figures.lines import ErrorPoint, Line, add_errors, name_stages, one_seed, stages_of
-from backsight.figures.page import Part, legend_above
+from backsight.figures.page import Part, legend_above, panel_axes
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Panel:
 
 
 def panel_part(panels: Sequence[Panel], columns: int = 3, heading: str = "", height: float = 1.9) -> Part:
-    """Every panel with its means, intervals, seeds and baselines, under one legend for all of them.
+    """Every panel with its means, intervals, seeds and baselines; one legend for all of them, where a panel would have
+    room, else above.
 
     Args:
         panels: what to show, from the left and from the top.
@@ -52,7 +53,7 @@ def panel_part(panels: Sequence[Panel], columns: int = 3, heading: str = "", hei
     num_rows = math.ceil(len(panels) / columns)
 
     def draw(place: Any) -> None:
-        spaces = place.subplots(num_rows, columns, squeeze=False).flatten()
+        spaces = panel_axes(place, len(panels), columns)
         lines: dict[str, Line] = {}
         names = list(dict.fromkeys(name for panel in panels for name in panel.table))
         baselines = list(dict.fromkeys(name for panel in panels for name in panel.baselines))
@@ -61,20 +62,15 @@ def panel_part(panels: Sequence[Panel], columns: int = 3, heading: str = "", hei
                 lines.setdefault(line.name, line)
         order = [name for name in [*names, *baselines] if name]
         named = [*(lines[name] for name in order), one_seed(spaces[0])]
-        _add_legend(place, spaces[len(panels) :], [line.handle for line in named], [line.name for line in named])
+        handles, texts = [line.handle for line in named], [line.name for line in named]
+        if free := spaces[len(panels) :]:
+            texts = [wrapped(text, 1.6) for text in texts]
+            free[0].legend(handles, texts, loc="upper left", borderaxespad=0)
+        else:
+            legend_above(place, handles, texts)
 
     room_for_legend = 0.0 if num_rows * columns > len(panels) else 0.35
     return Part(height * num_rows + room_for_legend, draw, heading)
-
-
-def _add_legend(place: Any, free: Sequence[Any], handles: Sequence[Any], names: Sequence[str]) -> None:
-    """In the first place that is ``free`` of panels, else above them."""
-    for axes in free:
-        axes.set_axis_off()
-    if len(free):
-        free[0].legend(handles, [wrapped(name, 1.6) for name in names], loc="upper left", borderaxespad=0)
-    else:
-        legend_above(place, handles, names)
 
 
 def _draw_panel(

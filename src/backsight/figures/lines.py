@@ -14,7 +14,7 @@ from backsight.figures.house_style import LETTER_WIDTH, PALETTE, WIDTH, ink, nth
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P")
 _LINE_STYLES = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)))
 _BASELINES = ((0, (4, 2)), (0, (1, 1.5)), (0, (7, 2, 1, 2)))
 _BESIDE = 0.09  # from a mean to its seeds, inches
@@ -132,7 +132,7 @@ def _add_points(axes: Any, index: int, name: str, points: Sequence[ErrorPoint], 
     """One line of errors; every seed's own point stands a little to its right."""
     from matplotlib.transforms import ScaledTranslation
 
-    colour, marker = nth_colour(index), _MARKERS[index % len(_MARKERS)]
+    colour, marker = nth_colour(index), MARKERS[index % len(MARKERS)]
     means = [point.bounds[0] for point in points]
     yerr = list(zip(*(point.bar for point in points), strict=True))
     handle = axes.errorbar(places, means, yerr=yerr, color=colour, marker=marker, markersize=4, capsize=2.5)

@@ -37,21 +37,20 @@ def outline(image: Tensor, mask: Tensor, colour: str = PALETTE[1], width: int = 
     return _paint(image, mask.to(inner.device) & ~inner, colour)
 
 
-def crop_around(boxes: Tensor, size: tuple[int, int], margin: float = 0.5, least: int = 32) -> tuple[slice, slice]:
-    """Where to cut an image to show ``boxes`` ``n 4`` (x0, y0, x1, y1 in pixels) with their surroundings: a square that
-    is moved into the image of ``size`` (H, W), or cut by it where it is larger.
+def crop_around(boxes: Tensor, size: tuple[int, int], least: int = 32) -> tuple[slice, slice]:
+    """Where to cut an image to show ``boxes`` ``n 4`` (x0, y0, x1, y1 in pixels) with their surroundings: a square,
+    twice as long as they are, that is moved into the image of ``size`` (H, W), or cut by it where it is larger.
 
     Args:
         boxes: at least one.
         size: of the image.
-        margin: added on each side, as a share of the longer side of what is shown.
         least: the shortest side, in pixels.
 
     Returns:
         (rows, columns).
     """
     low, high = boxes[:, :2].amin(0), boxes[:, 2:].amax(0)
-    side = max(least, round(float((high - low).max()) * (1 + 2 * margin)))
+    side = max(least, round(2 * float((high - low).max())))
     slices = []
     for centre, length in zip(((low + high) / 2).flip(0).tolist(), size, strict=True):
         start = max(0, min(round(centre - side / 2), length - side))
@@ -59,14 +58,12 @@ def crop_around(boxes: Tensor, size: tuple[int, int], margin: float = 0.5, least
     return slices[0], slices[1]
 
 
-def cut_out(
-    image: Tensor, window: tuple[slice, slice], frames: Sequence[tuple[Tensor, str]] = (), least: int = 192
-) -> Tensor:
-    """A part of an image, small ones enlarged, with boxes drawn on it.
+def cut_out(image: Tensor, boxes: Tensor, frames: Sequence[tuple[Tensor, str]] = (), least: int = 192) -> Tensor:
+    """What :func:`crop_around` leaves of an image, small parts enlarged, with boxes drawn on it.
 
     Args:
         image: ``3 H W`` in [0, 1].
-        window: (rows, columns), as :func:`crop_around` gives them.
+        boxes: what is to be seen with its surroundings, ``n 4``.
         frames: boxes (x0, y0, x1, y1 in pixels of the whole image) and their colours, ``#rrggbb``, drawn inside their
             bounds; all but the first are dashed, so that it shows where others lie on it.
         least: the shorter side to reach by enlarging, in pixels; 0 to leave the picture as it is.
@@ -74,7 +71,7 @@ def cut_out(
     Returns:
         ``3 kh kw`` in [0, 1], for a whole number k.
     """
-    rows, columns = window
+    rows, columns = crop_around(boxes, (image.shape[-2], image.shape[-1]))
     corner = torch.tensor([columns.start, rows.start] * 2)
     inside = [(box.cpu() - corner, colour) for box, colour in frames]
     return draw_frames(image[:, rows, columns], inside, least, dashed=True)
@@ -126,7 +123,7 @@ _DRAWN_SIDE = 384
 Strip = tuple[float, float, float, float]
 
 
-def draw_detections(image: Tensor, detections: Detections, threshold: float = 0.5, letters: float = 0.05) -> Tensor:
+def draw_detections(image: Tensor, detections: Detections, threshold: float = 0.5) -> Tensor:
     """The image with a box, a name and a score on it for every detection of at least ``threshold``, for a screen; in
     print names stand below (:func:`draw_frames`).
 
@@ -134,7 +131,6 @@ def draw_detections(image: Tensor, detections: Detections, threshold: float = 0.
         image: ``3 H W`` in [0, 1].
         detections: Boxes in pixels of ``image``.
         threshold: The least score that is drawn, in [0, 1].
-        letters: Height of the letters as a share of the image's width.
 
     Returns:
         ``3 kH kW`` in [0, 1]: a small image is enlarged by a whole number k first, so that letters can be read on it.
@@ -144,7 +140,7 @@ def draw_detections(image: Tensor, detections: Detections, threshold: float = 0.
 
     factor = math.ceil(_DRAWN_SIDE / min(image.shape[-2:]))
     canvas = Image.fromarray(to_array(repeat(image, "c h w -> c (h y) (w x)", y=factor, x=factor)))
-    height = max(8, round(letters * canvas.width))
+    height = max(8, round(0.05 * canvas.width))
     pen = ImageDraw.Draw(canvas)
     chosen = detections.above(threshold)
     names = "".join(_name_of(chosen, index) for index in range(len(chosen.scores)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,14 @@ def picture_parts(blocks: Sequence[Block]) -> list[Part]:
         else:
             shelves.append([block])
     return [_shelf_part(shelf) for shelf in shelves]
+
+
+def panel_axes(place: Any, num: int, columns: int) -> list[Any]:
+    """Axes for ``num`` panels in ``place``, ``columns`` of them side by side; then those that stay empty."""
+    axes = place.subplots(math.ceil(num / columns), columns, squeeze=False).flatten()
+    for each in axes[num:]:
+        each.set_axis_off()
+    return list(axes)
 
 
 def text_part(text: str) -> Part:

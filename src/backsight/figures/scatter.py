@@ -9,9 +9,11 @@ from statistics import fmean
 from typing import Any
 
 from backsight.figures.house_style import LETTERS, WIDTH, ink, nth_colour, wrapped
-from backsight.figures.page import Part, legend_above
+from backsight.figures.lines import MARKERS, one_seed
+from backsight.figures.page import Part, legend_above, panel_axes
 
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+HEIGHT = 2.6
+"""Of a row of panels, in inches."""
 
 LEAST_ACROSS = 0.02
 """What the horizontal axis spans at the least: a smaller difference of a share (AP, accuracy) is not blown up."""
@@ -33,23 +35,20 @@ class ScatterPoint:
         return fmean(self.seeds)
 
 
-def scatter_part(
-    panels: Mapping[tuple[str, str], Sequence[ScatterPoint]], label: str, columns: int = 2, height: float = 2.6
-) -> Part:
-    """Panels by (title, label of the horizontal axis), each mark with its text; small circles are seeds.
+def scatter_part(panels: Mapping[tuple[str, str], Sequence[ScatterPoint]], label: str) -> Part:
+    """Panels by (title, label of the horizontal axis), two side by side, each mark with its text; small circles are
+    seeds.
 
     Args:
         panels: the points of each, at least one; those of a kind look the same in all panels.
         label: of the vertical axes.
-        columns: how many panels stand side by side, at most.
-        height: of a row of them, in inches.
     """
     kinds = list(dict.fromkeys(point.kind for points in panels.values() for point in points))
-    columns = min(columns, len(panels))
+    columns = min(2, len(panels))
     num_rows = math.ceil(len(panels) / columns)
 
     def draw(place: Any) -> None:
-        spaces = place.subplots(num_rows, columns, squeeze=False).flatten()
+        spaces = panel_axes(place, len(panels), columns)
         handles: dict[str, Any] = {}
         for axes, ((title, across), points) in zip(spaces, panels.items(), strict=False):
             axes.grid(axis="y")
@@ -59,13 +58,11 @@ def scatter_part(
             for point in points:
                 handles.setdefault(point.kind, _draw_point(axes, point, kinds.index(point.kind)))
             _make_room(axes, points)
-            _write_texts(axes, points, (WIDTH / columns - 0.6) * 72, (height - 0.75) * 72)
-        for axes in spaces[len(panels) :]:
-            axes.set_axis_off()
-        one_seed = spaces[0].scatter([], [], s=9, facecolors="none", edgecolors=ink())
-        legend_above(place, [*handles.values(), one_seed], [*handles, "one seed"])
+            _write_texts(axes, points, (WIDTH / columns - 0.6) * 72, (HEIGHT - 0.75) * 72)
+        seed = one_seed(spaces[0])
+        legend_above(place, [*handles.values(), seed.handle], [*handles, seed.name])
 
-    return Part(height * num_rows + 0.3, draw)
+    return Part(HEIGHT * num_rows + 0.3, draw)
 
 
 def _draw_point(axes: Any, point: ScatterPoint, index: int) -> Any:
@@ -79,8 +76,8 @@ def _draw_point(axes: Any, point: ScatterPoint, index: int) -> Any:
         return line
     seeds = point.seeds if len(point.seeds) > 1 else []
     axes.scatter([point.across] * len(seeds), seeds, s=9, facecolors="none", edgecolors=colour)
-    mark = axes.plot(point.across, point.height, color=colour, marker=_MARKERS[index % 6], linestyle="", markersize=5)
-    return mark[0]
+    marker = MARKERS[index % len(MARKERS)]
+    return axes.plot(point.across, point.height, color=colour, marker=marker, linestyle="", markersize=5)[0]
 
 
 def _write_texts(axes: Any, points: Sequence[ScatterPoint], width: float, height: float) -> None:

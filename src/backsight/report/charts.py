@@ -23,12 +23,8 @@ MOST_BANDS = 40
 """Of one chart: narrower ones are hard to point at."""
 
 
-@dataclass(frozen=True)
-class Value:
-    """What a chart says at ``at`` on its horizontal axis, in lines of text."""
-
-    at: float
-    text: str
+Value = tuple[float, str]
+"""What a chart says at a place on its horizontal axis, in lines of text."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,7 @@ def _error_chart(points: Sequence[ErrorPoint], baselines: Mapping[str, float], l
     against = "".join(f"; {name} {format_number(value)}" for name, value in baselines.items())
     return _chart(
         lambda dark: error_bars({name: points}, baselines, label, size=SIZE, dark=dark),
-        [Value(place, _describe(point, baselines)) for place, point in enumerate(points)],
+        [(place, _describe(point, baselines)) for place, point in enumerate(points)],
         text=f"{label}, per stage: {values}{against}",
         caption=f"{label[0].upper()}{label[1:]}, per stage. Lower is better.",
     )
@@ -125,7 +121,7 @@ def _losses(records: Sequence[Mapping[str, Any]]) -> list[Value]:
         losses[record["step"]][record["entry"]].append(record["loss"])
     steps = sorted(losses)
     chosen = steps[:: math.ceil(len(steps) / MOST_BANDS)]
-    return [Value(step, "\n".join([f"step {step:,}", *_by_size(losses[step])])) for step in chosen]
+    return [(step, "\n".join([f"step {step:,}", *_by_size(losses[step])])) for step in chosen]
 
 
 def _by_size(losses: Mapping[str, Sequence[float]]) -> list[str]:
@@ -144,14 +140,14 @@ def _bands(figure: Figure, values: Sequence[Value]) -> tuple[Band, ...]:
     """The places of the values in a figure that has been saved: its layout is settled then, and not before."""
     axes = figure.axes[0]
     panel = axes.get_position()
-    scaled = axes.transData.transform([(value.at, axes.get_ylim()[1]) for value in values])
+    scaled = axes.transData.transform([(at, axes.get_ylim()[1]) for at, _ in values])
     places = [float(place) for place, _ in figure.transFigure.inverted().transform(scaled)]
     middles = [(one + other) / 2 for one, other in pairwise(places)]
     starts, ends = [panel.x0, *middles], [*middles, panel.x1]
     top, high = _percent(1 - panel.y1), _percent(panel.height)
     return tuple(
-        Band(_percent(start), _percent(end - start), top, high, value.text)
-        for start, end, value in zip(starts, ends, values, strict=True)
+        Band(_percent(start), _percent(end - start), top, high, text)
+        for start, end, (_, text) in zip(starts, ends, values, strict=True)
     )
 
 

@@ -99,14 +99,16 @@ def write_results(
     """
     earlier = _written_before(out)
     known, weak, data = TrainingRange.beside(ensemble), weak_inverses(ensemble), trained_on(ensemble)
-    found: list[Distances | None] = []
+    found: list[Distances] = []
     pictures: list[PictureFile] = []
     for start in range(0, len(batch.ids), AT_ONCE):
         part = batch.part(start, start + AT_ONCE).to(model.device)
         trace = model.run(part.images, valid=part.valid)
-        found.append(None if known is None else known.distances_of(ensemble, trace))
-        pictures += _pictures(model, ensemble, part, trace, found[-1], out, draws)
-    notes = [*filter(None, [_unlike(batch, found, data)]), *weak_in_words(weak)]
+        distances = None if known is None else known.distances_of(ensemble, trace)
+        found += [] if distances is None else [distances]
+        pictures += _pictures(model, ensemble, part, trace, distances, out, draws)
+    unlike = unlike_in_words(batch.ids, Distances.joined(found), data) if found else ""
+    notes = [*filter(None, [unlike]), *weak_in_words(weak)]
     errors = _errors_of(run) or _measure(model, ensemble, batch.to(model.device))
     card = {**errors.subjects[0], "model": model.name, "weights": model.weights, "random": model.weights == RANDOM}
     card |= {"family": model.spec.family, "stages": model.stages}
@@ -123,11 +125,6 @@ def write_results(
     for note in notes:
         logger.warning(note)
     return result
-
-
-def _unlike(batch: Batch, found: Sequence[Distances | None], data: str | None) -> str:
-    known = [each for each in found if each is not None]
-    return unlike_in_words(batch.ids, Distances.joined(known), data) if known else ""
 
 
 def _pictures(

@@ -104,9 +104,7 @@ def _cell(
     if measurement is None:
         return None
     mean, low, high = measurement.interval()
-    if not math.isfinite(mean):
-        return Cell(mean, None, [], "")
-    if row.stage == MEAN_IMAGE:
+    if not math.isfinite(mean) or row.stage == MEAN_IMAGE:
         return Cell(mean, None, [], "")
     lines = [f"{entry_title(row.stage)}: {column.title} {mean:.6g}", f"{column.unit}; {column.better}"]
     known = intervals and math.isfinite(low)

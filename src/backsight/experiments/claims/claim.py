@@ -87,9 +87,9 @@ class Evidence:
         """The stages that the first two models both have."""
         return [stage for stage in self.stages(0) if stage in self.stages(1)]
 
-    def deepest(self, role: int = 0) -> str:
+    def deepest(self) -> str:
         """The last stage that is made of features, and not yet the answer: the decoder of DETR, the encoder of ViT."""
-        return [stage for stage in self.stages(role) if stage != "prediction"][-1]
+        return [stage for stage in self.stages() if stage != "prediction"][-1]
 
     def between(self, what: str, own: Tensor, other: Tensor) -> Comparison:
         """The values of the first model less those of the second: image by image where both saw the same ones (the ids
