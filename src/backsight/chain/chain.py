@@ -28,12 +28,13 @@ AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """Which inverse reads a stage: its name in ``INVERSES``, the options it is built with, and the learning rate
-    where it is not the inverse's own."""
+    """Which inverse reads a stage: its name in ``INVERSES``, the options it is built with, the learning rate where it
+    is not the inverse's own, and the noise on what it reads in training (in standard deviations of the features)."""
 
     inverse: str
     options: Mapping[str, Any] = field(default_factory=dict)
     learning_rate: float | None = None
+    input_noise: float = 0.0
 
 
 class InverseChain(nn.Module):
@@ -286,7 +287,7 @@ class InverseChain(nn.Module):
         index, model = read_index(folder)
         inverses, plans = {}, {}
         for entry, saved in index.inverses.items():
-            plans[entry] = Plan(saved.inverse, saved.options, saved.learning_rate)
+            plans[entry] = Plan(saved.inverse, saved.options, saved.learning_rate, saved.input_noise)
             inverses[entry] = read_inverse(folder / f"{entry}.safetensors", saved)
         chain = cls(inverses, plans, index.stages, model, index.seed).eval()
         chain.folder = folder

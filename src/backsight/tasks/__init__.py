@@ -76,8 +76,10 @@ def make_task(model: StagedModel, options: TrainOptions) -> Task:
     """The task of a run, on chains that are new, or those of ``options.chain``.
 
     Raises:
-        UserError: a stage, an inverse or a seed that is not there.
+        UserError: a stage, an inverse or a seed that is not there; noise that the task does not add.
     """
+    if options.task != "modular" and any("input_noise" in change for change in options.inverse):
+        raise UserError(f"input_noise is for modular training: leave it out of {options.task} training")
     chains = [chain.to(model.device).train() for chain in _begin_chains(model, options)]
     for chain in chains if options.learning_rate is not None else ():
         chain.plans = {name: replace(plan, learning_rate=options.learning_rate) for name, plan in chain.plans.items()}
