@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 
 from backsight.core import UserError
 from benchmarks import caching, decoding, limit, memory, passes, starting, studies, training
-from benchmarks.compare import COMMITTED, difference, machine, read_ratios, regressions
-from benchmarks.measure import Ratio, alternate
+from benchmarks.measure import Ratio
 from benchmarks.settings import Settings
 
 BENCHMARKS: dict[str, Callable[[Settings], list[Ratio]]] = {
@@ -37,17 +36,3 @@ def choose(names: Sequence[str]) -> list[str]:
         if name not in BENCHMARKS:
             raise UserError(f"no benchmark '{name}': there are {', '.join(BENCHMARKS)}")
     return [name for name in BENCHMARKS if not names or name in names]
-
-
-__all__ = [
-    "BENCHMARKS",
-    "COMMITTED",
-    "Ratio",
-    "Settings",
-    "alternate",
-    "choose",
-    "difference",
-    "machine",
-    "read_ratios",
-    "regressions",
-]

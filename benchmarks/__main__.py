@@ -13,7 +13,10 @@ from tyro.conf import Positional
 from backsight.core import UserError
 from backsight.io import write_json
 from backsight.options import Precision, Size
-from benchmarks import BENCHMARKS, COMMITTED, Ratio, Settings, choose, difference, machine, read_ratios, regressions
+from benchmarks import BENCHMARKS, choose
+from benchmarks.compare import COMMITTED, difference, machine, read_ratios, regressions
+from benchmarks.measure import Ratio
+from benchmarks.settings import Settings
 
 
 def bench(

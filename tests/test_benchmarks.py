@@ -16,12 +16,15 @@ from backsight.core import UserError
 from backsight.cost import count_operations
 from backsight.data import read_image
 from backsight.engine import StagedModel
-from benchmarks import BENCHMARKS, COMMITTED, Ratio, Settings, alternate, read_ratios, regressions
+from benchmarks import BENCHMARKS
 from benchmarks.__main__ import bench
 from benchmarks.apart import Apart
+from benchmarks.compare import COMMITTED, read_ratios, regressions
 from benchmarks.coverage import BLOCKS, FAILED, FAMILY, attempt, interval
+from benchmarks.measure import Ratio, alternate
 from benchmarks.photos import write_photos
 from benchmarks.reference import Reference
+from benchmarks.settings import Settings
 from benchmarks.training import Steps, open_run
 from small import build_small, random_images
 

@@ -275,9 +275,7 @@ def check_event(blocks: gr.Blocks, content: bytes) -> None:
 
 
 def _is_value_of(component: Any, value: Any) -> bool:
-    if isinstance(component, gr.State):  # kept by the server: what comes is not read
-        return True
-    if value is None:
+    if value is None or isinstance(component, gr.State):  # kept by the server: what comes is not read
         return True
     if isinstance(component, gr.Slider):
         number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -188,8 +188,9 @@ class ModelView:
     def baseline(self, forward: ForwardPass) -> float:
         """The error of an inverse that knows nothing, and gives the mean image."""
         mean = self.subject.mean_image.cpu()[None]
-        compute = lambda: self._mse(forward, forward.image.cpu()[None], mean)  # noqa: E731
-        return float(self._cached(("baseline", forward.key), compute))
+        return float(
+            self._cached(("baseline", forward.key), lambda: self._mse(forward, forward.image.cpu()[None], mean))
+        )
 
     def unlike(self, forward: ForwardPass) -> str:
         """One sentence where the image of ``forward``, as it was before any change, is unlike what the inverses were
@@ -199,8 +200,8 @@ class ModelView:
         known = self.subject.training_range
         if known is None:
             return ""
-        compute = lambda: known.distances_of(self.subject.ensemble, forward.trace)  # noqa: E731
-        found = self._cached(("distances", forward.key), compute)
+        ensemble, trace = self.subject.ensemble, forward.trace
+        found = self._cached(("distances", forward.key), lambda: known.distances_of(ensemble, trace))
         return unlike_in_words(["this picture"], found, self.trained_on)
 
     def predict(self, forward: ForwardPass) -> Classes | Detections | None:

@@ -112,9 +112,7 @@ def _evaluation(run: Path | None) -> Result | None:
     if path is None or not path.is_file():
         return None
     result = Result.load(path)
-    cards = []
-    for card in result.subjects:
-        cards.append({**public_facts(card), "training": public_facts(card.get("training", {}))})
+    cards = [{**public_facts(card), "training": public_facts(card.get("training", {}))} for card in result.subjects]
     measurements = [replace(each, labels=public_facts(each.labels)) for each in result.measurements]
     return replace(result, subjects=cards, measurements=measurements, images={}, command="")
 
