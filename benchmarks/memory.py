@@ -41,7 +41,7 @@ def measure(settings: Settings) -> list[Ratio]:
 
 def child(name: str, options: dict) -> None:
     """Train for some batches, then print the bytes at the peak and the bytes that nothing can save."""
-    settings = Settings(**{**options, "models": tuple(options["models"])})
+    settings = Settings(**options)
     before = peak_memory(settings.device)
     model = settings.open(name)
     with tempfile.TemporaryDirectory() as folder:

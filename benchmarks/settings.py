@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from backsight.core import UserError
 from backsight.devices import choose_device, choose_precision
 from backsight.engine import StagedModel
 from backsight.models import load_model
 from backsight.options import Precision, parse_size
+from backsight.validation import Number, convert_fields
 
 TRUE_SIZE = ("detr-resnet-50", "vit_base_patch16_224")
 """What training is measured on unless others are named, with random weights: speed does not depend on them."""
@@ -28,19 +28,17 @@ class Settings:
     """
 
     models: tuple[str, ...] = ()
-    rounds: int = 5
-    steps: int = 1
-    batch_size: int = 8
-    seeds: int = 3
+    rounds: Number = 5
+    steps: Number = 1
+    batch_size: Number = 8
+    seeds: Number = 3
     size: str | None = None
     data: str | None = None
     precision: Precision = "auto"
     device_name: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "steps", "batch_size", "seeds"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: it has to be at least 1")
+        convert_fields(self)
 
     @property
     def device(self) -> torch.device:

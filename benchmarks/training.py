@@ -97,7 +97,7 @@ def open_run(model: StagedModel, settings: Settings, data: str, folder: Path, se
         precision=settings.precision,
         tracker="none",
     )
-    return Run.of(model, options, RunFolder(folder))
+    return Run(model, options, RunFolder(folder))
 
 
 class Steps:

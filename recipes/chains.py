@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
 
 from backsight.chain import ChainEnsemble
 from backsight.core import UserError
@@ -75,7 +74,8 @@ def train_chains(
         chain.save(folder / "chains" / str(chain.seed), dtype=torch.float16)
     mean = read_tensors(run / "mean_image.safetensors")["mean_image"]
     write_bytes(folder / "mean_image.safetensors", save({"mean_image": mean.half()}))
-    found = _evaluate(model, ChainEnsemble.from_pretrained(folder / "chains"), data, mean, test)
+    batches = list(loader(open_data(data, model.pixels).test, 50, limit=test))
+    found = evaluate(model, ChainEnsemble.from_pretrained(folder / "chains"), batches, mean, {"mse": mse})
     keep_range(model, folder, data)
     card = _card(name, recipe, options, found, seconds)
     write_json(folder / "card.json", {**json.loads((folder / "card.json").read_text("utf-8")), "chains": card})
@@ -94,16 +94,6 @@ def keep_range(model: StagedModel, folder: str | Path, data: str, num: int = MOS
     if known is not None:
         known.save(folder)
     return known
-
-
-def _evaluate(model: StagedModel, chains: ChainEnsemble, data: str, mean: Tensor, num: int) -> Result:
-    splits = open_data(data, model.pixels)
-    batches = []
-    for batch in loader(splits.test, 50):
-        batches.append(batch)
-        if 50 * len(batches) >= num:
-            break
-    return evaluate(model, chains, batches, mean, {"mse": mse})
 
 
 def _card(name: str, recipe: ChainRecipe, options: TrainOptions, found: Result, seconds: float) -> dict[str, Any]:

@@ -41,6 +41,26 @@ def small_model() -> Callable[[str], StagedModel]:
     return lru_cache(build_small)
 
 
+@pytest.fixture(scope="session")
+def detr(small_model: Callable[[str], StagedModel]) -> StagedModel:
+    """The small DETR: width 32, a grid of 2 x 3 with stride 32, seven queries, four classes and "no object"."""
+    return small_model("detr")
+
+
+@pytest.fixture(scope="session")
+def vit(small_model: Callable[[str], StagedModel]) -> StagedModel:
+    """The small ViT of timm."""
+    return small_model("vit")
+
+
+@pytest.fixture(scope="session")
+def detector() -> StagedModel:
+    """The detector of the zoo that was trained on ``world:prior``."""
+    from backsight.models import load_model
+
+    return load_model("zoo/detr-prior")
+
+
 @pytest.fixture
 def model(request: pytest.FixtureRequest, small_model: Callable[[str], StagedModel]) -> StagedModel:
     """A small model of every family, one after the other."""

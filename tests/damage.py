@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -51,3 +52,20 @@ def damaged(draw: st.DrawFn, content: Any) -> Any:
         else:
             home[draw(st.text(max_size=4))] = copy.deepcopy(home[last])
     return content
+
+
+def flip(path: Path) -> None:
+    """Turn one bit, as a failing disk does."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+class Trap:
+    """Pickled, it is a call to make a file: what unpickling it would do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.path,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from html.parser import HTMLParser
 from math import nan
 from pathlib import Path
 
@@ -35,6 +36,36 @@ def error_measurements(model: str, errors: Mapping[str, float], mean_image: floa
         layer = torch.tensor([[0.25], [0.75]])
         measurements.append(Measurement({"model": model, "stage": stage, "metric": LAYER_ERROR}, layer))
     return measurements
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, the text outside scripts and styles, and what scripts and styles hold."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.code = {"script": "", "style": ""}
+        self.inside: str | None = None
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag if tag in self.code else None
+
+    def handle_endtag(self, tag):
+        self.inside = None
+
+    def handle_data(self, data):
+        if self.inside:
+            self.code[self.inside] += data
+        else:
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def run_page(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, Family, stage_module
 from backsight.models import timm as timm_models
 from backsight.verification import measure_statistics, scramble, tensors
-from numerics import assert_rounding
+from numerics import assert_rounding, assert_same_weights
 
 SEED = 0
 
@@ -128,9 +128,7 @@ def assert_same_answers(one: StagedModel, other: StagedModel) -> None:
     assert one.pixels == other.pixels
     assert one.digest() == other.digest()
     assert one.names == other.names
-    ours, theirs = one.module.state_dict(), other.module.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert_same_weights(one.module, other.module)
     images = random_images(one)
     a, b = one.run(images), other.run(images)
     assert_rounding(tensors(a.output), tensors(b.output), 1e-4)

@@ -22,6 +22,7 @@ from backsight.cli import main
 from backsight.core import Pixels, Spec, UserError
 from backsight.engine import RANDOM, StagedModel
 from backsight.models import MODELS, stage_module
+from damage import Trap
 from numerics import assert_rounding, assert_same_weights
 from original_layers import PostNormLayer, positions
 from small import random_images
@@ -228,12 +229,6 @@ class ReversedSwinStage(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def detr(small_model: Callable[[str], StagedModel]) -> StagedModel:
-    """Width 32, a grid of 2 x 3 with stride 32, seven queries, four classes and "no object"."""
-    return small_model("detr")
-
-
-@pytest.fixture(scope="module")
 def vit() -> StagedModel:
     """Width 32, 6 x 6 patches of 8 pixels and a class token; the pixels are not ImageNet's."""
     torch.manual_seed(0)
@@ -405,16 +400,6 @@ def test_a_tensor_that_is_missing_too_many_or_of_another_shape_is_named(
     said = told(widen)
     assert "of another shape" in said
     assert last.rpartition(".")[0] in said or last in said
-
-
-class Trap:
-    """Pickled, it is a call to make a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
-        return Path.touch, (self.path,)
 
 
 def test_a_pickle_is_never_run(detr: StagedModel, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from backsight.core import UserError
 from backsight.cost import count_operations
 from backsight.data import read_image
 from backsight.engine import StagedModel
-from benchmarks import BENCHMARKS, COMMITTED, Ratio, Settings, alternate, difference, read_ratios, regressions
+from benchmarks import BENCHMARKS, COMMITTED, Ratio, Settings, alternate, read_ratios, regressions
 from benchmarks.__main__ import bench
 from benchmarks.apart import Apart
 from benchmarks.coverage import BLOCKS, FAILED, FAMILY, attempt, interval
@@ -147,12 +147,6 @@ def test_a_regression_is_named() -> None:
     assert "1.5 now, 2 before, 25 % worse" in found[0]
     assert "the rounds of this run include the old value" in found[2]
     assert "the rounds" not in found[0]
-
-
-def test_another_machine_is_told() -> None:
-    here = {"name": "one", "cores": 2}
-    assert difference(here, here) == ""
-    assert "name other, not one" in difference(here, {"name": "other", "cores": 2})
 
 
 def test_the_committed_ratios_can_be_read() -> None:

@@ -16,6 +16,7 @@ from backsight.chain import ChainEnsemble, InverseChain, Plan, build_chain, desc
 from backsight.chain.files import FORMAT
 from backsight.core import IMAGE, UserError
 from backsight.engine import StagedModel
+from damage import flip
 from numerics import assert_rounding, assert_same_weights
 from small import build_small, noisy, random_images
 
@@ -29,11 +30,6 @@ PLANS: dict[str, Plan] = {
     "prediction": Plan("prediction"),
     "prediction@onehot": Plan("prediction", {"onehot": True}),
 }
-
-
-@pytest.fixture(scope="module")
-def detr(small_model: Callable[[str], StagedModel]) -> StagedModel:
-    return small_model("detr")
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +212,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "no index": (lambda folder: (folder / "chain.json").unlink(), "no chain in .*: a chain's folder holds chain.json"),
     "missing": (lambda folder: (folder / "encoder.safetensors").unlink(), r"encoder\.safetensors is missing"),
     "cut": (lambda folder: (folder / "encoder.safetensors").write_bytes(b"x"), r"encoder\.safetensors is damaged"),
-    "flipped": (lambda folder: _flip(folder / "encoder.safetensors"), r"encoder\.safetensors is damaged .*SHA-256"),
+    "flipped": (lambda folder: flip(folder / "encoder.safetensors"), r"encoder\.safetensors is damaged .*SHA-256"),
     "swapped": (
         lambda folder: (folder / "encoder.safetensors").write_bytes((folder / "decoder.safetensors").read_bytes()),
         r"encoder\.safetensors is damaged",
@@ -229,12 +225,6 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         f"has format {FORMAT + 1}, this version of backsight reads up to {FORMAT}: upgrade backsight",
     ),
 }  # fmt: skip
-
-
-def _flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
 
 
 def _change(folder: Path, name: str, value: object) -> None:

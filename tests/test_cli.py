@@ -254,13 +254,13 @@ def test_reconstruct_replaces_its_own_pictures_alone(photos: Path, tmp_path: Pat
 def test_verify_stages_and_models_as_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main(["verify", "vit_tiny_patch16_224", "--size", "32x32", "--json", str(tmp_path / "verify.json")])
+    main(["verify", "test_vit", "--size", "32x32", "--json", str(tmp_path / "verify.json")])
     assert "all right" in capsys.readouterr().out
     found = json.loads((tmp_path / "verify.json").read_text())
-    assert len(found["sites"]) == 14
+    assert len(found["sites"]) == 2 + 6
     assert all(site["identity"] and site["edit_changes_output"] and site["gradient"] for site in found["sites"])
-    main(["stages", "vit_tiny_patch16_224", "--random-weights", "--json", str(tmp_path / "stages.json")])
-    assert json.loads((tmp_path / "stages.json").read_text())[0]["grid"] == "14x14"
+    main(["stages", "test_vit", "--random-weights", "--json", str(tmp_path / "stages.json")])
+    assert json.loads((tmp_path / "stages.json").read_text())[0]["grid"] == "10x10"
     monkeypatch.setattr("backsight.catalogue.MODELS", {"vit": MODELS["vit"]})
     monkeypatch.setattr("backsight.catalogue.shipped_names", list)
     main(["models", "--json", str(tmp_path / "models.json")])

@@ -26,11 +26,6 @@ NUM_IMAGES = 6
 
 
 @pytest.fixture(scope="module")
-def detr(small_model: Callable[[str], StagedModel]) -> StagedModel:
-    return small_model("detr")
-
-
-@pytest.fixture(scope="module")
 def images(detr: StagedModel) -> Tensor:
     return random_images(detr, NUM_IMAGES)
 
@@ -126,10 +121,9 @@ def test_an_evaluation_does_not_depend_on_the_batches(model: StagedModel) -> Non
     assert_same(one, measure(model, chains, images, 3))
 
 
-def test_processes_together_measure_what_one_does(small_model: Callable[[str], StagedModel]) -> None:
+def test_processes_together_measure_what_one_does(vit: StagedModel) -> None:
     """The second has no image of the last batch."""
-    model = small_model("vit")
-    ensemble, images, grey = ChainEnsemble([untrained(model, 0)]), random_images(model, 5), torch.tensor(0.5)
+    ensemble, images, grey = ChainEnsemble([untrained(vit, 0)]), random_images(vit, 5), torch.tensor(0.5)
     grey = grey.expand(images.shape[1:])
     whole = [*batches(images, 4)]
     parts: list[Any] = []
@@ -140,9 +134,9 @@ def test_processes_together_measure_what_one_does(small_model: Callable[[str], S
 
     shares = [[whole[0].part(0, 2), whole[1]], [whole[0].part(2, 4), whole[1].part(0, 0)]]
     for share in shares:
-        evaluate(model, ensemble, share, grey, gather=keep)
-    together = evaluate(model, ensemble, shares[0], grey, gather=lambda found: parts)
-    assert_same(together, evaluate(model, ensemble, whole, grey))
+        evaluate(vit, ensemble, share, grey, gather=keep)
+    together = evaluate(vit, ensemble, shares[0], grey, gather=lambda found: parts)
+    assert_same(together, evaluate(vit, ensemble, whole, grey))
 
 
 def test_seeds_with_forward_models_of_their_own_are_joined(detr: StagedModel, images: Tensor) -> None:
@@ -182,16 +176,15 @@ def scene(*labels: int, label: int | None = None) -> Target:
     return Target(boxes, torch.tensor(labels, dtype=torch.int64), crowd=crowd, label=label)
 
 
-def test_the_accuracy_is_the_share_of_right_answers(small_model: Callable[[str], StagedModel]) -> None:
-    model = small_model("vit")
-    images = random_images(model, 4)
-    top = model.predict(model.run(images)).top().tolist()
+def test_the_accuracy_is_the_share_of_right_answers(vit: StagedModel) -> None:
+    images = random_images(vit, 4)
+    top = vit.predict(vit.run(images)).top().tolist()
     labels = [top[0], top[1], (top[2] + 1) % 5, None]
     batch = Batch(images, tuple("abcd"), tuple(scene(label=each) for each in labels))
-    scores = task_scores(model, [batch, batch])
+    scores = task_scores(vit, [batch, batch])
     torch.testing.assert_close(scores["accuracy"].nan_to_num(-1), torch.tensor([[1.0, 1, 0, -1] * 2]).double())
     assert float(scores["accuracy"].nanmean()) == pytest.approx(2 / 3)
-    assert task_scores(model, [Batch(images, batch.ids, (scene(),) * 4)]) == {}
+    assert task_scores(vit, [Batch(images, batch.ids, (scene(),) * 4)]) == {}
 
 
 def test_a_detector_that_answers_the_truth_has_the_precision_one(monkeypatch: pytest.MonkeyPatch) -> None:

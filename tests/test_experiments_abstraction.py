@@ -7,19 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from backsight.core import UserError
 from backsight.data import Target, open_data
-from backsight.experiments.abstraction import ABSTRACTION, divide, measure
-from backsight.experiments.run import run_experiment
+from backsight.experiments.abstraction import divide, measure
 from backsight.metrics import contrast_kept
-from backsight.models import load_model
 from known_chains import check_contract, random_subject
 from stand_in_chains import paint_grey, paint_input, painted
-
-
-@pytest.fixture(scope="module")
-def detector():
-    return load_model("zoo/detr-prior")
 
 
 @pytest.fixture(scope="module")
@@ -131,26 +123,3 @@ def test_contract(family: str, tmp_path: Path) -> None:
     for each in result.select(metric="mse", region="background"):
         assert each.values.shape[1] == 4
         assert each.values.isfinite().all()
-
-
-def test_data_without_masks_is_refused(detector, tmp_path: Path) -> None:
-    class Boxes:
-        name, classes = "boxes", {}
-
-        def __len__(self) -> int:
-            return 1
-
-        def __getitem__(self, index: int):
-            from backsight.data import Sample
-
-            image = torch.zeros(3, 96, 96, dtype=torch.uint8)
-            return Sample(
-                image, "0", Target(torch.ones(1, 4), torch.zeros(1, dtype=torch.int64), crowd=torch.zeros(1) > 0)
-            )
-
-        def fingerprint(self) -> str:
-            return "0"
-
-    subject = painted(detector, paint_grey, Boxes(), 1)
-    with pytest.raises(UserError, match="no instance masks"):
-        run_experiment(ABSTRACTION, [subject], tmp_path)

@@ -149,15 +149,14 @@ class Counting:
         monkeypatch.setattr(model, "run", run)
 
 
-def test_passes_and_reconstructions_are_computed_once(small_model: Models, monkeypatch: pytest.MonkeyPatch):
-    model = small_model("vit")
-    subject = untrained_subject(model)
-    counting = Counting(model, monkeypatch)
+def test_passes_and_reconstructions_are_computed_once(vit: StagedModel, monkeypatch: pytest.MonkeyPatch):
+    subject = untrained_subject(vit)
+    counting = Counting(vit, monkeypatch)
     for _ in range(2):
         for batch in subject.batches:
             images = subject.reconstruct(batch, "encoder")
             assert images is subject.reconstruct(batch, "encoder")
-            assert images.shape == (2, len(batch.ids), 3, *model.pixels.size)
+            assert images.shape == (2, len(batch.ids), 3, *vit.pixels.size)
             assert (
                 subject.reconstruct(batch, "encoder", "backbone").shape[2:]
                 == subject.trace(batch)["backbone"].shape[1:]
@@ -165,10 +164,9 @@ def test_passes_and_reconstructions_are_computed_once(small_model: Models, monke
     assert counting.passes == len(subject.batches) == 2
 
 
-def test_a_small_cache_forgets_the_oldest_and_stays_right(small_model: Models, monkeypatch: pytest.MonkeyPatch):
-    model = small_model("vit")
-    subject = untrained_subject(model, cache=1)
-    counting = Counting(model, monkeypatch)
+def test_a_small_cache_forgets_the_oldest_and_stays_right(vit: StagedModel, monkeypatch: pytest.MonkeyPatch):
+    subject = untrained_subject(vit, cache=1)
+    counting = Counting(vit, monkeypatch)
     kept = [subject.reconstruct(batch, "encoder") for batch in subject.batches]
     again = [subject.reconstruct(batch, "encoder") for batch in subject.batches]
     assert all(map(torch.equal, kept, again))
@@ -197,10 +195,9 @@ def test_reconstructions_with_other_options_are_cached_apart(small_model: Models
     assert not own.requires_grad
 
 
-def test_values_are_joined_in_the_order_of_the_images(small_model: Models):
-    model = small_model("vit")
-    data = Pictures(model.pixels.size, 7, unreadable=[2])
-    subject = untrained_subject(model, 1, data=data)
+def test_values_are_joined_in_the_order_of_the_images(vit: StagedModel):
+    data = Pictures(vit.pixels.size, 7, unreadable=[2])
+    subject = untrained_subject(vit, 1, data=data)
     assert [name for batch in subject.batches for name in batch.ids] == [f"square {n}" for n in (0, 1, 3, 4, 5, 6)]
     assert subject.num_images == 6
     means = subject.collect(lambda batch: batch.images.mean((1, 2, 3)))
@@ -254,19 +251,18 @@ def against(subject: Subject) -> torch.Tensor:
     return torch.cat([subject.baseline.against(batch) for batch in subject.batches])
 
 
-def test_the_mean_of_the_images_themselves_is_held_against_them_without_bias(small_model: Models):
-    model = small_model("vit")
-    subject = untrained_subject(model, 1)
+def test_the_mean_of_the_images_themselves_is_held_against_them_without_bias(vit: StagedModel):
+    subject = untrained_subject(vit, 1)
     images = torch.cat([batch.images for batch in subject.batches])
     error = (against(subject) - images).double().square().mean(0)
     assert torch.allclose(error, images.double().var(0, correction=1), atol=1e-6)
     others = torch.stack([torch.cat([images[:index], images[index + 1 :]]).mean(0) for index in range(len(images))])
     beyond = (against(subject) - images).abs() - (others - images).abs()  # that of the mean of all others is too high
     assert beyond.max() <= 1e-6
-    given = untrained_subject(model, 1, mean_image=torch.full_like(images[0], 0.25))
+    given = untrained_subject(vit, 1, mean_image=torch.full_like(images[0], 0.25))
     assert given.baseline.counts is None
     assert against(given).unique().tolist() == [0.25]
-    assert against(untrained_subject(model, 1, num_images=1)).isnan().all()
+    assert against(untrained_subject(vit, 1, num_images=1)).isnan().all()
 
 
 def test_on_average_it_is_the_error_of_the_true_mean():

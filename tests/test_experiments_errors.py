@@ -25,7 +25,6 @@ from backsight.experiments.objects import fill_boxes
 from backsight.figures import cut_out, outline
 from backsight.figures.outlines import crop_around
 from backsight.metrics import OUTCOMES, brought_by, presence, root_mean_square, standing_out, surroundings
-from backsight.models import load_model
 from known_chains import check_contract, random_subject
 from marks import quick
 from stand_in_chains import features_of, paint_grey, paint_input, painted
@@ -152,11 +151,6 @@ def test_scores_of_any_object() -> None:
     softmax, sigmoid = Layout(2, 7, classes=3), Layout(2, 7, classes=3, scores="sigmoid")
     assert object_scores(prediction, softmax).tolist() == pytest.approx([0, 1])
     assert object_scores(prediction, sigmoid).tolist() == pytest.approx([1, 1])
-
-
-@pytest.fixture(scope="module")
-def detector():
-    return load_model("zoo/detr-prior")
 
 
 def test_silencing_changes_one_query_and_nothing_else(detector) -> None:

@@ -180,8 +180,7 @@ def test_what_does_not_depend_on_the_image_has_no_similarity(small_model: Models
         assert table.isnan().sum() == len(names) * (len(names) - 1)
 
 
-def test_too_few_images_are_refused(small_model: Models):
-    model = small_model("vit")
-    subject = untrained_subject(model, seeds=1, data=Pictures(model.pixels.size, 3))
+def test_too_few_images_are_refused(vit: StagedModel):
+    subject = untrained_subject(vit, seeds=1, data=Pictures(vit.pixels.size, 3))
     with pytest.raises(UserError, match="needs 4 images in a batch at least, small vit has 3"):
         layer_similarity.measure(subject)

@@ -75,13 +75,12 @@ def test_the_input_and_the_mean_image_stand_beside_it(model: StagedModel):
         assert result.one(stage=stage, metric="mean image distance").mean() == pytest.approx(0, abs=1e-9)
 
 
-def test_features_are_compared_at_the_stage_that_is_inverted(small_model: Callable[[str], StagedModel]):
-    model = small_model("vit")
-    subject = untrained_subject(model, seeds=1)
+def test_features_are_compared_at_the_stage_that_is_inverted(vit: StagedModel):
+    subject = untrained_subject(vit, seeds=1)
     result = measure(subject)
     images = torch.cat([batch.images for batch in subject.batches])
-    original = model.run(images)["encoder"].flatten(1)
-    again = model.run(torch.cat([subject.reconstruct(batch, "encoder")[0] for batch in subject.batches]))
+    original = vit.run(images)["encoder"].flatten(1)
+    again = vit.run(torch.cat([subject.reconstruct(batch, "encoder")[0] for batch in subject.batches]))
     own = (again["encoder"].flatten(1) - original).norm(dim=1)
     others = [
         sum(float((original[i] - original[j]).norm()) for j in range(COUNT) if j != i) / (COUNT - 1)

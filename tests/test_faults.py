@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from backsight.chain import ChainEnsemble
@@ -28,7 +27,7 @@ from backsight.io import write_checkpoint, write_text
 from backsight.results import Result
 from backsight.training import RunFolder
 from backsight.training.checkpoints import Checkpoints, step_of
-from together import codes, command, forward_model, lines, together, train
+from together import codes, command, forward_model, lines, same, together, train
 
 # Python 3.12 and later warn of every fork beside a thread; torch has threads.
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
@@ -37,13 +36,6 @@ LONG = {"steps": 24, "batch_size": 2, "evaluate_every": 8, "checkpoint_every": 0
 """A checkpoint after every batch, so that many kills meet one that is being written."""
 
 ENDLESS = {**LONG, "steps": 100000}
-
-
-def same(one: Path, other: Path) -> bool:
-    states = [ChainEnsemble.from_pretrained(folder).chains[0].state_dict() for folder in (one, other)]
-    return states[0].keys() == states[1].keys() and all(
-        torch.equal(states[0][name], states[1][name]) for name in states[0]
-    )
 
 
 def newest_step(folder: Path) -> int:
@@ -73,7 +65,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(kills: int, tmp
         assert process.exitcode == -signal.SIGKILL, said.read_text()
         assert not (out / "card.md").exists()
     assert codes([*undisturbed, *together(1, said, command, "vit", out, {**given, "resume": True})], said) == [0, 0]
-    assert same(tmp_path / "whole", out)
+    assert same(*map(ChainEnsemble.from_pretrained, (tmp_path / "whole", out)))
     assert "damaged" not in said.read_text()
     assert lines(said) == []
     assert not list(out.rglob("*.tmp*"))
@@ -135,7 +127,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(from_the_start
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == whole
     train(forward_model("vit"), out, steps=4, resume=True)
     train(forward_model("vit"), tmp_path / "whole", steps=4)
-    assert same(tmp_path / "whole", out)
+    assert same(*map(ChainEnsemble.from_pretrained, (tmp_path / "whole", out)))
 
 
 def write_pictures(folder: Path, number: int = 60) -> None:
@@ -243,9 +235,7 @@ def test_a_mirror_has_the_checkpoints_and_a_run_goes_on_from_it(tmp_path: Path) 
             train(forward_model("vit"), tmp_path / "lost", **given)
     mirrored = sorted(path.name for path in (tmp_path / "mirror" / "checkpoints").glob("*.pt"))
     assert mirrored == sorted(path.name for path in RunFolder(tmp_path / "lost").checkpoints.paths())
-    found = train(forward_model("vit"), tmp_path / "another machine", **given, resume=True)
-    for one, other in zip(whole.chains[0].parameters(), found.chains[0].parameters(), strict=True):
-        assert torch.equal(one, other)
+    assert same(whole, train(forward_model("vit"), tmp_path / "another machine", **given, resume=True))
     assert (tmp_path / "mirror" / "card.md").is_file()
     assert not (tmp_path / "mirror" / "checkpoints").exists()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,11 +41,6 @@ def small_chain(model: StagedModel, seed: int = 0, changes: tuple[str, ...] = SM
             for network in (inverse.mean, inverse.velocity):
                 nn.init.normal_(network.end.weight, std=0.05)
     return chain
-
-
-@pytest.fixture(scope="module")
-def detr(small_model: Callable[[str], StagedModel]) -> StagedModel:
-    return small_model("detr")
 
 
 @pytest.fixture(scope="module")

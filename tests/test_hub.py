@@ -24,6 +24,7 @@ from backsight.hub import is_hub_name
 from backsight.hub.card import public_facts
 from backsight.io import write_json, write_text
 from backsight.models import load_model
+from damage import flip
 from numerics import assert_rounding, assert_same_weights
 from small import random_images, save_transformers
 from stand_in_hub import TOKEN, Repository, StandInHub
@@ -60,11 +61,6 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandInH
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
-
-
-@pytest.fixture(scope="module")
-def vit(small_model: Callable[[str], StagedModel]) -> StagedModel:
-    return small_model("vit")
 
 
 def chains_of(model: StagedModel, *seeds: int) -> ChainEnsemble:
@@ -308,9 +304,7 @@ def test_what_is_not_as_the_manifest_says_is_refused(what: str, server: StandInH
 def test_a_file_that_is_damaged_in_the_cache_is_named(server: StandInHub, vit: StagedModel) -> None:
     chains_of(vit, 0).push_to_hub("me/seen")
     folder = ChainEnsemble.from_pretrained("me/seen").folder
-    path = (folder / "chains/0/backbone.safetensors").resolve()
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    flip((folder / "chains/0/backbone.safetensors").resolve())
     assert "chains/0/backbone.safetensors of me/seen is not what" in refusal(
         lambda: ChainEnsemble.from_pretrained("me/seen")
     )

@@ -267,17 +267,6 @@ def test_what_does_not_fit_is_told_in_one_line(name: str, source: Layout, target
         build_inverse(name, source, target, options)
 
 
-@pytest.mark.parametrize("name", ["deformable_encoder", "deformable_decoder"])
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"heads": 0}, "'heads' of the inverse .* is 0"), ({"points": 0}, "'points' of the inverse .* is 0")],
-)
-def test_an_option_of_nothing_is_told_in_one_line(name: str, options: dict[str, int], message: str) -> None:
-    source = on(GRIDS) if name == "deformable_encoder" else Layout(5, WIDTH)
-    with pytest.raises(UserError, match=message):
-        build_inverse(name, source, on(GRIDS), {**SMALL, **options})
-
-
 def test_a_class_that_is_unlikelier_than_not_wins_nothing() -> None:
     source = Layout(3, 8, classes=4, scores="sigmoid")
     inverse = PredictionMLP(source, Layout(3, WIDTH), onehot=True)

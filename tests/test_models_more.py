@@ -23,7 +23,7 @@ from backsight.models import transformers as transformers_models
 from backsight.tasks import Modular, build_chains, make_plans
 from backsight.verification import verify
 from marks import quick
-from numerics import assert_rounding
+from numerics import assert_rounding, assert_same_weights
 from small import SEED, build_small, random_images, save_transformers
 
 PATCHES = ["vit-transformers", "dinov2", "dinov2_with_registers"]
@@ -185,8 +185,7 @@ def test_a_folder_of_a_convolutional_network_is_the_model(family: str, tmp_path:
     save_for_hf(module, str(tmp_path), model_args={"num_classes": 0}, safe_serialization=True)
     model = load_model(str(tmp_path), size=(40, 72))
     assert (model.spec.family, model.spec.task, model.pixels.size) == (family, "features", (40, 72))
-    state, loaded = module.state_dict(), model.module.state_dict()
-    assert all(torch.equal(state[name], loaded[name]) for name in state)
+    assert_same_weights(model.module, module)
 
 
 # ---- what preprocessors say

@@ -9,7 +9,7 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,8 @@ from backsight.chain import InverseChain, Plan, build_chain
 from backsight.engine import StagedModel
 from backsight.io import ALIGNMENT, align, read_tensors
 from backsight.models import MODELS, load_model
-from numerics import assert_rounding
+from marks import quick
+from numerics import assert_rounding, assert_same_weights
 from small import assert_same_answers, build_small, random_images, save_transformers
 
 HERE = Path(__file__).parent
@@ -72,14 +73,24 @@ def is_aligned(tensor: Tensor) -> bool:
 
 # ---- addresses
 
+FEW = ("vit", "swin", "convnext", "detr", "deformable_detr", "rt_detr")
+"""Families that have the kernels of all."""
 
-def test_a_model_at_other_addresses_answers_the_same(model: StagedModel) -> None:
-    other = build_small(model.spec.family)
+FAMILIES = pytest.mark.parametrize("family", quick(MODELS, *FEW))
+
+
+@FAMILIES
+def test_a_model_at_other_addresses_answers_the_same(family: str, small_model: Callable[[str], StagedModel]) -> None:
+    other = build_small(family)
     put_beside(other.module)
-    assert_same_answers(model, other)
+    assert_same_answers(small_model(family), other)
 
 
-def test_a_chain_at_other_addresses_reconstructs_the_same(model: StagedModel) -> None:
+@FAMILIES
+def test_a_chain_at_other_addresses_reconstructs_the_same(
+    family: str, small_model: Callable[[str], StagedModel]
+) -> None:
+    model = small_model(family)
     plans = {stage.name: Plan(*stage.inverses[""]) for stage in model.spec.stages}
     chain: InverseChain = build_chain(model, plans, seed=0).eval()
     other = copy.deepcopy(chain)
@@ -105,8 +116,7 @@ def test_weights_of_a_loaded_model_are_aligned(family: str, tmp_path: Path) -> N
     saved = save_transformers(family, tmp_path)
     module = load_model(str(tmp_path)).module
     assert all(map(is_aligned, of(module)))
-    ours, theirs = module.state_dict(), saved.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert_same_weights(module, saved)
 
 
 def test_what_is_tied_stays_tied() -> None:

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from html.parser import HTMLParser
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
@@ -27,7 +26,7 @@ from backsight.report.reconstruct import check_output, picture_file
 from backsight.report.views import format_number
 from backsight.results import Measurement, Picture, Result
 from backsight.training import Loop
-from example_pages import experiments_page, run_page
+from example_pages import Page, experiments_page, run_page
 
 EVIL = "<script>alert('&\"')</script>"
 
@@ -89,36 +88,6 @@ def example(name: str = "photo.jpg", random: bool = False) -> Result:
     }
     measurements = [*errors, *mean_image, *losses]
     return Result("reconstruct", [card], measurements, pictures, command=f"backsight reconstruct {name}")
-
-
-class Page(HTMLParser):
-    """Every tag with its attributes, the text outside scripts and styles, and what scripts and styles hold."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.code = {"script": "", "style": ""}
-        self.inside: str | None = None
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.inside = tag if tag in self.code else None
-
-    def handle_endtag(self, tag):
-        self.inside = None
-
-    def handle_data(self, data):
-        if self.inside:
-            self.code[self.inside] += data
-        else:
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def without_numbers(result: Result, pictures: Sequence[Picture] | None = None) -> Result:

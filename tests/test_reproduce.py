@@ -6,7 +6,6 @@ import shutil
 from copy import copy, deepcopy
 from dataclasses import replace
 from functools import cache, partial
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -31,6 +30,7 @@ from backsight.models import load_model
 from backsight.report import claims as report_claims
 from backsight.report.experiments import write_experiments_report
 from backsight.reproduction import BrokeOff, experiment, find_experiment, read_all_settings, reproduce
+from example_pages import Page
 from known_chains import FEW, FLOW, random_subject, untrained_chain
 
 LAWS = ("prior", "defining", "independent")
@@ -89,6 +89,12 @@ def make_run(folder: Path, task: str, weight: float | None, error: float, precis
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     (folder / "card.md").write_text("card")
     return folder
+
+
+@pytest.fixture
+def runs(tmp_path) -> list[Path]:
+    """Two of them, of which nothing follows."""
+    return [make_run(tmp_path / name, name, None, 0.05, 0.4) for name in ("modular", "classic")]
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -180,8 +186,7 @@ def test_models_are_set_side_by_side_on_the_same_images(opened, tmp_path, monkey
     assert [each.stretch for each in asked] == [True, True]
 
 
-def test_runs_that_ship_with_a_model_are_compared_by_default(opened, tmp_path, monkeypatch):
-    runs = [make_run(tmp_path / name, name, None, 0.05, 0.4) for name in ("modular", "classic")]
+def test_runs_that_ship_with_a_model_are_compared_by_default(opened, tmp_path, monkeypatch, runs):
     monkeypatch.setattr(module, "shipped_runs", lambda: runs)
     reproduce(tmp_path / "out", experiments=["trade_off"])
     assert Result.load(tmp_path / "out" / "trade_off").values_of("task") == ["modular", "classic"]
@@ -391,8 +396,7 @@ def test_one_experiment_and_its_page(run, tmp_path):
     assert page.count("<tr>") > len(result.measurements)
 
 
-def test_a_single_value_has_no_interval_on_the_page(opened, tmp_path):
-    runs = [make_run(tmp_path / name, name, None, 0.05, 0.4) for name in ("modular", "classic")]
+def test_a_single_value_has_no_interval_on_the_page(opened, tmp_path, runs):
     for path in (run / "evaluation.json" for run in runs):
         content = json.loads(path.read_text())
         content["entries"]["backbone"]["mse"], content["task_metrics"]["AP"] = [0.05], [0.4]
@@ -407,18 +411,16 @@ def test_a_single_value_has_no_interval_on_the_page(opened, tmp_path):
     assert row.endswith(",0.05,,,1,1")
 
 
-def test_an_experiment_on_nothing_says_what_to_name(opened, tmp_path):
+def test_an_experiment_on_nothing_says_what_to_name(opened, tmp_path, runs):
     with pytest.raises(UserError, match="trust needs models: name some"):
         experiment("trust", tmp_path)
     with pytest.raises(UserError, match="give their folders as runs"):
         experiment("trade_off", tmp_path)
-    runs = [make_run(tmp_path / name, name, None, 0.05, 0.4) for name in ("modular", "classic")]
     result = experiment("trade_off", tmp_path / "out", settings=[f"runs=[{runs[0]}, {runs[1]}]"])
     assert result.values_of("task") == ["modular", "classic"]
 
 
-def test_the_figure_of_a_sweep_is_no_run(opened, tmp_path):
-    runs = [make_run(tmp_path / name, name, None, 0.05, 0.4) for name in ("modular", "classic")]
+def test_the_figure_of_a_sweep_is_no_run(opened, tmp_path, runs):
     experiment("trade_off", tmp_path / "trade_off", settings=[f"runs=[{runs[0]}, {runs[1]}]"])
     reproduce(tmp_path / "out", experiments=["trade_off"], runs=sorted(tmp_path.glob("*/")))
     assert Result.load(tmp_path / "out" / "trade_off").values_of("task") == ["classic", "modular"]
@@ -427,26 +429,9 @@ def test_the_figure_of_a_sweep_is_no_run(opened, tmp_path):
 # ---- the page
 
 
-class Tags(HTMLParser):
-    """Every tag with its attributes, and all text."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(source)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
-
-
 def check_page(path: Path, said: list[str]) -> str:
     """The page is whole in itself and says all of ``said``; gives its source."""
-    source = path.read_text(encoding="utf-8")
-    page = Tags(source)
+    page = Page(path)
     links = [each[name] for _, each in page.tags for name in ("src", "href") if name in each]
     assert links
     assert all(link.startswith(("data:image/", "#")) for link in links)
@@ -454,4 +439,4 @@ def check_page(path: Path, said: list[str]) -> str:
     assert {link[1:] for link in links if link.startswith("#")} <= anchors
     assert not {"link", "iframe", "object", "form"} & {tag for tag, _ in page.tags}
     assert [text for text in said if text not in " ".join(page.text.split())] == []
-    return source
+    return page.source

@@ -31,6 +31,8 @@ from backsight.training.feature_cache import FeatureCache, open_feature_cache
 from backsight.training.kernels import choose_memory_format, freeze_biases, map_sizes
 from backsight.training.loop import split
 from backsight.training.memory import Need, bytes_of_one, choose_micro_batch, in_units
+from damage import flip
+from numerics import assert_rounding
 from pictures import save_pictures
 from small import build_small, random_images
 
@@ -60,7 +62,7 @@ def open_run(model: StagedModel, out: Path, **changes: Any) -> Run:
         "paper"  # at the fast recipe's rate a gradient of 0, which is rounding alone, moves ten times as far
     )
     options = TrainOptions(**{"data": "world", "out": out, **given, **changes})
-    return Run.of(model, options, RunFolder(out))
+    return Run(model, options, RunFolder(out))
 
 
 LAYER_NORM_ONLY = ("backbone=local",)
@@ -431,8 +433,7 @@ def test_a_damaged_shard_is_computed_again(
 ) -> None:
     fill(encoder_cache(model, tmp_path), batch_of(model, "a"))
     (path,) = tmp_path.rglob(damaged)
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    flip(path)
     again = encoder_cache(model, tmp_path)
     assert "is damaged: its features are computed again" in caplog.text
     assert (len(again), again.bytes, list(tmp_path.rglob("*.safetensors"))) == (0, 0, [])
@@ -484,9 +485,7 @@ def test_cached_images_stay_below_their_limit_and_damaged_ones_are_written_again
     first = [kept[index] for index in range(len(kept))]
     files = sorted((tmp_path / "kept").rglob("*.safetensors"))
     assert len(files) == 2
-    content = bytearray(files[0].read_bytes())
-    content[-1] ^= 255
-    files[0].write_bytes(content)
+    flip(files[0])
     assert read_sample(files[0]) is None
     again = kept[0]
     assert torch.equal(again.image, first[0].image)
@@ -499,11 +498,9 @@ def test_a_sample_is_cached_whole(tmp_path: Path) -> None:
     sample = Sample(torch.randint(0, 255, (3, 4, 4), dtype=torch.uint8), "a/b.jpg", target, torch.ones(4, 4).bool())
     (tmp_path / "one").write_bytes(pack_sample(sample))
     found: Any = read_sample(tmp_path / "one")
-    assert (found.id, found.target.label) == ("a/b.jpg", 3)
+    assert found.id == "a/b.jpg"
     assert all(torch.equal(getattr(found, name), getattr(sample, name)) for name in ("image", "valid"))
-    for name in ("boxes", "labels", "masks", "crowd"):
-        assert torch.equal(getattr(found.target, name), getattr(target, name)), name
-    assert torch.equal(found.target.attributes["hue"], target.attributes["hue"])
+    assert_rounding(vars(found.target), vars(target), 0.0)
 
 
 # ---- compiled parts

@@ -1,9 +1,11 @@
-"""The snippets of README and of getting-started run as they stand, on small models in place of large ones."""
+"""What the documentation shows runs: snippets (on small models in place of large ones), notebooks, docstrings."""
 
 from __future__ import annotations
 
+import doctest
 import functools
 import inspect
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -114,3 +116,52 @@ def test_commands_are_understood_as_they_stand(monkeypatch: pytest.MonkeyPatch, 
     for _, words in found:
         command_line.run_command(words)
     assert len(called) == len(found) > 10
+
+
+# ---- notebooks
+
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def cells(path: Path, kind: str) -> list[dict[str, Any]]:
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_kept_without_outputs_and_begins_by_installing(path: Path) -> None:
+    code = cells(path, "code")
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+    assert "%pip install" in "".join(code[0]["source"])
+    text = "".join(line for cell in cells(path, "markdown") for line in cell["source"])
+    assert "What you may conclude" in text
+    for link in re.findall(r"\]\(([\w.-]+\.ipynb)\)", text):
+        assert (path.parent / link).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for number, cell in enumerate(cells(path, "code")):
+        source = re.sub(r"^(\s*)%pip.*$", r"\1pass", "".join(cell["source"]), flags=re.M)
+        exec(compile(source, f"{path.name}, cell {number}", "exec"), names)
+
+
+# ---- examples in docstrings
+
+
+SOURCE = ROOT / "src"
+MODULES = sorted(
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+    for path in SOURCE.rglob("*.py")
+    if ">>> " in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_give_what_they_say(name: str) -> None:
+    found = doctest.testmod(import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert found.attempted
+    assert not found.failed

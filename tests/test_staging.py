@@ -13,7 +13,9 @@ from torch import Tensor
 
 from backsight.core import IMAGE, UserError
 from backsight.engine import StagedModel, Trace
+from backsight.models import MODELS
 from backsight.verification import tensors
+from marks import quick
 from numerics import assert_rounding
 from small import build_small, noisy, random_images
 
@@ -271,7 +273,9 @@ def test_a_forward_that_was_patched_before_stays_patched() -> None:
     assert len(calls) == 1  # once in the run; the replay answers from the trace
 
 
-def test_parallel_threads_give_what_one_gives(model: StagedModel) -> None:
+@pytest.mark.parametrize("family", quick(MODELS, "vit", "detr", "deformable_detr", "rt_detr"))
+def test_parallel_threads_give_what_one_gives(family: str, small_model: Callable[[str], StagedModel]) -> None:
+    model = small_model(family)
     trace = model.run(random_images(model))
 
     def work(index: int) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,12 +12,6 @@ from backsight.engine import StagedModel
 from backsight.inverses import INVERSES
 from backsight.tasks import Modular, build_chains, component_loss, learning_rate, make_plans
 from small import random_images
-
-
-@pytest.fixture(scope="module")
-def detr(small_model: Callable[[str], StagedModel]) -> StagedModel:
-    return small_model("detr")
-
 
 # ---- plans
 
@@ -146,10 +138,9 @@ def test_one_inverse_s_errors_reach_no_other(detr: StagedModel) -> None:
     assert {key for key in before if before[key] != after[key]} == {Key(0, "encoder")}
 
 
-def test_an_inverse_that_is_computed_is_not_trained(small_model: Callable[[str], StagedModel]) -> None:
-    model = small_model("vit")
-    plans = make_plans(model, ["backbone@analytic=analytic"])
-    task = Modular(model, build_chains(model, plans, [0]))
+def test_an_inverse_that_is_computed_is_not_trained(vit: StagedModel) -> None:
+    plans = make_plans(vit, ["backbone@analytic=analytic"])
+    task = Modular(vit, build_chains(vit, plans, [0]))
     assert set(plans) - {key.entry for key in task.networks} == {"backbone@analytic"}
 
 

@@ -343,17 +343,15 @@ def test_images_without_objects_give_features_and_no_loss(small_model: Callable[
     assert features["decoder"].shape[0] == 2
 
 
-def test_one_object_of_an_image_stays_one_in_a_batch(small_model: Callable[[str], StagedModel]):
-    model = small_model("detr")
-    images = random_images(model, batch=3)
-    assert_rounding(answer(model, images, (), [ONE, TWO, TWO])[1], library_loss(model, images, [ONE, TWO, TWO]))
+def test_one_object_of_an_image_stays_one_in_a_batch(detr: StagedModel):
+    images = random_images(detr, batch=3)
+    assert_rounding(answer(detr, images, (), [ONE, TWO, TWO])[1], library_loss(detr, images, [ONE, TWO, TWO]))
 
 
-def test_a_crowd_is_no_object(small_model: Callable[[str], StagedModel]):
-    model = small_model("detr")
-    images = random_images(model, batch=1)
+def test_a_crowd_is_no_object(detr: StagedModel):
+    images = random_images(detr, batch=1)
     mixed = target((8, 4, 40, 36), (0, 0, 90, 60), crowd=(1,))
-    torch.testing.assert_close(answer(model, images, (), [mixed])[1], library_loss(model, images, [ONE]))
+    torch.testing.assert_close(answer(detr, images, (), [mixed])[1], library_loss(detr, images, [ONE]))
 
 
 def test_boxes_are_shares_of_the_picture_where_it_is_padded():

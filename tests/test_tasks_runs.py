@@ -52,7 +52,7 @@ def train(which: tuple[str, str], out: Path, *more: str, **changes: Any) -> Resu
 def detr_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three steps of joint training of the zoo's DETR, two seeds."""
     out = tmp_path_factory.mktemp("joint") / "detr"
-    train(DETR, out, *JOINT, seeds=2, max_validation=16, max_test=16)
+    train(DETR, out, *JOINT, seeds=2, max_validation=8, max_test=8)
     return out
 
 

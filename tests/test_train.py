@@ -17,33 +17,21 @@ from pathlib import Path
 import filelock
 import pytest
 import torch
-from torch import Tensor
 
 from backsight.chain import ChainEnsemble
-from backsight.core import Key, Pixels, UserError
+from backsight.core import Key, UserError
 from backsight.data import Batch
 from backsight.distributed import Processes
-from backsight.engine import RANDOM, StagedModel
 from backsight.jobs import run_jobs
-from backsight.models import MODELS, stage_module
+from backsight.models import MODELS
 from backsight.options import ModelOptions, TrainOptions
 from backsight.results import Result
 from backsight.training import Budget, Interrupted, NotFinite, RunFolder, loop, train_run
 from backsight.training.folder import LOCK
 from backsight.training.loop import Loop
 from backsight.training.merge import merge
-from small import small_pixels
-
-SIZES = {"vit": (48, 48), "swin": (64, 64)}
-"""(H, W) of the images of small modules; those of :func:`small_pixels` for all others."""
-
-
-def forward_model(family: str = "vit") -> StagedModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = MODELS[family].small()
-    size = SIZES.get(family) or small_pixels(MODELS[family], module).size
-    return stage_module(module, MODELS[family], Pixels(size), name=f"small-{family}", weights=RANDOM)
+from damage import flip
+from together import forward_model, same
 
 
 def options(out: Path, **changes: object) -> TrainOptions:
@@ -53,14 +41,6 @@ def options(out: Path, **changes: object) -> TrainOptions:
 
 def run(out: Path, family: str = "vit", **changes: object) -> ChainEnsemble:
     return train_run(forward_model(family), options(out, **changes), ModelOptions(device="cpu"))
-
-
-def weights(ensemble: ChainEnsemble) -> list[Tensor]:
-    return [value for chain in ensemble.chains for value in chain.state_dict().values()]
-
-
-def same(one: ChainEnsemble, other: ChainEnsemble) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
 
 
 def records(folder: Path, kind: str) -> list[dict]:
@@ -161,13 +141,6 @@ def test_resuming_another_run_is_refused_by_what_differs(tmp_path: Path) -> None
         run(tmp_path / "run", steps=2, seeds=1)
 
 
-def damage(path: Path) -> None:
-    """Turn one bit, as a failing disk does."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -175,14 +148,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     whole = run(tmp_path / "run", **given)
     (tmp_path / "run" / "card.md").unlink()
     first, newest = RunFolder(tmp_path / "run").checkpoints.paths()
-    damage(newest)
+    flip(newest)
     assert same(whole, run(tmp_path / "run", **given, resume=True))
     (message,) = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
     assert newest.name in message
     assert first.name in message
     (tmp_path / "run" / "card.md").unlink()
     for path in RunFolder(tmp_path / "run").checkpoints.paths():
-        damage(path)
+        flip(path)
     with pytest.raises(UserError, match="overwrite"):
         run(tmp_path / "run", **given, resume=True)
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from backsight.core import UserError
 from backsight.engine import RANDOM
 from backsight.models import MODELS, load_model
+from damage import Trap
 from marks import quick
 from small import assert_same_answers, save_timm, save_transformers
 
@@ -106,16 +107,6 @@ def test_a_named_model_takes_the_file_that_its_library_saves(tiny_detr: str, tmp
     module.save_pretrained(tmp_path)
     loaded = load_model(tiny_detr, weights=tmp_path / "model.safetensors", size=SIZE)
     assert all(map(torch.equal, loaded.module.state_dict().values(), module.state_dict().values()))
-
-
-class Trap:
-    """Pickled, it is a call to make a file: what unpickling it would do."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize("where", ["file", "timm", "transformers"])

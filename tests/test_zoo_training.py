@@ -22,7 +22,7 @@ from recipes import chains
 from recipes.chains import train_chains
 from recipes.classifier import ClassifierLearner
 from recipes.detector import PIXELS, DetectorLearner
-from recipes.evaluate import detect, load_forward, measure_detector
+from recipes.evaluate import detect, load_forward
 from recipes.recipe import CHAINS, RECIPES, SIZE, find_recipe
 from recipes.spread import compare, compare_chains, in_words
 from recipes.train import rate, train_forward
@@ -118,28 +118,6 @@ def test_listening_to_the_layers_leaves_the_last_one_as_it_is(batch):
     assert float(every.detach()) > 2 * float(plain.detach())  # three layers instead of one
     learner.model.config.decoder_layers = 1  # without their weights, the auxiliary losses do not count
     torch.testing.assert_close(learner.loss(batch), plain, atol=1e-3, rtol=1e-3)
-
-
-def test_perfect_answers_have_perfect_precision():
-    class Oracle(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.start = 0
-
-        def forward(self, images):
-            targets = world.batch(range(self.start, self.start + len(images))).targets
-            self.start += len(images)
-            logits, boxes = torch.full((len(images), 4, 8), -20.0), torch.zeros(len(images), 4, 4)
-            for row, target in enumerate(as_label(target, SIZE) for target in targets):
-                count = len(target["boxes"])
-                boxes[row, :count] = target["boxes"]
-                logits[row, torch.arange(count), target["class_labels"]] = 20.0
-            return type("Output", (), {"logits": logits, "pred_boxes": boxes})
-
-    world = World("prior", length=30)
-    figures = measure_detector(Oracle(), world)
-    assert figures["AP"] == pytest.approx(1.0)
-    assert figures["AP50"] == pytest.approx(1.0)
 
 
 def test_detections_are_in_pixels(batch):

@@ -70,7 +70,7 @@ def codes(processes: Sequence[BaseProcess], said: Path, limit: float = 150) -> l
     return found
 
 
-def forward_model(family: str) -> StagedModel:
+def forward_model(family: str = "vit") -> StagedModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = MODELS[family].small()
@@ -95,3 +95,12 @@ def command(rank: int, family: str, out: Path, changes: Mapping[str, Any]) -> No
 
 def lines(said: Path) -> list[str]:
     return [line for line in said.read_text().splitlines() if line.startswith("backsight:")]
+
+
+def same(one: ChainEnsemble, other: ChainEnsemble) -> bool:
+    """Two ensembles have the same weights, bit for bit."""
+    ours, theirs = ([chain.state_dict() for chain in each.chains] for each in (one, other))
+    return len(ours) == len(theirs) and all(
+        mine.keys() == others.keys() and all(torch.equal(mine[name], others[name]) for name in mine)
+        for mine, others in zip(ours, theirs, strict=True)
+    )

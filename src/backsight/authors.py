@@ -7,7 +7,6 @@ them: it is that of the forward model's stage. Nothing here unpickles.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from backsight.core import Layout, Pixels, UserError, entry_of
 from backsight.engine import RANDOM, StagedModel
 from backsight.inverses import Inverse, build_inverse
 from backsight.inverses.base import times_finer
-from backsight.io import plain, write_text
+from backsight.io import digest, plain, write_text
 from backsight.models.checkpoints import read_content
 from backsight.training import RunFolder, command
 from backsight.training.outputs import versions
@@ -325,8 +324,8 @@ class Network:
     @property
     def source(self) -> dict[str, str]:
         """Where it comes from, for the run's configuration."""
-        digest = hashlib.sha256(self.origin.file.read_bytes()).hexdigest()
-        return {"entry": self.entry, "file": self.origin.file.name, "label": self.origin.label, "sha256": digest}
+        file = self.origin.file
+        return {"entry": self.entry, "file": file.name, "label": self.origin.label, "sha256": digest(file)}
 
 
 def read_network(published: Published, model: StagedModel) -> Network:

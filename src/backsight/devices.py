@@ -8,13 +8,13 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backsight.core import UserError
 
@@ -72,15 +72,13 @@ def gain_of_bf16(device: torch.device, *, convolutions: bool = True) -> float:
     if device.type == "cpu" and old:  # torch's kernels for bf16 begin with AVX-512; some fail where it is told not to
         return 0.0
     wide = device.type == "cuda"
-    layers: list[tuple[torch.nn.Module, tuple[int, ...]]] = [
-        (torch.nn.Linear(768, 768), (16384 if wide else 1024, 768))
-    ]
+    layers: list[tuple[nn.Module, tuple[int, ...]]] = [(nn.Linear(768, 768), (16384 if wide else 1024, 768))]
     if convolutions:
-        layers.append((torch.nn.ConvTranspose2d(256, 128, 4, 2, 1), (64 if wide else 1, 256, 15, 20)))
+        layers.append((nn.ConvTranspose2d(256, 128, 4, 2, 1), (64 if wide else 1, 256, 15, 20)))
     seconds, threads = {"fp32": 0.0, "bf16": 0.0}, torch.get_num_threads()
     torch.set_num_threads(1)  # several wait for each other where others use the cores as well
     try:
-        with torch.random.fork_rng([device] if wide else []):
+        with unchanged([], device):
             for layer, shape in layers:
                 layer, maps = layer.to(device), torch.randn(shape, device=device)
                 turns = [{precision: _seconds(layer, maps, precision) for precision in seconds} for _ in range(4)]
@@ -90,7 +88,7 @@ def gain_of_bf16(device: torch.device, *, convolutions: bool = True) -> float:
     return seconds["fp32"] / seconds["bf16"]
 
 
-def _seconds(layer: torch.nn.Module, maps: Tensor, precision: str) -> float:
+def _seconds(layer: nn.Module, maps: Tensor, precision: str) -> float:
     """What a pass takes, both ways; on a CPU the thread's own time."""
     clock = time.perf_counter if maps.device.type == "cuda" else time.thread_time
     _synchronise(maps.device)
@@ -105,6 +103,20 @@ def _seconds(layer: torch.nn.Module, maps: Tensor, precision: str) -> float:
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def unchanged(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+    """For an attempt on ``device`` that is to change nothing: afterwards the buffers of ``modules`` and the random
+    generators are as they were."""
+    buffers = {buffer: buffer.clone() for module in modules for buffer in module.buffers()}
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers.items():
+                buffer.copy_(value)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

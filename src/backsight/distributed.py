@@ -264,16 +264,13 @@ def joined(device: str = "auto") -> Iterator[Processes]:
     except Exception as error:
         if processes.count == 1:
             raise
-        if isinstance(error, RuntimeError) and _of_a_connection(error):
+        of_a_connection = isinstance(error, dist.DistError) or "onnection" in str(error) or "gloo" in str(error)
+        if isinstance(error, RuntimeError) and of_a_connection:
             error = WorkerLost(GONE)
         status = getattr(error, "status", 2 if isinstance(error, UserError | OSError) else None)
         if status is not None and not _first_to_say(str(error)):
             raise SystemExit(status) from error
         raise error
-
-
-def _of_a_connection(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or "onnection" in str(error) or "gloo" in str(error)
 
 
 def _first_to_say(message: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -116,6 +117,12 @@ def _flush(path: Path) -> None:
 
 
 # ---- reading
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, read in parts."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def printable(name: str) -> str:

@@ -96,16 +96,12 @@ HUES: tuple[str, ...] = ("red", "green", "blue", "none", "rotate120", "rotate240
 
 
 def recolour(images: Tensor, name: str, masks: Tensor | None = None) -> Tensor:
-    """Images through one of :data:`FILTERS`, ``B 3 H W`` RGB in [0, 1] -> ``B 3 H W``.
+    """Images through one of :data:`FILTERS`, ``B 3 H W`` RGB in [0, 1] -> ``B 3 H W``. With ``masks`` (``B H W``, bool)
+    only the pixels inside are changed, the others stay bit for bit.
 
     >>> red = torch.tensor([0.75, 0.25, 0.25]).view(1, 3, 1, 1)
     >>> recolour(red, "green").flatten().tolist()
     [0.25, 0.75, 0.25]
-
-    Args:
-        images: ``B 3 H W`` in [0, 1].
-        name: of the filter.
-        masks: ``B H W``, bool: only the pixels inside are changed, the others stay bit for bit; None for all.
 
     Raises:
         ValueError: there is no such filter.
@@ -126,12 +122,8 @@ def hue_unit(hue: Tensor | float) -> Tensor:
 
 
 def colour_vector(images: Tensor, masks: Tensor | None = None) -> Tensor:
-    """The mean colour vector of a region, ``... 3 H W`` -> ``...``, complex128; NaN where the mask is empty.
-
-    Args:
-        images: ``... 3 H W``, RGB in [0, 1].
-        masks: ``... H W``, bool: the region of every image; None for all of it.
-    """
+    """The mean colour vector of a region (``masks``, ``... H W`` bool; None for all) of images ``... 3 H W``, RGB in
+    [0, 1]: ``...``, complex128; NaN where the mask is empty."""
     precise = exact(images)
     vectors = chroma(precise) * hue_unit(rgb_to_hsv(precise).select(-3, 0))
     return region_mean(vectors, masks)
@@ -162,15 +154,10 @@ def generator_for(seed: int, identity: str) -> torch.Generator:
 
 
 def choose_tokens(layout: Layout, share: float, generator: torch.Generator) -> Tensor:
-    """A random ``share`` of the places of the grid, ``N`` bool; prefix tokens are never chosen.
+    """A random ``share`` (0..1, rounded to a whole number) of the places of the grid: ``N`` bool, no prefix token.
 
     From the same state of ``generator`` a smaller share chooses some of those that a larger one does. In a pyramid
     places of the coarsest grid are chosen, and with each the tokens of all levels that lie there.
-
-    Args:
-        layout: of the features.
-        share: of the places, 0..1, rounded to a whole number of them.
-        generator: of the choice.
 
     Raises:
         ValueError: the tokens have no grid, or the share is not in 0..1.

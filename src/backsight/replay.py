@@ -137,16 +137,13 @@ def kept_modules(module: nn.Module, sites: Sites) -> dict[str, nn.Module]:
             f"the model has no submodule '{path}': its children are {', '.join(dict(module.named_children()))}"
         )
     spine = ancestors(paths)
-    return {path: each for path, each in modules.items() if path in spine | paths or _parent(path) in spine}
+    kept = spine | paths
+    return {path: each for path, each in modules.items() if path in kept or path.rpartition(".")[0] in spine}
 
 
 def ancestors(paths: Iterable[str]) -> set[str]:
     """The modules that those at ``paths`` are in; the model itself, "", always."""
     return {""} | {".".join(path.split(".")[:depth]) for path in paths for depth in range(1, path.count(".") + 1)}
-
-
-def _parent(path: str) -> str | None:
-    return path.rpartition(".")[0] if path else None
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,11 @@ class UserError(Exception):
         return _OPTION.sub(lambda found: found[1].replace("-", "_") if found[1] else found[0], message)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first; its kind, if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @dataclass(frozen=True)
 class Range:
     """The numbers that a value may be, both ends included; ``positive`` leaves out 0 and infinity."""
@@ -248,7 +253,7 @@ def build(kind: Any, given: Any, where: str) -> Any:
         UserError: a name is missing or unknown (the nearest is offered), or a value cannot be converted.
     """
     hints = get_type_hints(kind, include_extras=True)
-    given = expect_mapping(given, where)
+    given = convert(given, Mapping, where)
     if Record in kind.__mro__:
         given = {name: given[name] for name in hints if name in given}
     check_names(given, hints, where)
@@ -258,21 +263,8 @@ def build(kind: Any, given: Any, where: str) -> Any:
     return kind(**{name: convert(value, hints[name], f"'{name}' of {where}") for name, value in given.items()})
 
 
-def expect_mapping(value: Any, where: str) -> Mapping[str, Any]:
-    """``value``, which has to be names and values.
-
-    Raises:
-        UserError: it is something else.
-    """
-    return convert(value, Mapping, where)
-
-
 def check_names(given: Iterable[Any], known: Iterable[str], where: str) -> None:
-    """Refuse a name that is unknown.
-
-    Raises:
-        UserError: there is one; the nearest of those that are known is offered.
-    """
+    """Refuse a name that is unknown (``UserError``); the nearest of those that are known is offered."""
     known = list(known)
     for name in given:
         if name not in known:

@@ -66,29 +66,25 @@ def accept(content: bytes) -> Upload:
 def _check_header(content: bytes) -> None:
     from PIL import Image, UnidentifiedImageError
 
+    limit = f"at most {MAX_PIXELS // 1_000_000} megapixels are accepted; make it smaller first"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(BytesIO(content), formats=FORMATS) as image:
                 width, height = image.size
     except Image.DecompressionBombError as error:
-        raise UserError(_too_large()) from error
+        raise UserError(f"this picture is too large; {limit}") from error
     except UnidentifiedImageError as error:
         raise UserError("this is no picture that can be read: JPEG, PNG, WebP, GIF, BMP and TIFF can") from error
     except Exception as error:  # broken headers raise nearly every type of exception there is
         raise UserError("this picture is broken: save it anew, as PNG or JPEG") from error
     if width * height > MAX_PIXELS:
-        raise UserError(_too_large(f": it has {width} x {height} pixels"))
+        raise UserError(f"this picture is too large: it has {width} x {height} pixels; {limit}")
     if max(width, height) > MAX_PROPORTION * min(width, height):
         raise UserError(
             f"this picture is too narrow: it has {width} x {height} pixels; one side may be at most {MAX_PROPORTION} "
             "times the other; cut it first"
         )
-
-
-def _too_large(size: str = "") -> str:
-    limit = MAX_PIXELS // 1_000_000
-    return f"this picture is too large{size}; at most {limit} megapixels are accepted; make it smaller first"
 
 
 class Uploads:

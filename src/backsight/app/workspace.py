@@ -174,14 +174,8 @@ def open_workspace(
     device: str = "auto",
     report: Callable[[str], None] = lambda _: None,
 ) -> Workspace:
-    """Load the models, their chains and their data.
-
-    Args:
-        models: forward models, those that the chains were trained on by default; the zoo's if there are no chains.
-        chains: for each model a run, one chain, or a name; those that ship with the model by default.
-        data: one for all models, or one for each; what the chains were trained on by default.
-        device: where to compute.
-        report: is called with the name of what is loaded next.
+    """Load the models, their chains and their data, as :func:`~backsight.app.serve.serve` names them; ``report`` is
+    called with the name of what is loaded next.
 
     Raises:
         UserError: something of it is not there, or does not fit.

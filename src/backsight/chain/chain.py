@@ -255,7 +255,10 @@ class InverseChain(nn.Module):
         folder = Path(folder)
         inverses = {}
         for entry, inverse in self.items():
-            state = {name: _as(value, dtype).contiguous() for name, value in inverse.state_dict().items()}
+            state = {
+                name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+                for name, value in inverse.state_dict().items()
+            }
             content = save(state)
             write_bytes(folder / f"{entry}.safetensors", content)
             inverses[entry] = {
@@ -412,10 +415,6 @@ def noise_of(key: str, shape: Sequence[int]) -> Tensor:
     """Standard normal numbers that depend on ``key`` alone."""
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) >> 1
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _as(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return value.to(dtype) if dtype is not None and value.is_floating_point() else value
 
 
 def _read_by(inverse: Any) -> tuple[int, int]:

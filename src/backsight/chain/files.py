@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from backsight.core import Layout, Pixels, UserError, split_entry
 from backsight.inverses import Inverse, build_inverse
-from backsight.io import read_json, read_record, read_tensors
+from backsight.io import digest, read_json, read_record, read_tensors
 from backsight.validation import AnyNumber, Positive, Record, Side
 
 FORMAT = 1
@@ -67,13 +66,11 @@ class ChainIndex(Record):
         for entry in self.inverses:
             if not _ENTRY.fullmatch(entry) or split_entry(entry)[0] not in self.stages:
                 raise UserError(f"'{entry}' is no inverse of a stage: these are {', '.join(self.stages)}")
-        known = {entry: self._with_image(entry, saved) for entry, saved in self.inverses.items()}
+        known = {}
+        for entry, saved in self.inverses.items():  # 0.1 does not say which target is the image: the first stage's
+            first = split_entry(entry)[0] == self.stages[0]
+            known[entry] = replace(saved, target=replace(saved.target, image=first))
         object.__setattr__(self, "inverses", known)
-
-    def _with_image(self, entry: str, saved: SavedInverse) -> SavedInverse:
-        """What 0.1 wrote does not say which target is the image: it is that of the first stage."""
-        first = split_entry(entry)[0] == self.stages[0]
-        return replace(saved, target=replace(saved.target, image=first))
 
 
 def run_folders(folder: Path | None) -> Iterator[Path]:
@@ -122,7 +119,7 @@ def _read_state(path: Path, expected: str) -> dict[str, Tensor]:
     """The weights of an inverse, in the file whose SHA-256 is ``expected``."""
     if not path.is_file():
         raise UserError(f"{path} is missing: the chain is incomplete, fetch or train it again")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+    if digest(path) != expected:
         raise UserError(f"{path} is damaged (its SHA-256 is not the one in chain.json): fetch or train it again")
     try:
         return read_tensors(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from backsight.chain import ChainEnsemble, InverseChain
 from backsight.core import Pixels, UserError
 from backsight.engine import RANDOM, StagedModel
+from backsight.io import digest
 from backsight.models import is_own, load_model, place
 from backsight.models.checkpoints import fill, read_state, split_part
 from backsight.validation import build
@@ -63,7 +63,7 @@ def _fine_tuned(model: StagedModel, chains: Sequence[InverseChain]) -> None:
     path = folder.resolve().parent.parent / "forward" / str(seed) / "model.safetensors"
     if not path.is_file():
         raise UserError(f"no file {path}: the chain was trained jointly with this forward model, keep them together")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != chains[0].model["fine_tuned"]["sha256"]:
+    if digest(path) != chains[0].model["fine_tuned"]["sha256"]:
         raise UserError(f"{path} is damaged (its SHA-256 is not the one in chain.json): copy it again, or train again")
     fill(model.module, read_state(path), str(path))
     model.weights = model.weights if model.weights == RANDOM else f"{model.weights}, trained jointly with the chain"

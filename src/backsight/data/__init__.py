@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from backsight.core import Pixels, UserError
@@ -113,8 +113,11 @@ def open_data(
     if kind != "world":
         jpeg_decoder()  # so that it is chosen, and told, before there are workers
     splits = DATA[kind](spec, Reading(pixels, seed, strict, masks, vocabulary or {}))
-    if vocabulary:
-        _tell_strangers(spec, splits.train.classes, outside(vocabulary))
+    classes, known = splits.train.classes, outside(vocabulary or {})
+    names = [name for label, name in classes.items() if label >= known]
+    if vocabulary and names:
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        logger.warning("%s: the model has no class for %d of the %d there: %s", spec, len(names), len(classes), shown)
     return splits
 
 
@@ -136,13 +139,6 @@ def check_data(spec: str) -> tuple[str, str]:
     elif kind == "world":
         open_world(spec)  # draws nothing
     return kind, spec
-
-
-def _tell_strangers(spec: str, classes: Mapping[int, str], known: int) -> None:
-    names = [name for label, name in classes.items() if label >= known]
-    if names:
-        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        logger.warning("%s: the model has no class for %d of the %d there: %s", spec, len(names), len(classes), shown)
 
 
 def _suggestion(spec: str) -> str:

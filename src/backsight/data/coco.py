@@ -62,7 +62,10 @@ def open_coco(spec: str, reading: Reading) -> Splits:
         return _open_file(spec, rest, reading)
     root, split = folder_and_split(spec)
     present = _splits(root)
-    homes = {name: _homes(root, name, path) for name, path in present.items()}
+    homes = {
+        name: [root / name, root / "images" / name, path.parent, root / "images", root]
+        for name, path in present.items()
+    }
     if not split:
         present = {name: path for name, path in present.items() if homes[name][0].is_dir()} or present
     names = {path: name for name, path in present.items()}
@@ -97,11 +100,6 @@ def _splits(root: Path) -> dict[str, Path]:
         f"'{root}' has no annotations/instances_SPLIT.json, as COCO has, and no other .json file of annotations: "
         f"pictures alone are 'folder:{root}'"
     )
-
-
-def _homes(root: Path, split: str, path: Path) -> list[Path]:
-    """Where the photos of a split may be."""
-    return [root / split, root / "images" / split, path.parent, root / "images", root]
 
 
 # ---- the file of annotations

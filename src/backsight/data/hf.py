@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from backsight.core import UserError
 from backsight.data.base import Splits
 from backsight.data.decode import UnreadableImage
-from backsight.data.folder import nearest_name
+from backsight.data.folder import existing
 from backsight.data.source import Reading, Source
 from backsight.data.split import PART, arrange
 from backsight.data.streams import Encoded, hold_out
@@ -81,9 +81,7 @@ def open_parquet(spec: str, reading: Reading) -> Splits:
     Raises:
         UserError: there is no such file or folder, or no picture in it; the extra ``data`` is not installed.
     """
-    path = Path(spec.partition(":")[2])
-    if not path.exists():
-        raise UserError(f"there is no '{path}'{nearest_name(path)}")
+    path = existing(Path(spec.partition(":")[2]))
     if path.is_dir() and next(path.rglob("*.parquet"), None) is None:
         raise UserError(f"folder '{path}' has no .parquet files: for pictures say 'folder:{path}'")
     with _library(str(path)) as datasets:
@@ -225,7 +223,8 @@ class StreamedRows:
             picture = encoded_in(row[self.column])
             if isinstance(picture, Path):
                 picture = picture.read_bytes() if picture.is_file() else None
-            yield Encoded(f"{index}/{number}", picture or b"", row[self.label] if self.label else None)
+            label = row[self.label] if self.label else None
+            yield Encoded(f"{index}/{number}", picture or b"", None if label is None or label < 0 else label)
 
     def facts(self) -> Sequence[str]:
         """The name, the columns and the number of files: the rows themselves are not read for it."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from backsight.core import UserError
-from backsight.io import read_record, write_json
+from backsight.io import digest, read_record, write_json
 from backsight.validation import AnyNumber, Record
 
 MANIFEST = "manifest.json"
@@ -71,9 +70,3 @@ def check_files(folder: Path, files: dict[str, str], name: str, listed: Sequence
             f"{file} of {name} is not what its {MANIFEST} says (SHA-256): delete {folder} and fetch it again, or ask "
             "its owner to push it again"
         )
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file, read in parts."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,7 +18,7 @@ from backsight.inverses.prediction import PredictionMLP
 from backsight.inverses.ridge import Ridge
 from backsight.inverses.swin import SwinStage
 from backsight.inverses.transformer import Blocks, Decoder, Encoder, sine_positions
-from backsight.validation import convert_arguments
+from backsight.validation import convert_arguments, first_line
 
 INVERSES: dict[str, type[Inverse]] = {
     "deconvolution": Deconvolution,
@@ -55,8 +55,7 @@ def build_inverse(
     try:
         return INVERSES[name](source, target, **given)
     except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the inverse '{name}' does not fit here: {reason}") from error
+        raise UserError(f"the inverse '{name}' does not fit here: {first_line(error)}") from error
 
 
 __all__ = [

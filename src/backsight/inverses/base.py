@@ -52,11 +52,7 @@ class Inverse(nn.Module, ABC):
         return constants[name].detach().float().cpu().clone()
 
     def expect_same(self, *names: str) -> None:
-        """Refuse a source and a target whose layouts differ in one of the fields ``names``.
-
-        Raises:
-            ValueError: they do.
-        """
+        """Refuse a source and a target whose layouts differ in one of the fields ``names`` (``ValueError``)."""
         for name in names:
             own, other = getattr(self.source, name), getattr(self.target, name)
             if own != other:
@@ -177,11 +173,7 @@ class Moments:
 
 
 def expect_heads(width: int, heads: int) -> None:
-    """Refuse a number of attention heads that do not share the width evenly.
-
-    Raises:
-        ValueError: they do not.
-    """
+    """Refuse a number of attention heads that do not share the width evenly (``ValueError``)."""
     if heads < 1 or width % heads:
         raise ValueError(f"the width {width} is not divisible by {heads} heads: take a number that divides it")
 

@@ -238,7 +238,10 @@ class Pyramid(Inverse):
         self.widest = expansion * source.width
         self.levels = list(range(count))[::-1] if level is None else [level]
         self.grids = [*(source.grids[each] for each in self.levels), target.grid]
-        self.enter = nn.ModuleList(self._enter(grid) for grid in self.grids[:-1])
+        widths = [self.channels(grid) for grid in self.grids[:-1]]
+        self.enter = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(source.width, width, 1), nn.BatchNorm2d(width), nn.ReLU()) for width in widths
+        )
         self.leave = nn.ModuleList(self._leave(*pair) for pair in pairwise(self.grids))
         self.paint = nn.Sequential(nn.ConvTranspose2d(self.channels(target.grid), 3, 3, padding=1), nn.Sigmoid())
 
@@ -260,10 +263,6 @@ class Pyramid(Inverse):
         grids = self.source.grids
         parts = features[:, self.source.prefix :].split([h * w for h, w in grids], 1)
         return [rearrange(parts[each], "b (h w) d -> b d h w", h=grids[each][0]) for each in self.levels]
-
-    def _enter(self, grid: Grid) -> nn.Module:
-        width = self.channels(grid)
-        return nn.Sequential(nn.Conv2d(self.source.width, width, 1), nn.BatchNorm2d(width), nn.ReLU())
 
     def _leave(self, coarse: Grid, fine: Grid) -> nn.Module:
         """A layer on the grid ``coarse``, then one for every prime factor on the way to the grid ``fine``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ _FIGURES = {
 }
 
 
+@runtime_checkable
 class Objects(Protocol):
     """The objects of one image: ``boxes`` ``n 4`` (x0, y0, x1, y1 in pixels), ``labels`` and ``crowd`` (bool) ``n``."""
 
@@ -55,11 +56,7 @@ def average_precision(detections: Sequence[Detections], truths: Sequence[Objects
     """COCO's average precision of boxes, by faster-coco-eval behind torchmetrics.
 
     Pass all detections, however faint: the precision is averaged over every threshold of the score. Of each image
-    the best hundred count.
-
-    Args:
-        detections: of every image.
-        truths: of the same images in the same order, boxes in the same pixels.
+    the best hundred count. Truths are of the same images in the same order, boxes in the same pixels.
 
     Returns:
         In [0, 1], NaN where there is no such object: ``AP`` (over overlaps of 0.5 to 0.95), ``AP50``, ``AP75``, and
@@ -95,11 +92,6 @@ def average_precision_interval(
     """``AP`` with its 95 % interval for new images, by a jackknife: it is computed again without each of some groups of
     images (every tenth one), and what each group adds scatters as images do (Efron and Tibshirani, 1993, chapter 11).
 
-    Args:
-        detections: of every image.
-        truths: of the same images.
-        groups: how many; no more than there are images.
-
     Returns:
         The interval about the AP of all images (NaN where there are fewer than two), and the pseudo-value of each
         group, ``groups``: of two conditions of the same images, their differences are paired.
@@ -133,12 +125,7 @@ def match_objects(detections: Detections, truth: Objects, overlap: float = OVERL
     """Which object of an image each detection finds, as COCO decides it.
 
     One after the other, the surest first, a detection takes the object of its class that it overlaps with most, among
-    those that none has taken yet. Crowds are never taken.
-
-    Args:
-        detections: all of which count.
-        truth: what there is.
-        overlap: the least intersection over union, above 0.
+    those that none has taken yet; ``overlap`` (above 0) is the least intersection over union. Crowds are never taken.
 
     Returns:
         The index of the object, -1 for none: ``Q``, int64.

@@ -43,7 +43,8 @@ def find_errors(
 ) -> list[Finding]:
     """Every detection's outcome, and the objects that were missed (Bolya et al., 2020, sec. 2.2).
 
-    With ``t_f`` = ``overlap`` and ``t_b`` = ``background``, a detection that finds no object is of the type
+    With ``t_f`` = ``overlap`` and ``t_b`` = ``background`` (of the least intersection over union of a detection with an
+    object that it finds, or means), a detection of at least the score ``threshold`` that finds no object is of the type
 
     ==============  ========================================================================================
     ``location``    its overlap with an object of its class lies between ``t_b`` and ``t_f``
@@ -55,13 +56,6 @@ def find_errors(
 
     the first that applies, in this order. An object is ``missed`` if nothing finds it and no error of class or
     location is about it. A detection that lies by more than ``t_f`` in a crowd of its class has no outcome.
-
-    Args:
-        detections: of one image.
-        truth: of the same image.
-        threshold: the least score of a detection that counts.
-        overlap: the least intersection over union of a detection with the object that it finds.
-        background: the least one with an object that it means.
 
     Returns:
         The detections that count, surest first, then what was missed.

@@ -68,11 +68,7 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
 
 
 def expect_measurable(size: tuple[int, int]) -> None:
-    """Refuse images of a ``size`` (H, W) that SSIM's window is larger than.
-
-    Raises:
-        UserError: they are.
-    """
+    """Refuse images of a ``size`` (H, W) that SSIM's window is larger than (``UserError``)."""
     window = 2 * SSIM_RADIUS + 1
     if min(size) < window:
         raise UserError(

@@ -89,18 +89,15 @@ def find_stages(module: nn.Module, seen: Sequence[ShapeTrace]) -> list[Found]:
     ``seen`` are traces of shapes at one or more image sizes: what grows with the image is a grid, other tokens are on
     none.
     """
-    rows = sorted(find_rows(module, seen[0]), key=lambda row: _order(module, row, seen[0]))
+    firsts = {row: f"{row}.{_children_of(module.get_submodule(row))[0]}" for row in find_rows(module, seen[0])}
+    rows = sorted(firsts, key=lambda row: seen[0].visits[firsts[row]][0].order)
     found: list[Found] = []
     for row in rows:
-        entry = _entry(f"{row}.{_children_of(module.get_submodule(row))[0]}", seen)
+        entry = _entry(firsts[row], seen)
         if entry is not None and _is_new(entry, found[-1:], seen[0].size):
             found.append(Found(entry))
         found += _stages_of(module, row, seen)
     return _thinned(found if rows else _resolutions(module, seen))
-
-
-def _order(module: nn.Module, row: str, seen: ShapeTrace) -> int:
-    return seen.visits[f"{row}.{_children_of(module.get_submodule(row))[0]}"][0].order
 
 
 def _thinned(found: list[Found]) -> list[Found]:
@@ -248,8 +245,10 @@ def _grid(shapes: Sequence[tuple[int, ...]], sizes: Sequence[tuple[int, int]]) -
 def inverse_of(found: Found, before: Found | None, module: nn.Module) -> dict[str, Any] | None:
     """The inverse that goes from here to the stage before, or to the image; None where none is known to."""
     here = found.place
-    if here.grid is None:
-        return _from_queries(found, before, module)
+    if here.grid is None:  # a decoder turned round leads from these to tokens on a grid, as wide and without a prefix
+        if before is None or not before.place.grid or before.place.prefix or before.place.width != here.width:
+            return None
+        return {"name": "decoder", "depth": found.depth or 1, "heads": _heads(found, module)}
     if before is None:
         patches = any(isinstance(each, nn.Conv2d) and _is_patch(each) for each in module.modules())
         return {"name": "patch" if patches and here.site.pattern == "b n d" else "residual"}
@@ -260,13 +259,6 @@ def inverse_of(found: Found, before: Found | None, module: nn.Module) -> dict[st
     if there.prefix or there.grid is None or any(h > high for h, high in zip(here.grid, there.grid, strict=True)):
         return None
     return {"name": "residual"}
-
-
-def _from_queries(found: Found, before: Found | None, module: nn.Module) -> dict[str, Any] | None:
-    """A decoder turned round leads from tokens on no grid to those on one, of the same width and without a prefix."""
-    if before is None or before.place.grid is None or before.place.prefix or before.place.width != found.place.width:
-        return None
-    return {"name": "decoder", "depth": found.depth or 1, "heads": _heads(found, module)}
 
 
 def _is_patch(layer: nn.Conv2d) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from backsight.core import UserError
 from backsight.io import read_tensors
 from backsight.models.weights import shards_of
+from backsight.validation import first_line
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def read_content(path: Path) -> Any:
             what = f": {found[1]}" if found else ""
             reason = f"it holds more than tensors, and code from a file is never run{what}"
         else:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+            reason = first_line(error)[:120]
         raise UserError(
             f"{path} cannot be read as weights ({reason}): give a .safetensors file or a state_dict"
         ) from error

@@ -170,13 +170,9 @@ def _value_at(site: Site, module: nn.Module, seen: ShapeTrace) -> Any:
     if site.path not in seen.visits:
         raise UserError(f"a forward pass never comes by '{site.path}': take another submodule for this site")
     visits = seen.visits[site.path]
-    if site.call is None and len(visits) > 1:
+    if (site.call is None and len(visits) > 1) or (site.call or 0) >= len(visits):
         raise UserError(
             f"a forward pass runs '{site.path}' {len(visits)} times: say which call is meant, as call: 0 for the first"
-        )
-    if (site.call or 0) >= len(visits):
-        raise UserError(
-            f"a forward pass runs '{site.path}' {len(visits)} times: there is no call {site.call}, they count from 0"
         )
     visit = visits[site.call or 0]
     try:
@@ -255,12 +251,9 @@ def _find(module: ModuleType, function: str, path: Path) -> Callable[..., Any]:
     own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
     functions = [name for name in own if callable(vars(module)[name]) and not name.startswith("_")]
     if not function:
-        raise UserError(f"{path} alone names no model: add the function that gives it, as {path}:{_first(functions)}")
+        first = "build" if "build" in functions or not functions else functions[0]
+        raise UserError(f"{path} alone names no model: add the function that gives it, as {path}:{first}")
     raise UserError(f"{path} has no function '{function}': {nearest(function, functions)}")
-
-
-def _first(functions: list[str]) -> str:
-    return "build" if "build" in functions or not functions else functions[0]
 
 
 def _parameters(build: Callable[..., Any]) -> Iterable[str]:

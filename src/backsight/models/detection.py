@@ -57,11 +57,7 @@ Size = tuple[int, int]
 
 
 def expect_multiples(kind: str, size: Size, step: int, *, square: bool = False) -> None:
-    """Refuse sides that are no multiples of ``step``, and, if ``square``, two that are not the same.
-
-    Raises:
-        UserError: they are not.
-    """
+    """Refuse sides that are no multiples of ``step``, and, if ``square``, two that are not the same (``UserError``)."""
     if size[0] % step or size[1] % step or (square and size[0] != size[1]):
         wanted = f"the same multiple of {step} for both sides" if square else f"multiples of {step}"
         raise UserError(f"a {kind} cannot take images of {size[0]}x{size[1]} pixels: give {wanted}")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+
+from backsight.core import UserError
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -34,6 +37,15 @@ def _in_patches(args: tuple[Any, ...], kwargs: dict[str, Any], patch: int) -> tu
     mask = torch.ones(patches.shape[:2], dtype=torch.long, device=images.device)
     shapes = torch.tensor([[h, w]], device=images.device).expand(len(images), 2)
     return (), {**kwargs, "pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+
+def expect_tiled(name: str, size: tuple[int, int], patch: Sequence[int]) -> None:
+    """Refuse images (H, W) that patches do not tile (``UserError``): a library leaves out the rest, or fails late."""
+    if any(side % by for side, by in zip(size, patch, strict=True)):
+        raise UserError(
+            f"{name} cannot take images of {size[0]}x{size[1]} pixels: its patches are {patch[0]}x{patch[1]}, "
+            "give multiples of these"
+        )
 
 
 def more_arguments(module: Any, size: tuple[int, int]) -> dict[str, Any]:

@@ -71,13 +71,10 @@ def load_model(
     module, family, pixels, words = load_module(name, size, weights, random_weights=random_weights, seed=seed)
     if pixels.conversion:
         logger.info("%s takes %d channels: of pictures it sees %s", name, pixels.channels, pixels.conversion)
-    if spec is not None:
-        staged = stage_by_spec(module, spec, size=size, name=name, weights=words)
-        staged.reopen["named"] = True
-    elif family is None:
-        staged = stage_automatically(module, pixels, name=name, weights=words)
-    else:
-        staged = stage_module(module, family, pixels, name=name, weights=words)
+    if spec is None:
+        return stage_module(module, family, pixels, name=name, weights=words).to(device)
+    staged = stage_by_spec(module, spec, size=size, name=name, weights=words)
+    staged.reopen["named"] = True
     return staged.to(device)
 
 
@@ -119,20 +116,22 @@ def blueprint(family: Family, short: str) -> nn.Module | None:
 
 
 def stage_module(
-    module: nn.Module, family: Family, pixels: Pixels, *, name: str, weights: str = "given"
+    module: nn.Module, family: Family | None, pixels: Pixels, *, name: str, weights: str = "given"
 ) -> StagedModel:
-    """Stage a loaded module of a known family.
+    """Stage a loaded module of a known family, or of none.
 
     Raises:
-        UserError: it cannot take images of the size of ``pixels``.
+        UserError: it cannot take images of the size of ``pixels``; or as :func:`stage_automatically`.
     """
+    if family is None:
+        return stage_automatically(module, pixels, name=name, weights=weights)
     if family.check_size is not None:
         family.check_size(module, pixels.size)
     options = {"name": name, "weights": weights, "arguments": family.arguments}
     return FamilyModel(module, family, family.stage(module), pixels, **options)
 
 
-def stage_automatically(module: nn.Module, pixels: Pixels, *, name: str, weights: str = "given") -> StagedModel:
+def stage_automatically(module: nn.Module, pixels: Pixels, *, name: str, weights: str) -> StagedModel:
     """Stage a module of a type that no family describes, at its rows of repeated blocks.
 
     Its task is what its output looks like, see :func:`~backsight.models.answers.guess`.
@@ -152,12 +151,8 @@ def stage_automatically(module: nn.Module, pixels: Pixels, *, name: str, weights
             f"`backsight stages {name} --propose FILE` writes one to begin with"
         ) from error
     read = None if task == "features" else reader(answer, _labels(module), task, seen.output)
-    logger.info(
-        "%s is a '%s', which no family describes: staged by its repeated blocks, as %s",
-        name,
-        kind,
-        ", ".join(stage.name for stage in spec.stages),
-    )
+    stages = ", ".join(stage.name for stage in spec.stages)
+    logger.info("%s is a '%s', which no family describes: staged by its repeated blocks, as %s", name, kind, stages)
     return StagedModel(module, spec, pixels, name=name, read=read, weights=weights, arguments=arguments)
 
 
@@ -197,11 +192,7 @@ def stage(
     family, known = _described(module, size)
     if pixels is not None:
         known = replace(pixels, size=size or pixels.size)
-    name = name or type(module).__name__
-    if family is None:
-        staged = stage_automatically(module, known, name=name, weights=weights)
-    else:
-        staged = stage_module(module, family, known, name=name, weights=weights)
+    staged = stage_module(module, family, known, name=name or type(module).__name__, weights=weights)
     staged.read = read or staged.read
     staged.reopen["given"] = True  # no name opens it again
     return staged

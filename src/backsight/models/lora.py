@@ -11,6 +11,7 @@ from backsight.core import UserError
 from backsight.models.checkpoints import mismatch, read_state
 from backsight.models.transformers import class_of, fill_class
 from backsight.models.weights import read_config, read_json, weights_in
+from backsight.validation import first_line
 
 ADAPTER = "adapter_config.json"
 """What tells a folder with an adapter from one with a model."""
@@ -66,6 +67,6 @@ def merged(folder: Path, base: Path) -> nn.Module:
     try:
         model: Any = PeftModel.from_pretrained(module, str(folder))
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"the adapter in {folder} does not fit {base} ({reason}): merge it first") from error
     return model.merge_and_unload().float()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from backsight.arrange import call_with, each_tensor, image_argument_of
 from backsight.core import Pixels, UserError
+from backsight.validation import first_line
 
 BATCH = 2
 """Images in the pass: an axis of any other length is not the batch."""
@@ -71,10 +72,9 @@ def trace_shapes(
         try:
             module(*args, **kwargs)
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             size = f"{pixels.size[0]}x{pixels.size[1]}"
             raise UserError(
-                f"a forward pass over images of {size} pixels fails: {reason}; give the size that the model takes"
+                f"a forward pass over images of {size} pixels fails: {first_line(error)}; give the size that it takes"
             ) from error
     return found
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from backsight.core import IMAGE, Pixels, Site, Spec, Stage, UserError
 from backsight.io import plain, read_yaml
-from backsight.validation import build, check_names, expect_mapping, nearest
+from backsight.validation import build, check_names, convert, nearest
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def expand(spec: Spec, module: nn.Module) -> Spec:
 
 
 def _stage(given: Any, where: str) -> Stage:
-    given = expect_mapping(given, f"a stage of {where}")
+    given = convert(given, Mapping, f"a stage of {where}")
     where = f"stage '{given.get('name', '?')}' of {where}"
     check_names(given, STAGE, where)
     if not given.get("site"):
@@ -121,19 +121,19 @@ def _stage(given: Any, where: str) -> Stage:
     inherited = {name: getattr(sites[0], name) for name in ("pattern", "tokens", "windows")}
     layers = tuple(_site(each, inherited, where) for each in _listed(given.get("layers") or []))
     inverses = {"": given["inverse"]} if given.get("inverse") else {}
-    inverses |= expect_mapping(given.get("variants") or {}, f"'variants' of {where}")
+    inverses |= convert(given.get("variants") or {}, Mapping, f"'variants' of {where}")
     kept = {name: value for name, value in given.items() if name not in ("site", "layers", "inverse", "variants")}
     plans = {name: _inverse(value, where) for name, value in inverses.items()}
     return build(Stage, {**kept, "sites": sites, "layers": layers, "inverses": plans}, where)
 
 
 def _site(given: Any, inherited: Mapping[str, Any], where: str) -> Site:
-    given = {"path": given} if isinstance(given, str) else expect_mapping(given, f"a site of {where}")
+    given = {"path": given} if isinstance(given, str) else convert(given, Mapping, f"a site of {where}")
     return build(Site, {**inherited, **given}, f"a site of {where}")
 
 
 def _inverse(given: Any, where: str) -> tuple[str, dict[str, Any]]:
-    given = {"name": given} if isinstance(given, str) else dict(expect_mapping(given, f"an inverse of {where}"))
+    given = {"name": given} if isinstance(given, str) else dict(convert(given, Mapping, f"an inverse of {where}"))
     if not isinstance(given.get("name"), str):
         raise UserError(f"an inverse of {where} has no 'name': write one of those in docs/models.md, as blocks")
     return given.pop("name"), given
@@ -163,7 +163,7 @@ def _arguments(given: Any, where: str) -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             raise UserError(f"'{name}' in {where} is no tensor: write numbers in rows of equal length") from error
 
-    return {name: read(name, value) for name, value in expect_mapping(given, where).items()}
+    return {name: read(name, value) for name, value in convert(given, Mapping, where).items()}
 
 
 def _listed(value: Any) -> list[Any]:

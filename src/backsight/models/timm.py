@@ -14,7 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from backsight.core import Fit, Pixels, UserError, of_rgb
 from backsight.models.checkpoints import classes_in, differing_in, fitting, mismatch, read_state
+from backsight.models.inputs import expect_tiled
 from backsight.models.weights import weights_in
+from backsight.validation import first_line
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -77,8 +79,8 @@ def build(
     except (AssertionError, TypeError, ValueError) as error:
         if size is None:
             raise
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{architecture} cannot take images of {size[0]}x{size[1]} pixels: {reason}") from error
+        said = f"{architecture} cannot take images of {size[0]}x{size[1]} pixels: {first_line(error)}"
+        raise UserError(said) from error
     module.pretrained_cfg.pop("state_dict", None)
     module.pretrained_cfg["first_conv"] = blank.pretrained_cfg.get("first_conv")
     return _checked(module, architecture, size)
@@ -136,11 +138,8 @@ def _checked(module: nn.Module, architecture: str, size: tuple[int, int] | None)
     embedding: Any = getattr(module, "patch_embed", None)
     patch = getattr(embedding, "patch_size", (1, 1))
     pads = getattr(embedding, "dynamic_img_pad", False)
-    if size is not None and not pads and any(side % by for side, by in zip(size, patch, strict=True)):
-        raise UserError(
-            f"{architecture} cannot take images of {size[0]}x{size[1]} pixels: its patches are {patch[0]}x{patch[1]}, "
-            "give multiples of these"
-        )
+    if size is not None and not pads:
+        expect_tiled(architecture, size, patch)
     return module
 
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from backsight.core import Pixels, UserError, of_rgb
 from backsight.models.checkpoints import beyond, classes_in, mismatch, read_state, variants
-from backsight.models.inputs import settled
+from backsight.models.inputs import expect_tiled, settled
 from backsight.models.original_detr import from_original, is_original
 from backsight.models.weights import read_config, read_json, weights_in
+from backsight.validation import first_line
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def load(folder: Path, file: Path | None = None, *, random: bool = False, descri
     try:
         config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
     except Exception as error:  # every type checks its own values, and their errors are of many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{folder / 'config.json'} is refused by transformers ({reason}): mend it there") from error
     kept = class_of(config, raw.get("architectures"), state, described=described)
     module = _filled(*kept, state, file or folder, strict=file is not None) if state else _built(*kept)
@@ -244,8 +245,5 @@ def _check_patches(config: Any, size: tuple[int, int]) -> None:
     """The library would leave out what lies beyond the last whole patch; inverses have to paint it."""
     patch = getattr(config, "patch_size", None)
     sides = (patch, patch) if isinstance(patch, int) else patch or (1, 1)
-    if len(sides) == 2 and any(side % by for side, by in zip(size, sides, strict=True)):
-        raise UserError(
-            f"a {config.model_type} cannot take images of {size[0]}x{size[1]} pixels: its patches are "
-            f"{sides[0]}x{sides[1]}, give multiples of these"
-        )
+    if len(sides) == 2:
+        expect_tiled(f"a {config.model_type}", size, sides)

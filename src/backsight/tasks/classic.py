@@ -18,10 +18,7 @@ class Classic(Task):
 
     The forward model is frozen. Features that the inverses hand on to each other need not resemble the true ones.
 
-    Args:
-        model: the forward model.
-        chains: a chain for each seed; of its inverses those from ``stage`` on are trained.
-        stage: the stage (or entry) whose features the image is reconstructed from.
+    ``chains`` has a chain for each seed; the image is reconstructed from the features at ``stage`` (or at an entry).
 
     Raises:
         UserError: a chain lacks an inverse on the way.

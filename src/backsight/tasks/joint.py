@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -299,7 +299,7 @@ def _detection_loss(model: StagedModel, output: Any, counts: Counts | None) -> T
     loss = output.loss.float()
     if counts is None:
         return loss
-    divisor = max(1.0, float(_divisors(model)(counts)))
+    divisor = max(1.0, float(_divisor(model, counts)))
     share = divisor / max(1.0, float(counts.whole[OBJECTS]))
     if not _is_softmax(model):
         return loss * share
@@ -307,15 +307,15 @@ def _detection_loss(model: StagedModel, output: Any, counts: Counts | None) -> T
     return (loss - means) * share + means * counts.share(QUERIES)
 
 
-def _divisors(model: StagedModel) -> Callable[[Counts], Number]:
+def _divisor(model: StagedModel, counts: Counts) -> Number:
     """By how many objects the library's loss divides, where that is not less than one."""
     name = _name_of_loss(model)
     if name in ("RTDetrForObjectDetectionLoss", "DFineForObjectDetectionLoss"):
-        return lambda counts: counts.own[OBJECTS]
+        return counts.own[OBJECTS]
     if name.startswith(("LwDetr", "RfDetr")):
-        return lambda counts: counts.together[OBJECTS] / counts.processes
+        return counts.together[OBJECTS] / counts.processes
     # The sum that accelerate's `reduce` gives is a mean already, which the library divides once more.
-    return lambda counts: counts.together[OBJECTS] / counts.processes**2
+    return counts.together[OBJECTS] / counts.processes**2
 
 
 def _name_of_loss(model: StagedModel) -> str:

@@ -69,18 +69,15 @@ class Task(ABC):
 
     def __init__(self, model: StagedModel, chains: Sequence[InverseChain], stage: str | None = None) -> None:
         self.model, self.chains = model, list(chains)
-        self.networks: dict[Key, nn.Module] = {
-            Key.of(chain.seed, entry): inverse
-            for chain in self.chains
-            for entry, inverse in chain.items()
-            if inverse.trainable and (stage is None or entry in chain.path(stage))
-        }
-        self.computed: dict[Key, Inverse] = {
-            Key.of(chain.seed, entry): inverse
-            for chain in self.chains
-            for entry, inverse in chain.items()
-            if not inverse.trainable
-        }
+        self.networks: dict[Key, nn.Module] = {}
+        self.computed: dict[Key, Inverse] = {}
+        for chain in self.chains:
+            path = chain.entries if stage is None else chain.path(stage)
+            for entry, inverse in chain.items():
+                if not inverse.trainable:
+                    self.computed[Key.of(chain.seed, entry)] = inverse
+                elif entry in path:
+                    self.networks[Key.of(chain.seed, entry)] = inverse
         self.modules: dict[Key, Callable[..., Any]] = dict(self.networks)
         plans = self.chains[0].plans
         self.learning_rates = {key: learning_rate(plans[key.entry], each) for key, each in self.networks.items()}

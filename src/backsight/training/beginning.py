@@ -21,18 +21,14 @@ def begin(
     batches: Iterator[Batch],
     batch_size: int,
     processes: Processes,
-    watch: Callable[[str, int, int], None],
+    watch: Callable[[str, int, int], object],
 ) -> None:
     """Let every inverse among ``networks`` begin by the moments that it asks for (:meth:`Inverse.moments`), which all
-    seeds share: computed ones are then done, and others give something like their target from the first step on.
+    seeds share: computed ones are then done, and others give something like their target from the first step on. What
+    is no inverse stays as it is.
 
-    Args:
-        model: the forward model.
-        networks: by key; what is no inverse stays as it is.
-        batches: this process's part of training batches, of ``batch_size`` in all processes together.
-        batch_size: as above.
-        processes: whose sums are added up.
-        watch: is told how many images are through.
+    ``batches`` are this process's part of training batches, of ``batch_size`` in all processes together; ``watch`` is
+    told how many images are through.
 
     Raises:
         UserError: no image can be read.

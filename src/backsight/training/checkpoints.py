@@ -6,7 +6,6 @@ is never loaded.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backsight.arrange import each_tensor, tensors_in
 from backsight.core import Key, UserError
 from backsight.data import Batch, sum_images
 from backsight.distributed import Processes
-from backsight.io import write_checkpoint, write_text, write_whole
+from backsight.io import digest, write_checkpoint, write_text, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Checkpoints:
         path = self.folder / f"step-{step:08d}.pt"
         _checksum(path).unlink(missing_ok=True)
         write_checkpoint(path, state)
-        write_text(_checksum(path), f"{_sha256(path)}  {path.name}\n")  # of what is on the disk
+        write_text(_checksum(path), f"{digest(path)}  {path.name}\n")  # of what is on the disk
         for old in set(self.folder.glob("step-*.pt")).difference(self.paths()[-self.keep :]):
             _checksum(old).unlink(missing_ok=True)
             old.unlink()
@@ -131,17 +131,16 @@ class Checkpoints:
         """
         self.wait()
         paths = self.paths()
-        if not paths and (damaged := sorted(self.folder.glob("step-*.damaged"))):
-            raise UserError(f"{damaged[-1]} is damaged, and there is no checkpoint before it: --overwrite begins again")
         while paths:
             path = paths.pop()
             if _is_whole(path):
                 return torch.load(path, map_location="cpu", weights_only=True)
             path.replace(path.with_suffix(".damaged"))
             _checksum(path).unlink()
-            if not paths:
-                raise UserError(f"{path} is damaged, and there is no checkpoint before it: --overwrite begins again")
-            logger.warning("%s is damaged and set aside: trying %s, the one before it", path, paths[-1].name)
+            if paths:
+                logger.warning("%s is damaged and set aside: trying %s, the one before it", path, paths[-1].name)
+        if damaged := sorted(self.folder.glob("step-*.damaged")):
+            raise UserError(f"{damaged[-1]} is damaged, and there is no checkpoint before it: --overwrite begins again")
         return None
 
     def remove(self) -> None:
@@ -205,13 +204,13 @@ class Mirror:
             if newest and step_of(Path(newest)) > than:
                 names = [f"checkpoints/{newest}", f"checkpoints/{newest}.sha256", "metrics.jsonl", "config.yaml"]
                 for name in names:
-                    write_whole(self.folder / name, lambda path, name=name: self._download(name, path))
+                    write_whole(
+                        self.folder / name,
+                        lambda path, name=name: self.files.get_file(f"{self.root}/{name}", str(path)),
+                    )
                 logger.info("%s: fetched %s", self.place, newest)
         except Exception as error:
             raise UserError(f"--mirror {self.place} cannot be read: {_in_words(error)}") from error
-
-    def _download(self, name: str, path: Path) -> None:
-        self.files.get_file(f"{self.root}/{name}", str(path))
 
     def _upload(self, *paths: Path) -> None:
         for path in paths:
@@ -245,34 +244,17 @@ def _checksum(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _is_whole(path: Path) -> bool:
     """Whether the bytes of a checkpoint are the ones that were written."""
     try:
-        return _checksum(path).read_text(encoding="ascii").split()[:1] == [_sha256(path)]
+        return _checksum(path).read_text(encoding="ascii").split()[:1] == [digest(path)]
     except (OSError, ValueError):
         return False
 
 
-# ---- tensors in containers
-
-
-def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """``value`` with every tensor in its dicts, lists and tuples replaced."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {name: map_tensors(each, function) for name, each in value.items()}
-    return type(value)(map_tensors(each, function) for each in value) if isinstance(value, list | tuple) else value
-
-
 def copied_aside(value: Any) -> Any:
     """A copy on the CPU, which training does not change while it is written."""
-    return map_tensors(value, lambda tensor: tensor.detach().to("cpu", copy=True))
+    return each_tensor(value, lambda tensor: tensor.detach().to("cpu", copy=True))
 
 
 def from_main(processes: Processes, load: Callable[[], Any]) -> Any:
@@ -282,25 +264,16 @@ def from_main(processes: Processes, load: Callable[[], Any]) -> Any:
     tensors: list[Tensor] = []
 
     def outline() -> Any:
-        return map_tensors(load(), lambda tensor: (tensors.append(tensor), _Outline(tensor.shape, tensor.dtype))[1])
+        loaded = load()
+        tensors.extend(tensors_in(loaded))
+        return each_tensor(loaded, lambda tensor: tensor.to("meta"))
 
-    def filled(value: Any) -> Any:
-        if isinstance(value, _Outline):
-            tensor = tensors[next(numbers)] if processes.main else torch.empty(value.shape, dtype=value.dtype)
-            processes.same_tensors([tensor])
-            return tensor
-        if isinstance(value, dict):
-            return {name: filled(each) for name, each in value.items()}
-        return type(value)(map(filled, value)) if isinstance(value, list | tuple) else value
+    def received(shape: Tensor) -> Tensor:
+        tensor = tensors.pop(0) if processes.main else torch.empty_like(shape, device="cpu")
+        processes.same_tensors([tensor])
+        return tensor
 
-    found, numbers = processes.from_main(outline), iter(range(len(tensors)))
-    return filled(found)
-
-
-@dataclass(frozen=True)
-class _Outline:
-    shape: Any
-    dtype: torch.dtype
+    return each_tensor(processes.from_main(outline), received)
 
 
 # ---- random generators

@@ -26,7 +26,7 @@ from torch import Tensor
 from backsight.core import IMAGE
 from backsight.data import Batch
 from backsight.engine import StagedModel
-from backsight.io import write_bytes, write_json
+from backsight.io import digest, write_bytes, write_json
 from backsight.options import TrainOptions
 from backsight.tasks import Modular, Task
 
@@ -64,8 +64,8 @@ class FeatureCache:
         self.model, self.names, self.limit = model, [name for name in names if name != IMAGE], limit
         facts = {"model": model.digest(), "pixels": asdict(model.pixels), "data": data, "stages": sorted(self.names)}
         self.facts = {**facts, "precision": precision}
-        digest = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
-        self.folder, self.writer = folder / digest[:16], secrets.token_hex(4)
+        own = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder, self.writer = folder / own, secrets.token_hex(4)
         self._batch: Batch | None = None
         self._places: dict[str, tuple[Path, int]] = {}
         self._open: dict[Path, Any] = {}
@@ -160,17 +160,14 @@ class FeatureCache:
     def _write(self) -> None:
         ids, rows = list(self._waiting), list(self._waiting.values())
         content = save({name: torch.stack([row[name] for row in rows]) for name in self.names})
-        digest = hashlib.sha256(content).hexdigest()
-        path = write_bytes(self.folder / f"{self.writer}-{digest[:12]}.safetensors", content)
-        write_json(_index(path), {"facts": self.facts, "sha256": digest, "ids": ids})  # last: it is whole
+        sha256 = hashlib.sha256(content).hexdigest()
+        path = write_bytes(self.folder / f"{self.writer}-{sha256[:12]}.safetensors", content)
+        write_json(path.with_suffix(".json"), {"facts": self.facts, "sha256": sha256, "ids": ids})  # last: it is whole
         self._waiting.clear()
         self._seen.add(path)
-        self._take(path, ids)
+        self._places |= {identity: (path, row) for row, identity in enumerate(ids)}
         self.room -= len(content)
         self.bytes += len(content)
-
-    def _take(self, path: Path, ids: Sequence[str]) -> None:
-        self._places |= {identity: (path, row) for row, identity in enumerate(ids)}
 
     def refresh(self) -> None:
         """Take what earlier runs have left, and other processes by now; what is damaged is dropped."""
@@ -179,34 +176,25 @@ class FeatureCache:
             if path in self._seen:
                 continue
             self._seen.add(path)
-            ids = _whole(path)
+            ids = _ids_in(path)
             if ids is None:
                 logger.warning("%s is damaged: its features are computed again", path)
-                _drop(path)
+                with suppress(OSError):  # it stays where others keep it for reading alone
+                    index.unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
             else:
-                self._take(path, ids)
+                self._places |= {identity: (path, row) for row, identity in enumerate(ids)}
         self.bytes = sum(map(_size, self.folder.glob("*.safetensors")))
 
 
-def _index(path: Path) -> Path:
-    """The index of the shard ``path``."""
-    return path.with_suffix(".json")
-
-
-def _whole(path: Path) -> list[str] | None:
+def _ids_in(path: Path) -> list[str] | None:
     """The ids of the images in the shard ``path``; None if it or its index is damaged, or another has dropped it."""
     try:
-        known = json.loads(_index(path).read_text(encoding="utf-8"))
-        return known["ids"] if _is_whole(path, known["sha256"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        known = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        with safe_open(path, "pt"):
+            return known["ids"] if digest(path) == known["sha256"] else None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None
-
-
-def _drop(path: Path) -> None:
-    """Make room for the features of a damaged shard; it stays where others keep it for reading alone."""
-    with suppress(OSError):
-        _index(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
 
 
 def open_feature_cache(
@@ -227,15 +215,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _is_whole(path: Path, expected: str) -> bool:
-    """Whether the file has its digest and can be opened."""
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-            return False
-    try:
-        with safe_open(path, "pt"):
-            return True
-    except SafetensorError:
-        return False

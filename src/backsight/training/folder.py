@@ -92,11 +92,7 @@ class RunFolder:
             raise UserError(f"{here} is not empty and holds no run: choose another --out")
 
     def check_free(self) -> None:
-        """Refuse a folder that a run is in at this moment.
-
-        Raises:
-            UserError: one is.
-        """
+        """Refuse a folder that a run is in at this moment (``UserError``)."""
         if (self.path / LOCK).is_file():
             with self.locked():
                 pass
@@ -132,7 +128,8 @@ class RunFolder:
 
     @contextmanager
     def claimed(self, *, resume: bool, overwrite: bool) -> Iterator[None]:
-        """The folder made, :meth:`prepare`-d, and locked.
+        """The folder made and locked, without the run that is to be replaced, and what a killed process left half
+        written.
 
         Raises:
             UserError: another run is in it, or has been since :meth:`check`.
@@ -140,19 +137,12 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with self.locked():
             self.check(resume=resume, overwrite=overwrite)
-            self.prepare(overwrite=overwrite)
+            for path in [*self.path.iterdir(), *(each for name in FOLDERS for each in (self.path / name).rglob(".*"))]:
+                if HALF_WRITTEN.fullmatch(path.name) and path.is_file():
+                    path.unlink()
+            if overwrite:
+                remove_run(self.path)
             yield
-
-    def prepare(self, *, overwrite: bool) -> None:
-        """Make the folder; remove the run that is to be replaced, and what a killed process left half written."""
-        if not self.writes:
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        for path in [*self.path.iterdir(), *(each for name in FOLDERS for each in (self.path / name).rglob(".*"))]:
-            if HALF_WRITTEN.fullmatch(path.name) and path.is_file():
-                path.unlink()
-        if overwrite:
-            remove_run(self.path)
 
     # ---- configuration
 

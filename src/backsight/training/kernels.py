@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from backsight.core import Key
-from backsight.devices import autocast
+from backsight.devices import autocast, unchanged
 from backsight.engine import StagedModel
 from backsight.inverses import Inverse
 from backsight.tasks import Task
+from backsight.validation import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +118,11 @@ class Compiled:
         try:
             return self.compiled(*args, **kwargs)
         except Exception as error:
-            if not (self.tried and _of_the_compiler(error)):
+            from torch._dynamo.exc import TorchDynamoException
+
+            if not (self.tried and isinstance(error, TorchDynamoException)):
                 raise
-            logger.warning("torch.compile: a %s runs as it is (%s)", type(self.module).__name__, _first_line(error))
+            logger.warning("torch.compile: a %s runs as it is (%s)", type(self.module).__name__, first_line(error))
             self.compiled = self.original
             return self.original(*args, **kwargs)
 
@@ -169,20 +172,14 @@ def _compile_inverse(task: Task, key: Key, network: Inverse, features: Callable[
 
 def _tried(name: str, modules: list[nn.Module], attempt: Callable[[], object], precision: str) -> bool:
     """Whether an ``attempt`` passes; if not, it is said. Statistics, gradients and generators stay as they were."""
-    statistics = {buffer: buffer.clone() for module in modules for buffer in module.buffers()}
-    device = _device_of(modules)
-    generators = [device] if device.type == "cuda" else []
+    device = next((weight.device for module in modules for weight in module.parameters()), torch.device("cpu"))
     try:
-        with torch.random.fork_rng(generators), torch.enable_grad(), autocast(precision, device):
+        with unchanged(modules, device), torch.enable_grad(), autocast(precision, device):
             attempt()
         return bool(modules)
     except Exception as error:  # a compiler meets what it cannot do with exceptions of every type
-        logger.warning("torch.compile: '%s' runs as it is (%s)", name, _first_line(error))
+        logger.warning("torch.compile: '%s' runs as it is (%s)", name, first_line(error))
         return False
-    finally:
-        with torch.no_grad():
-            for buffer, value in statistics.items():
-                buffer.copy_(value)
 
 
 def _go_back(output: Tensor, network: nn.Module) -> None:
@@ -190,20 +187,6 @@ def _go_back(output: Tensor, network: nn.Module) -> None:
         output.float().square().mean().backward()
     finally:  # what was computed before a failure would be added to the first step's
         network.zero_grad(set_to_none=True)
-
-
-def _of_the_compiler(error: Exception) -> bool:
-    from torch._dynamo.exc import TorchDynamoException
-
-    return isinstance(error, TorchDynamoException)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
-def _device_of(modules: Iterable[nn.Module]) -> torch.device:
-    return next((weight.device for module in modules for weight in module.parameters()), torch.device("cpu"))
 
 
 def repeated_blocks(model: StagedModel) -> Iterator[nn.Module]:

@@ -22,7 +22,7 @@ from backsight.core import Key, UserError
 from backsight.data import Batch, sum_images
 from backsight.devices import autocast
 from backsight.distributed import Processes
-from backsight.options import Recipe
+from backsight.options import TrainOptions
 from backsight.tasks import FORWARD, Task
 from backsight.tasks.task import Counts, Loss
 from backsight.training.checkpoints import State, copied_aside, random_states, restore_random_states
@@ -30,6 +30,9 @@ from backsight.training.folder import RunFolder
 from backsight.training.updates import CLIP, Updates, schedule
 
 logger = logging.getLogger(__name__)
+
+EVALUATE_EVERY = 25
+"""Batches between two evaluations, at the least: one costs several batches."""
 
 LOG_EVERY = 10
 """Batches after which the losses are logged: to read one waits for the device."""
@@ -66,16 +69,15 @@ class Loop:
 
     Args:
         task: what is optimised.
+        options: those of the run.
+        budget: when to stop.
+        folder: where metrics and checkpoints go.
         epoch: (number, first batch) -> this process's part of the batches of an epoch from there on.
         batches_an_epoch: how many there are.
         validate: -> the mean of every loss on the validation images; how well the forward model of each seed does its
             task, a number a seed.
-        folder: where metrics and checkpoints go.
-        budget: when to stop.
-        recipe: how networks are updated, see :mod:`backsight.training.updates`.
-        evaluate_every, checkpoint_every: batches, minutes.
+        precision: ``fp32`` or ``bf16``.
         micro_batch: how many images pass the networks at once; None: the whole batch.
-        compression: of gradients between GPUs, ``bf16``.
         processes: those that share the run.
         signals: the signals to stop that have come; see :func:`stop_signals`.
 
@@ -86,33 +88,28 @@ class Loop:
     def __init__(
         self,
         task: Task,
+        options: TrainOptions,
+        budget: Budget,
+        folder: RunFolder,
         epoch: Callable[[int, int], Iterator[Batch]],
         batches_an_epoch: int,
         validate: Callable[[], tuple[Mapping[Key, float], Mapping[str, list[float]]]],
-        folder: RunFolder,
-        budget: Budget,
         *,
-        recipe: Recipe = "fast",
         precision: str,
-        device: torch.device,
-        evaluate_every: int,
-        checkpoint_every: float,
-        micro_batch: int | None = None,
-        compression: str | None = None,
-        processes: Processes | None = None,
-        signals: list[int] | None = None,
+        micro_batch: int | None,
+        processes: Processes,
+        signals: list[int],
     ) -> None:
-        self.task, self.epoch, self.batches_an_epoch = task, epoch, batches_an_epoch
-        self.validate, self.folder, self.budget = validate, folder, budget
-        self.recipe: Recipe = recipe
-        self.precision, self.device = precision, device
-        self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
+        self.task, self.options, self.budget, self.folder = task, options, budget, folder
+        self.epoch, self.batches_an_epoch, self.validate = epoch, batches_an_epoch, validate
+        self.precision, self.micro_batch, self.device = precision, micro_batch, task.model.device
+        self.processes, self.signals, self.state = processes, signals, State()
+        tenth = budget.steps // 10 if budget.steps else 10 * EVALUATE_EVERY
+        self.evaluate_every = options.evaluate_every or max(EVALUATE_EVERY, min(batches_an_epoch, tenth))
         self.watchers: list[Callable[[State, Mapping[Key, float], float], None]] = []
-        self.micro_batch, self.state = micro_batch, State()
-        self.processes, self.signals = processes or Processes(), [] if signals is None else signals
-        self.parallel = distribute(task, self.processes, compression)
+        self.parallel = distribute(task, processes, options.gradient_compression)
         self.updates = {
-            key: Updates(network, recipe, task.learning_rates[key], task.clips.get(key, CLIP))
+            key: Updates(network, options.recipe, task.learning_rates[key], task.clips.get(key, CLIP))
             for key, network in task.networks.items()
         }
         self.losses: dict[Key, float] = {}
@@ -161,17 +158,23 @@ class Loop:
     def step(self, batch: Batch) -> None:
         """One pass forward; then for each loss backward, and a step of the networks that it trains."""
         state, losses = self.state, dict[Key, Tensor]()
-        factor = schedule(self.recipe, self.budget.steps, state.step, self.progress)
+        factor = schedule(self.options.recipe, self.budget.steps, state.step, self.progress)
         num_images, parts = split(batch, self.micro_batch, self.task, self.processes)
         for number, (part, counts) in enumerate(parts, 1):
-            last = number == len(parts)  # gradients of the others are only added up
-            with self._gradients_stay_here(not last), self._standing_in(part):
+            last = number == len(parts)
+            # Without an image this process computes with one that does not count, so that all do the same; the
+            # statistics of a BatchNorm do not follow that one.
+            self.task.train(bool(part.ids))
+            with ExitStack() as stack:
+                for each in () if last else self.parallel:  # gradients of the other parts are only added up
+                    stack.enter_context(each.no_sync())
                 for key, loss, networks in self._forward(part, counts):
                     losses[key] = losses[key] + loss.detach() if key in losses else loss.detach()
                     if networks:
                         loss.backward(torch.full_like(loss, self.processes.count))  # DDP gives the mean of processes
                     for network in networks if last else ():  # at once, so that one loss at a time has gradients
                         self.updates[network].step(factor)
+            self.task.train()
         if batch.ids:
             state.add_images(*sum_images(batch))
         state.step += 1
@@ -188,23 +191,6 @@ class Loop:
             if loss is None:
                 return
             yield loss
-
-    # ---- parts of a batch
-
-    @contextmanager
-    def _standing_in(self, part: Batch) -> Iterator[None]:
-        """Where this process has no image it computes with one that does not count, so that all do the same; the
-        statistics of a BatchNorm do not follow that one."""
-        self.task.train(bool(part.ids))
-        yield
-        self.task.train()
-
-    @contextmanager
-    def _gradients_stay_here(self, here: bool) -> Iterator[None]:
-        with ExitStack() as stack:
-            for each in self.parallel if here else ():
-                stack.enter_context(each.no_sync())
-            yield
 
     # ---- log
 
@@ -270,7 +256,7 @@ class Loop:
         """Whether an evaluation, the end, the signal ``number`` (0: none) or a checkpoint is due now."""
         state = self.state
         over = state.step % self.evaluate_every == 0 or self.progress >= 1
-        return bool(over or number or state.seconds - self._saved_at > 60 * self.checkpoint_every)
+        return bool(over or number or state.seconds - self._saved_at > 60 * self.options.checkpoint_every)
 
     def pause(self, number: int) -> None:
         """Evaluate if that is due, write a checkpoint, and stop if the signal ``number`` (0: none) asks for it.
@@ -316,7 +302,7 @@ class Loop:
         states = self.processes.gather(random_states())
         if not self.processes.main:
             return
-        networks = {str(key): network.state_dict() for key, network in self._saved_networks().items()}
+        networks = {str(key): dict(network.state_dict()) for key, network in self._saved_networks().items()}
         optimisers = {str(key): updates.state_dict() for key, updates in self.updates.items()}
         # The best weights, and sums of images, are made anew: nobody changes them in their place.
         checkpoint = {

@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from backsight.core import UserError
 from backsight.data import Batch, Target
-from backsight.devices import autocast, free_memory, memory_in_use
+from backsight.devices import autocast, free_memory, memory_in_use, unchanged
 from backsight.distributed import Processes
 from backsight.options import UNITS, TrainOptions, parse_bytes
 from backsight.tasks import Task
@@ -49,18 +49,13 @@ class Need:
 def need_of(task: Task, precision: str, processes: int = 1) -> Need:
     """What is in use, gradients, moments, and where the CPU computes the best weights and a checkpoint beside them;
     for each image what autograd saves for the backward pass of the network that needs most. One is tried."""
-    sizes = [sum(each.nbytes for each in network.parameters()) for network in task.networks.values()]
-    device = task.model.device
-    gradients = sum(sizes) if processes > 1 or len(task.networks) == 1 else _largest_together(task)
-    beside = 0 if device.type == "cuda" else (1 + 3) * sum(sizes)
-    return Need(memory_in_use(device) + gradients + 2 * sum(sizes) + beside, bytes_of_one(task, precision))
-
-
-def _largest_together(task: Task) -> int:
-    """The bytes of the networks that a single loss trains: those have gradients at the same time."""
-    together = [networks for networks in task.covers.values() if networks]
-    sizes = [sum(w.nbytes for key in each for w in task.networks[key].parameters()) for each in together]
-    return max(sizes, default=0)
+    sizes = {key: sum(each.nbytes for each in network.parameters()) for key, network in task.networks.items()}
+    device, every = task.model.device, sum(sizes.values())
+    # In one process those that a single loss trains have gradients at the same time.
+    together = max((sum(sizes[key] for key in networks) for networks in task.covers.values()), default=0)
+    gradients = every if processes > 1 or len(sizes) == 1 else together
+    beside = 0 if device.type == "cuda" else (1 + 3) * every
+    return Need(memory_in_use(device) + gradients + 2 * every + beside, bytes_of_one(task, precision))
 
 
 def bytes_of_one(task: Task, precision: str) -> int:
@@ -70,7 +65,6 @@ def bytes_of_one(task: Task, precision: str) -> int:
     box = torch.tensor([[0.0, 0.0, size[1] / 2, size[0] / 2]])
     target = Target(box, torch.zeros(1, dtype=torch.int64), None, torch.zeros(1, dtype=torch.bool), 0)
     batch = Batch(torch.zeros(1, 3, *size, device=device), ("one",), (target,), valid)
-    statistics = {buffer: buffer.clone() for network in task.networks.values() for buffer in network.buffers()}
     own = {weight.data_ptr() for network in task.networks.values() for weight in network.parameters()}
     saved: dict[int, int] = {}
     most = 0
@@ -81,13 +75,11 @@ def bytes_of_one(task: Task, precision: str) -> int:
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with generators, saved_tensors_hooks(save, lambda tensor: tensor), autocast(precision, device):
+    hooks = saved_tensors_hooks(save, lambda tensor: tensor)
+    with unchanged(task.networks.values(), device), hooks, autocast(precision, device):
         for _ in task.losses(batch.images, batch.valid, batch.targets):
             most = max(most, sum(saved.values()) + PASSING * max(saved.values(), default=0))
             saved.clear()
-    for buffer, value in statistics.items():
-        buffer.copy_(value)
     return max(1, most)
 
 

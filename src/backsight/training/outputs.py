@@ -42,20 +42,14 @@ def save_models(task: Task, folder: Path) -> None:
     for chain in task.chains:
         forward = task.forward_model(chain.seed)
         if forward is not task.model:
-            forward.module.requires_grad_(False)
-            sha256 = _save_forward(forward, folder / "forward" / str(chain.seed))
-            chain.model = {**describe(forward), "fine_tuned": {"sha256": sha256}}
+            module = forward.module.requires_grad_(False)
+            # Copies, since parts that a library shares between places could not be written twice.
+            state = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+            content = save(state, metadata={"format": "pt"})
+            write_bytes(folder / "forward" / str(chain.seed) / "model.safetensors", content)
+            chain.model = {**describe(forward), "fine_tuned": {"sha256": hashlib.sha256(content).hexdigest()}}
         chain.eval().requires_grad_(False)
         chain.folder = chain.save(folder / "chains" / str(chain.seed))
-
-
-def _save_forward(model: StagedModel, folder: Path) -> str:
-    """Write ``model.safetensors``; returns its SHA-256."""
-    # Copies, since parts that a library shares between places could not be written twice.
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.module.state_dict().items()}
-    content = save(state, metadata={"format": "pt"})
-    write_bytes(folder / "model.safetensors", content)
-    return hashlib.sha256(content).hexdigest()
 
 
 # ---- how good they are

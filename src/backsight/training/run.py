@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,14 +28,14 @@ from backsight.metrics import expect_measurable
 from backsight.models import load_model, vocabulary
 from backsight.options import ModelOptions, Precision, Recipe, TaskName, TrackerName, TrainOptions, Update, parse_size
 from backsight.tasks import Task, check_truth, make_task, settings_of
-from backsight.training.batches import HeldOut, cache_images, count_batches, length, print_nothing, train_batches
+from backsight.training.batches import HeldOut, cache_images, count_batches, length, train_batches
 from backsight.training.beginning import begin
 from backsight.training.checkpoints import State, from_main, step_of
-from backsight.training.feature_cache import FeatureCache, open_feature_cache
+from backsight.training.feature_cache import open_feature_cache
 from backsight.training.folder import RunFolder, files_of_run
 from backsight.training.kernels import choose_memory_format, compile_task, freeze_biases
 from backsight.training.loop import Budget, Interrupted, Loop, NotFinite, StopRequested, stop_signals, stopped_in_words
-from backsight.training.memory import Need, choose_micro_batch, in_units
+from backsight.training.memory import choose_micro_batch, in_units
 from backsight.training.outputs import measure, save_models, score_by_seed, task_in_words, versions, write_card
 from backsight.training.tracking import ProgressLine, Tracker
 from backsight.weak_inverses import no_better, still_falling, weak_in_words
@@ -46,10 +46,6 @@ TASK = ("task", "trade_off", "update", "stage", "forward_learning_rate", "begins
 
 SAME_TO_RESUME = ("model", "data", *TASK, "recipe", "inverses", "seeds", "batch_size", "budget", "precision")
 """What a resumed run has to share with the one that was started."""
-
-
-EVALUATE_EVERY = 25
-"""Batches between two evaluations, at the least: one costs several batches."""
 
 
 KEPT = 2
@@ -140,7 +136,7 @@ def train_run(
         expect_measurable(model.pixels.size)
         with stop_signals() as signals:
             try:
-                return _train(Run.of(model, options, folder, processes, signals))
+                return _train(Run(model, options, folder, processes, signals))
             except RuntimeError as error:
                 raise worker_lost(error) or error from error
 
@@ -163,7 +159,8 @@ def _train(run: Run) -> ChainEnsemble:
         claimed = run.folder.claimed(resume=options.resume, overwrite=options.overwrite)
         run.processes.from_main(lambda: (stack.enter_context(claimed), None)[1])
         if run.processes.main:
-            loop.watchers, run.watch = [progress.show, curves.log, run.check_memory], progress.show_images
+            loop.watchers = [progress.show, curves.log, run.check_memory]
+            run.held_out.watch = progress.show_images
         run.begin(loop)
         state = loop.run() if run.task.networks else loop.state
         try:
@@ -179,45 +176,29 @@ def open_model(name: str, options: ModelOptions) -> StagedModel:
     return load_model(name, size=size, device=device, **given).fitting(options.fit)
 
 
-@dataclass
 class Run:
-    """Everything that one run consists of.
+    """Everything that one run consists of: the data opened, the inverses built, what was left open chosen. Nothing is
+    written yet.
 
     Attributes:
         fingerprints: of the three parts of the data: the main process finds them.
-        signals: the signals to stop that have come.
         need: the memory that was estimated, if it was.
         cache: the forward model's features of the training images, where they are cached.
+        held_out: what gives validation and test images, to every process its part.
         frozen_performance: what a forward model that is not trained does on the validation images: always the same.
     """
 
-    model: StagedModel
-    task: Task
-    splits: Splits
-    fingerprints: dict[str, str]
-    budget: Budget
-    precision: str
-    options: TrainOptions
-    folder: RunFolder
-    processes: Processes = field(default_factory=Processes)
-    signals: list[int] = field(default_factory=list)
-    need: Need | None = None
-    cache: FeatureCache | None = None
-    frozen_performance: dict[str, list[float]] | None = None
-    micro_batch: int | None = None
-    watch: Any = print_nothing
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         model: StagedModel,
         options: TrainOptions,
         folder: RunFolder,
         processes: Processes | None = None,
         signals: list[int] | None = None,
-    ) -> Run:
-        """Open the data, build the inverses, and choose what was left open. Writes nothing."""
-        processes = processes or Processes()
+    ) -> None:
+        self.model, self.options, self.folder = model, options, folder
+        self.processes = processes = processes or Processes()
+        self.signals: list[int] = [] if signals is None else signals
 
         def opened() -> Splits:
             given = {"seed": options.seed, "strict": options.strict, "vocabulary": vocabulary(model)}
@@ -228,27 +209,27 @@ class Run:
         else:
             with processes.main_first():  # others find in a cache what it has fetched
                 splits = opened()
-        fingerprints = processes.from_main(lambda: {part: data.fingerprint() for part, data in vars(splits).items()})
-        splits = cache_images(splits, options, model.pixels, fingerprints)
-        an_epoch = count_batches(splits.train, options.batch_size)
-        budget = Budget.of(options.steps, options.epochs, options.minutes, an_epoch)
+        prints = processes.from_main(lambda: {part: data.fingerprint() for part, data in vars(splits).items()})
+        self.splits, self.fingerprints = cache_images(splits, options, model.pixels, prints), prints
+        self.batches_an_epoch = count_batches(self.splits.train, options.batch_size)
+        self.budget = Budget.of(options.steps, options.epochs, options.minutes, self.batches_an_epoch)
         if options.task == "joint":
-            check_truth(model, splits.train)
-        task = make_task(model, options)
+            check_truth(model, self.splits.train)
+        self.task = task = make_task(model, options)
         processes.same_weights([model.module, *task.networks.values()])
         before = processes.from_main(lambda: {} if options.overwrite else folder.config())
-        precision = processes.from_main(lambda: _precision(options, task, before))
+        self.precision = processes.from_main(lambda: _precision(options, task, before))
         keep_memory(model.device)
         freeze_biases(task.networks.values())
         choose_memory_format(task.networks.values(), model.device)
         if options.sync_batch_norm and processes.count > 1:
             for network in task.networks.values():
                 nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        micro_batch, need = choose_micro_batch(task, options, precision, before, processes)
-        cache = open_feature_cache(task, options, fingerprints["train"], precision, processes.count)
-        found = {"need": need, "cache": cache, "micro_batch": micro_batch}
-        signals = [] if signals is None else signals
-        return cls(model, task, splits, fingerprints, budget, precision, options, folder, processes, signals, **found)
+        self.micro_batch, self.need = choose_micro_batch(task, options, self.precision, before, processes)
+        self.cache = open_feature_cache(task, options, prints["train"], self.precision, processes.count)
+        own = (self.micro_batch, options.workers)
+        self.held_out = HeldOut(options.batch_size, model.device, processes, self.signals, *own)
+        self.frozen_performance: dict[str, list[float]] | None = None
 
     @property
     def chains(self) -> list[InverseChain]:
@@ -259,11 +240,6 @@ class Run:
     def device(self) -> torch.device:
         """Where everything is computed."""
         return self.model.device
-
-    @property
-    def batches_an_epoch(self) -> int:
-        """How many batches the training images make."""
-        return count_batches(self.splits.train, self.options.batch_size)
 
     def config(self) -> dict[str, Any]:
         """All that is needed to run it again, in YAML's own types."""
@@ -289,29 +265,21 @@ class Run:
 
     def loop(self) -> Loop:
         """The training loop of this run."""
-        options, an_epoch = self.options, self.batches_an_epoch
-        every = max(
-            EVALUATE_EVERY, min(an_epoch, self.budget.steps // 10 if self.budget.steps else 10 * EVALUATE_EVERY)
-        )
         loop = Loop(
             self.task,
-            self.epoch,
-            an_epoch,
-            self.validate,
-            self.folder,
+            self.options,
             self.budget,
-            recipe=options.recipe,
+            self.folder,
+            self.epoch,
+            self.batches_an_epoch,
+            self.validate,
             precision=self.precision,
-            device=self.device,
-            evaluate_every=options.evaluate_every or every,
-            checkpoint_every=options.checkpoint_every,
             micro_batch=self.micro_batch,
-            compression=options.gradient_compression,
             processes=self.processes,
             signals=self.signals,
         )
-        own = max(1, len(self.processes.part(range(options.batch_size))))
-        compile_task(self.task, options.compile, self.micro_batch or own, self.precision)
+        own = max(1, len(self.processes.part(range(self.options.batch_size))))
+        compile_task(self.task, self.options.compile, self.micro_batch or own, self.precision)
         return loop
 
     def begin(self, loop: Loop) -> None:
@@ -348,7 +316,7 @@ class Run:
         batches = train_batches(self.splits.train, options, self.processes, self.device, 0, 0)
         if not task.networks:
             batches = state.counting(batches)
-        begin(self.model, inverses, batches, options.batch_size, self.processes, self.watch)
+        begin(self.model, inverses, batches, options.batch_size, self.processes, self.held_out.watch)
 
     # ---- data
 
@@ -356,12 +324,6 @@ class Run:
         """This process's part of the batches of epoch ``number``, from batch ``start`` on."""
         found = train_batches(self.splits.train, self.options, self.processes, self.device, number, start)
         return iter(found if self.cache is None else self.cache.over(found))
-
-    @property
-    def held_out(self) -> HeldOut:
-        """What gives validation and test images, to every process its part."""
-        size, own = self.options.batch_size, (self.micro_batch, self.options.workers, self.watch)
-        return HeldOut(size, self.device, self.processes, self.signals, *own)
 
     @property
     def validation(self) -> tuple[ImageData, int]:
@@ -382,9 +344,9 @@ class Run:
         """How well the forward models do their task on the validation images; computed once where they are frozen."""
         if self.frozen_performance is not None:
             return self.frozen_performance
+        images = partial(self.held_out.batches, *self.validation)
         with autocast(self.precision, self.device):
-            images = self.held_out
-            found = score_by_seed(self.task, lambda: images.batches(*self.validation), images.gather)
+            found = score_by_seed(self.task, images, self.held_out.gather)
         if self.options.task != "joint":
             self.frozen_performance = found
         return found
@@ -406,8 +368,9 @@ class Run:
         if self.processes.main:
             save_models(self.task, self.folder.path)
             write_bytes(self.folder.path / "mean_image.safetensors", save({"mean_image": mean.cpu()}))
+        tested = partial(self.held_out.batches, self.splits.test, self.options.max_test, "testing")
         with autocast(self.precision, self.device):
-            result, known = measure(self.task, self.test_batches, mean, self.held_out.gather)
+            result, known = measure(self.task, tested, mean, self.held_out.gather)
         weak = {**still_falling(self.folder.metrics()), **no_better(result)}
         for sentence in weak_in_words(weak):
             logger.warning(sentence)
@@ -437,10 +400,6 @@ class Run:
             raise UserError(f"none of the training images of {self.options.data} can be read")
         return mean_of(state.image_sum, state.pixel_counts).float().cpu()
 
-    def test_batches(self) -> Iterator[Batch]:
-        """The test images that figures are reported on."""
-        return self.held_out.batches(self.splits.test, self.options.max_test, "testing")
-
     def check_memory(self, state: State, losses: Mapping[Key, float], share: float) -> None:
         """After the first batch: say so where it took more than was estimated."""
         del losses, share
@@ -468,6 +427,9 @@ class Run:
     def facts(self, state: State) -> dict[str, Any]:
         """What the card states of the run."""
         pixels, splits = self.model.pixels, self.splits
+        device = f"{self.device.type}, {torch.get_num_threads()} threads"
+        if self.device.type == "cuda":
+            device = torch.cuda.get_device_name(self.device)
         unreadable = [set(getattr(data, "unreadable", ())) for data in vars(splits).values()]
         skipped = [set().union(*found) for found in zip(*self.held_out.gather(unreadable), strict=True)]
         return {
@@ -485,7 +447,7 @@ class Run:
             "steps": state.step,
             "images_seen": state.images,
             "images_per_second": round(state.images / max(state.seconds, 1e-9), 2),
-            "device": _device_name(self.device),
+            "device": device,
             "processes": self.processes.count,
             "device_hours": round(self.processes.count * state.seconds / 3600, 4),
             "peak_memory_GiB": round(peak_memory(self.device) / 2**30, 2),
@@ -515,9 +477,3 @@ def command() -> str:
     program, *arguments = sys.argv or ["python"]
     name = program.rsplit("/", 1)[-1]
     return shlex.join([name if name != "__main__.py" else "backsight", *arguments])
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"

@@ -26,11 +26,8 @@ SMALLEST = 8
 def schedule(recipe: Recipe, steps: int | None, step: int, share: float) -> float:
     """The factor on every learning rate: 1 in the paper's recipe; a short linear warm-up, then a cosine down to 1 %.
 
-    Args:
-        recipe: as above.
-        steps: of the run, where that is known.
-        step: the number of this one, from 0.
-        share: how much of the run is over, 0 to 1.
+    ``steps`` are those of the run, where that is known; ``step`` is the number of this one, from 0; ``share`` how much
+    of the run is over, 0 to 1.
     """
     if recipe == "paper":
         return 1.0
@@ -40,13 +37,9 @@ def schedule(recipe: Recipe, steps: int | None, step: int, share: float) -> floa
 
 
 class Updates:
-    """The optimisers of one network.
+    """The optimisers of one network; Muon's are the matrices and flattened kernels of an inverse that wants it.
 
-    Args:
-        network: whose weights they change; Muon's are the matrices and flattened kernels of an inverse that wants it.
-        recipe: as above.
-        learning_rate: of all of them.
-        clip: the norm that its gradients are clipped to, all of them together.
+    ``clip`` is the norm that its gradients are clipped to, all of them together.
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe, learning_rate: float, clip: float = CLIP) -> None:
