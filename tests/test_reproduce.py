@@ -306,8 +306,8 @@ def test_an_experiment_for_no_model_says_why(opened, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"experiments": ["stage-error"]}, "did you mean stage_error?"),
-        ({"experiments": ["xyz"]}, "there are reconstruct, stage_error"),
+        ({"experiments": ["stage-error"]}, "did you mean 'stage_error'?"),
+        ({"experiments": ["xyz"]}, "there is reconstruct, stage_error"),
         ({"models": ["a", "b"], "chains": ["c"]}, "2 models and 1 chains"),
         ({"models": ["a", "b", "c"], "data": ["x", "y"]}, "3 models and 2 data"),
         ({"settings": {"truth": {"scenes": 1}}}, "no 'scenes': did you mean 'num_scenes'"),
