@@ -29,6 +29,8 @@ def compare_chains(name: str, relative: Mapping[str, list[float]]) -> dict[str, 
     shipped = shipped_card(f"zoo/{name.removeprefix('zoo/')}")["chains"]["relative"]
     found = {}
     for stage, values in relative.items():
+        if stage not in shipped:  # an inverse that is new
+            continue
         ours, theirs = sum(values) / len(values), sum(shipped[stage]) / len(shipped[stage])
         found[stage] = (ours, theirs, abs(ours - theirs) <= CHAIN_SPREAD * theirs)
     return found

@@ -11,6 +11,8 @@ from backsight.core import IMAGE, Key, Pixels, UserError, split_entry
 from backsight.engine import StagedModel
 from backsight.inverses import INVERSES
 from backsight.tasks import Modular, build_chains, component_loss, learning_rate, make_plans
+from backsight.tasks.modular import noised
+from numerics import assert_rounding
 from small import random_images
 
 # ---- plans
@@ -41,6 +43,7 @@ ENCODER = {"depth": 2, "heads": 2, "feedforward": 48}
         ("encoder=blocks:depth=1", "encoder", Plan("blocks", {"depth": 1})),  # those of another inverse do not
         ("backbone@local=local:depth=0,learning_rate=0.01", "backbone@local", Plan("local", {"depth": 0}, 0.01)),
         ("decoder@deep=decoder:depth=4", "decoder@deep", Plan("decoder", {**DECODER, "depth": 4})),
+        ("decoder=decoder:input_noise=0.3", "decoder", Plan("decoder", DECODER, None, 0.3)),
         ("prediction@onehot=none", "prediction@onehot", None),
     ],
 )
@@ -136,6 +139,25 @@ def test_one_inverse_s_errors_reach_no_other(detr: StagedModel) -> None:
             parameter.mul_(2)
     after = {key: loss.item() for key, loss, _ in Modular(detr, chains).losses(images)}
     assert {key for key in before if before[key] != after[key]} == {Key(0, "encoder")}
+
+
+def test_noise_is_on_what_one_inverse_reads_while_it_is_trained(detr: StagedModel) -> None:
+    noisy, plain = (
+        Modular(detr, build_chains(detr, make_plans(detr, change), [0]))
+        for change in (["decoder=decoder:input_noise=0.3"], [])
+    )
+    images = torch.rand(2, 3, *detr.pixels.size, generator=torch.manual_seed(1))
+    for training in (True, False):
+        noisy.train(training)
+        plain.train(training)
+        given, true = ({key.entry: loss.item() for key, loss, _ in task.losses(images)} for task in (noisy, plain))
+        assert [entry for entry in true if given[entry] != true[entry]] == (["decoder"] if training else [])
+
+
+def test_the_noise_is_in_standard_deviations_of_each_feature() -> None:
+    features = torch.randn(40, 50, 3, generator=torch.manual_seed(0)) * torch.tensor([0.1, 1.0, 0.0]) + 5
+    added = noised(features, 0.3) - features
+    assert_rounding(added.flatten(0, 1).std(0), torch.tensor([0.03, 0.3, 0.0]), 0.02)
 
 
 def test_an_inverse_that_is_computed_is_not_trained(vit: StagedModel) -> None:

@@ -206,6 +206,7 @@ def test_a_sweep_trains_every_task_keeps_finished_runs_and_draws(
         (["zoo/detr-prior", "--task", "joint", "--trade-off", "0.5", "--data", "world:prior", "--seed", "7",
           "--chain", "zoo/detr-prior"], "no chain of seed 7"),
         (["zoo/detr-prior", "--task", "classic", "--inverse", "encoder@b=encoder"], "give it as encoder=..."),
+        (["zoo/detr-prior", "--task", "classic", "--inverse", "encoder=encoder:input_noise=1"], "for modular training"),
         (["zoo/detr-prior", "--chain", "zoo/vit-prior"], "use the model that the chain was trained on"),
     ],
 )  # fmt: skip

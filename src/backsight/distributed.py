@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -41,11 +42,12 @@ class WorkerLost(Exception):
     status = 1
 
 
+@dataclass(frozen=True)
 class Processes:
     """``count`` processes of which this is number ``rank``; without arguments, one that works alone."""
 
-    def __init__(self, rank: int = 0, count: int = 1) -> None:
-        self.rank, self.count = rank, count
+    rank: int = 0
+    count: int = 1
 
     @property
     def main(self) -> bool:

@@ -28,12 +28,13 @@ AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """Which inverse reads a stage: its name in ``INVERSES``, the options it is built with, and the learning rate
-    where it is not the inverse's own."""
+    """Which inverse reads a stage: its name in ``INVERSES``, the options it is built with, the learning rate where it
+    is not the inverse's own, and the noise on what it reads in training (in standard deviations of the features)."""
 
     inverse: str
     options: Mapping[str, Any] = field(default_factory=dict)
     learning_rate: float | None = None
+    input_noise: float = 0.0
 
 
 class InverseChain(nn.Module):
@@ -229,16 +230,13 @@ class InverseChain(nn.Module):
                 f"reads {read[0]} x {read[1]}: {offer}"
             )
 
-    def check(self, model: StagedModel) -> None:
-        """Refuse a forward model that this chain was not trained on.
+    def check(self, model: StagedModel, description: Mapping[str, Any] | None = None) -> None:
+        """Refuse a forward model that this chain was not trained on; ``description`` is :func:`describe`'s, if known.
 
         Raises:
             UserError: other stages, another size, or other weights.
         """
-        self._check(model, describe(model))
-
-    def _check(self, model: StagedModel, theirs: Mapping[str, Any]) -> None:
-        mine = self.model
+        mine, theirs = self.model, description or describe(model)
         for what in ("stages", "size", "digest"):
             if mine[what] != theirs[what]:
                 differs = "weights" if what == "digest" else what
@@ -286,7 +284,7 @@ class InverseChain(nn.Module):
         index, model = read_index(folder)
         inverses, plans = {}, {}
         for entry, saved in index.inverses.items():
-            plans[entry] = Plan(saved.inverse, saved.options, saved.learning_rate)
+            plans[entry] = Plan(saved.inverse, saved.options, saved.learning_rate, saved.input_noise)
             inverses[entry] = read_inverse(folder / f"{entry}.safetensors", saved)
         chain = cls(inverses, plans, index.stages, model, index.seed).eval()
         chain.folder = folder
@@ -351,9 +349,9 @@ class ChainEnsemble:
 
     def check(self, model: StagedModel) -> None:
         """Refuse a forward model that any of these chains was not trained on (:meth:`InverseChain.check`)."""
-        theirs = describe(model)
+        description = describe(model)
         for chain in self.chains:
-            chain._check(model, theirs)
+            chain.check(model, description)
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
         """Give every chain to the hub as ``owner/name``; options and answer are :func:`~backsight.hub.publish`'s.

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +15,7 @@ from torch import Tensor
 from backsight.core import Layout, Pixels, UserError, split_entry
 from backsight.inverses import Inverse, build_inverse
 from backsight.io import digest, read_json, read_record, read_tensors
-from backsight.validation import AnyNumber, Positive, Record, Side
+from backsight.validation import AnyNumber, Positive, Range, Record, Side
 
 FORMAT = 1
 """The version of the format of ``chain.json``; a later one is refused."""
@@ -35,6 +35,7 @@ class SavedInverse(Record):
     sha256: str
     options: Mapping[str, Any] = field(default_factory=dict)
     learning_rate: Positive | None = None
+    input_noise: Annotated[float, Range(0)] = 0.0
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,8 @@ _LEAST_RING = 2
 
 
 def contrast_kept(images: Tensor, others: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """What ``others`` keep of the contrast that ``images`` have within a region.
-
-    Args:
-        images: ``B 3 H W``, RGB in [0, 1]: the originals.
-        others: ``B 3 H W``: their reconstructions.
-        mask: ``B H W``, bool: the region of each image.
+    """What ``others``, reconstructions ``B 3 H W``, keep of the contrast that ``images`` (``B 3 H W``, RGB in [0, 1])
+    have within a region each, ``mask`` (``B H W``, bool).
 
     Returns:
         Two numbers for each image, ``B`` float64: the standard deviation within the region over that of the
@@ -50,15 +46,11 @@ def contrast_kept(images: Tensor, others: Tensor, mask: Tensor) -> tuple[Tensor,
 
 
 def surroundings(masks: Tensor, others: Tensor | None = None) -> Tensor:
-    """The ring around each region: a quarter as wide as the square root of its area, at least two pixels.
+    """The ring around each region (``n H W``, bool): a quarter as wide as the square root of its area, at least two
+    pixels; empty around a region that is empty or fills the image.
 
-    Args:
-        masks: ``n H W``, bool.
-        others: ``H W``, bool: what shall not be in a ring, such as other objects. A ring that has nothing left
-            without them keeps them.
-
-    Returns:
-        ``n H W``, bool; empty around a region that is empty or fills the image.
+    ``others`` (``H W``, bool) shall not be in a ring, such as other objects. A ring that has nothing left without them
+    keeps them.
     """
     rings = torch.zeros_like(masks)
     for index, mask in enumerate(masks):
@@ -105,15 +97,11 @@ def presence(image: Tensor, reconstructions: Tensor, masks: Tensor, rings: Tenso
 
 
 def standing_out(images: Tensor, mask: Tensor, ring: Tensor) -> Tensor:
-    """How far the mean colour of a region is from that of the ring around it: a root mean square over the colours.
-
-    Args:
-        images: ``S 3 H W``, RGB in [0, 1].
-        mask: ``H W``, bool: the region.
-        ring: ``H W``, bool: of :func:`surroundings`.
+    """How far the mean colour of a region (``mask``, ``H W`` bool) is from that of the ``ring`` around it, of
+    :func:`surroundings`, in ``images`` ``S 3 H W``, RGB in [0, 1].
 
     Returns:
-        ``S`` float64 in [0, 1]; NaN where region or ring is empty.
+        ``S`` float64 in [0, 1], a root mean square over the colours; NaN where region or ring is empty.
     """
     inside, around = _weights(torch.stack([mask, ring]))
     return (exact(images).flatten(2) @ (inside - around)).square().mean(1).sqrt()
@@ -122,14 +110,8 @@ def standing_out(images: Tensor, mask: Tensor, ring: Tensor) -> Tensor:
 def brought_by(image: Tensor, reconstructions: Tensor, without: Tensor, mask: Tensor) -> Tensor:
     """How far something brings a reconstruction towards the image in a region: 1 all the way, 0 not at all, < 0 away.
 
-    With ``R0`` what is reconstructed without it, ``R`` with it and ``x`` the image in the region: ``<R - R0, x - R0> /
-    <x - R0, x - R0>``.
-
-    Args:
-        image: ``3 H W``, RGB in [0, 1].
-        reconstructions: ``S 3 H W``, with it.
-        without: ``S 3 H W``, without it.
-        mask: ``H W``, bool: the region.
+    With ``R0`` what is reconstructed ``without`` it, ``R`` with it (``S 3 H W`` both) and ``x`` the image (``3 H W``,
+    RGB in [0, 1]) in the region, ``mask`` (``H W``, bool): ``<R - R0, x - R0> / <x - R0, x - R0>``.
 
     Returns:
         ``S`` float64 within :data:`PRESENCE_LIMITS`; NaN where the region is empty, or ``R0`` is already as near to the

@@ -171,9 +171,8 @@ def _value_at(site: Site, module: nn.Module, seen: ShapeTrace) -> Any:
         raise UserError(f"a forward pass never comes by '{site.path}': take another submodule for this site")
     visits = seen.visits[site.path]
     if (site.call is None and len(visits) > 1) or (site.call or 0) >= len(visits):
-        raise UserError(
-            f"a forward pass runs '{site.path}' {len(visits)} times: say which call is meant, as call: 0 for the first"
-        )
+        wrong = "say which call is meant" if site.call is None else f"there is no call {site.call}"
+        raise UserError(f"a forward pass runs '{site.path}' {len(visits)} times: {wrong}, call: 0 is the first")
     visit = visits[site.call or 0]
     try:
         if site.side == "output":

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from backsight.core import Site, Spec, Stage
-from backsight.models.detection import expect_tokens, layer_sites, mirror, prediction_stage, read_with
+from backsight.models.detection import deformable_stages, expect_tokens, layer_sites, mirror, read_with
 from backsight.models.detr import SMALL_BACKBONE
 from backsight.models.family import Family
 
@@ -19,20 +19,14 @@ def stage(module: Any) -> Spec:
     The decoder's site is its last layer: ``decoder.last_hidden_state`` is a copy that no head reads.
     """
     config, levels = module.config, module.config.num_feature_levels
-    encoder = mirror(config, "encoder", points=config.encoder_n_points)
-    decoder = mirror(config, "decoder", points=config.decoder_n_points)
-    encoders = layer_sites("model.encoder", config.encoder_layers)
-    decoders = layer_sites("model.decoder", config.decoder_layers)
-    backbone = (Site("model.encoder", "input", "inputs_embeds"),)
-    return Spec(
-        family="deformable_detr",
-        task="detect",
-        stages=(
-            Stage("backbone", backbone, inverses={"": ("pyramid", {})}, levels=levels),
-            Stage("encoder", encoders[-1:], encoders, {"": ("deformable_encoder", encoder)}, levels=levels),
-            Stage("decoder", decoders[-1:], decoders, {"": ("deformable_decoder", decoder)}, gridded=False),
-            prediction_stage(config.num_labels, "sigmoid"),
-        ),
+    mixing = mirror(config, "encoder", points=config.encoder_n_points)
+    layers = layer_sites("model.encoder", config.encoder_layers)
+    maps = (Site("model.encoder", "input", "inputs_embeds"),)
+    return deformable_stages(
+        config,
+        Stage("backbone", maps, inverses={"": ("pyramid", {})}, levels=levels),
+        Stage("encoder", layers[-1:], layers, {"": ("deformable_encoder", mixing)}, levels=levels),
+        mirror(config, "decoder", points=config.decoder_n_points),
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from backsight.core import Detections, Site, Stage, UserError
+from backsight.core import Detections, Site, Spec, Stage, UserError
 from backsight.models.family import Read
 
 
@@ -26,6 +26,20 @@ def prediction_stage(classes: int, scores: Literal["softmax", "sigmoid"] = "soft
         classes=classes,
         scores=scores,
     )
+
+
+def deformable_stages(
+    config: Any, backbone: Stage, encoder: Stage, reading: Mapping[str, Any], decoded: tuple[Site, ...] = ()
+) -> Spec:
+    """The stages of detectors that are built like Deformable DETR: ``backbone``, ``encoder``, a decoder, whose inverse
+    has the sizes in ``reading``, and an independent score for every class and a box of every query.
+
+    The heads read the decoder's last layer, or what is at the sites ``decoded``.
+    """
+    layers = layer_sites("model.decoder", config.decoder_layers)
+    decoder = Stage("decoder", decoded or layers[-1:], layers, {"": ("deformable_decoder", reading)}, gridded=False)
+    stages = (backbone, encoder, decoder, prediction_stage(config.num_labels, "sigmoid"))
+    return Spec(config.model_type, "detect", stages)
 
 
 def layer_sites(path: str, count: int, field: int | None = None) -> tuple[Site, ...]:

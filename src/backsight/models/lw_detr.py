@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from backsight.core import Site, Spec, Stage
-from backsight.models.detection import expect_multiples, expect_tokens, layer_sites, prediction_stage, read_with
+from backsight.models.detection import deformable_stages, expect_multiples, expect_tokens, read_with
 from backsight.models.family import Family
 
 
@@ -23,20 +23,15 @@ def stages_from(module: Any, start: Site, layer: Callable[[str], Site], scales: 
     blocks = {"depth": depth, "heads": vit.num_attention_heads, "mlp_ratio": float(vit.mlp_ratio)}
     mirror = {"heads": config.decoder_self_attention_heads, "feedforward": config.decoder_ffn_dim}
     mirror |= {"depth": config.decoder_layers, "points": config.decoder_n_points}
-    decoders = layer_sites("model.decoder", config.decoder_layers)
     encoded = Site("model.backbone.projector", pattern="b d h w")
     layers = tuple(layer(f"model.backbone.backbone.encoder.layer.{index}") for index in range(depth))
     encoder: Mapping[str, Any] = {"": ("blocks", blocks) if [*scales] == [1.0] else ("deformable_encoder", mirror)}
-    decoded = (Site("model.decoder", field="last_hidden_state"),)
-    return Spec(
-        family=config.model_type,
-        task="detect",
-        stages=(
-            Stage("backbone", (start,), inverses={"": ("patch", {})}),
-            Stage("encoder", (encoded,), layers, encoder),
-            Stage("decoder", decoded, decoders, {"": ("deformable_decoder", mirror)}, gridded=False),
-            prediction_stage(config.num_labels, "sigmoid"),
-        ),
+    return deformable_stages(
+        config,
+        Stage("backbone", (start,), inverses={"": ("patch", {})}),
+        Stage("encoder", (encoded,), layers, encoder),
+        mirror,
+        decoded=(Site("model.decoder", field="last_hidden_state"),),
     )
 
 

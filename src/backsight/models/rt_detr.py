@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from backsight.core import Site, Spec, Stage
-from backsight.models.detection import expect_multiples, expect_tokens, layer_sites, mirror, prediction_stage, read_with
+from backsight.models.detection import deformable_stages, expect_multiples, expect_tokens, mirror, read_with
 from backsight.models.family import Family
 
 
@@ -20,17 +20,11 @@ def stage(module: Any) -> Spec:
     points = points if isinstance(points, int) else max(1, round(sum(points) / len(points)))
     backbone, *layers = encoder_cuts(config)
     mixing = {**mirror(config, "encoder", points=points), "depth": len(layers)}
-    reading = mirror(config, "decoder", points=points)
-    decoders = layer_sites("model.decoder", config.decoder_layers)
-    return Spec(
-        family=config.model_type,
-        task="detect",
-        stages=(
-            Stage("backbone", backbone, inverses={"": ("pyramid", {})}),
-            Stage("encoder", layers[-1], tuple(layers), {"": ("deformable_encoder", mixing)}),
-            Stage("decoder", decoders[-1:], decoders, {"": ("deformable_decoder", reading)}, gridded=False),
-            prediction_stage(config.num_labels, "sigmoid"),
-        ),
+    return deformable_stages(
+        config,
+        Stage("backbone", backbone, inverses={"": ("pyramid", {})}),
+        Stage("encoder", layers[-1], tuple(layers), {"": ("deformable_encoder", mixing)}),
+        mirror(config, "decoder", points=points),
     )
 
 

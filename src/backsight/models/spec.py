@@ -69,11 +69,13 @@ def read_spec(given: str | Path | Mapping[str, Any]) -> OwnSpec:
             raise UserError(
                 f"{where} has a stage '{name}': names are letters, digits and _, each one once, not 'image'"
             )
+    prediction = raw.get("prediction")
+    prediction = prediction if isinstance(prediction, Mapping) else {"logits": prediction}
     spec = {"family": "own", "task": "features", **{name: raw[name] for name in ("family", "task") if name in raw}}
     return OwnSpec(
         build(Spec, {**spec, "stages": stages}, where),
         build(Pixels, raw["pixels"], f"'pixels' of {where}"),
-        _answer(raw.get("prediction"), f"'prediction' of {where}"),
+        build(Answer, prediction, f"'prediction' of {where}"),
         _labels(raw.get("labels") or {}, where),
         _arguments(raw.get("arguments") or {}, f"'arguments' of {where}"),
         raw.get("image_argument"),
@@ -137,11 +139,6 @@ def _inverse(given: Any, where: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(given.get("name"), str):
         raise UserError(f"an inverse of {where} has no 'name': write one of those in docs/models.md, as blocks")
     return given.pop("name"), given
-
-
-def _answer(given: Any, where: str) -> Answer:
-    given = given if isinstance(given, Mapping) else {"logits": given}
-    return build(Answer, given, where)
 
 
 def _labels(given: Any, where: str) -> dict[int, str]:

@@ -76,27 +76,25 @@ def make_task(model: StagedModel, options: TrainOptions) -> Task:
     """The task of a run, on chains that are new, or those of ``options.chain``.
 
     Raises:
-        UserError: a stage, an inverse or a seed that is not there.
+        UserError: a stage, an inverse or a seed that is not there; noise that the task does not add.
     """
+    if options.task != "modular" and any("input_noise" in change for change in options.inverse):
+        raise UserError(f"input_noise is for modular training: leave it out of {options.task} training")
     chains = [chain.to(model.device).train() for chain in _begin_chains(model, options)]
     for chain in chains if options.learning_rate is not None else ():
         chain.plans = {name: replace(plan, learning_rate=options.learning_rate) for name, plan in chain.plans.items()}
-    task = _task(model, chains, options)
+    settings = settings_of(model, options)
+    if options.task == "modular":
+        task = Modular(model, chains)
+    elif options.task == "classic":
+        task = Classic(model, chains, settings["stage"])
+    else:
+        update, rate = settings["update"], settings["forward_learning_rate"]
+        task = Joint(model, chains, settings["stage"], settings["trade_off"], update, rate)
     for key, network in task.networks.items():
         if isinstance(network, Inverse):
             task.learning_rates[key] = learning_rate(chains[0].plans[key.entry], network, options.recipe)
     return task
-
-
-def _task(model: StagedModel, chains: list[InverseChain], options: TrainOptions) -> Task:
-    settings = settings_of(model, options)
-    if options.task == "modular":
-        return Modular(model, chains)
-    if options.task == "classic":
-        return Classic(model, chains, settings["stage"])
-    return Joint(
-        model, chains, settings["stage"], settings["trade_off"], settings["update"], settings["forward_learning_rate"]
-    )
 
 
 def _begin_chains(model: StagedModel, options: TrainOptions) -> list[InverseChain]:

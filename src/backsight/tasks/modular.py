@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from backsight.chain import InverseChain
@@ -45,7 +46,9 @@ class Modular(Task):
         del targets
         features = {name: value.float() for name, value in self.features(images, self.stages, valid).items()}
         for key, network in self.networks.items():
-            loss = stage_loss(self.model, self.modules[key], key.stage, features, valid, samples=bool(network.samples))
+            noise = self.chains[0].plans[key.entry].input_noise if network.training else 0
+            given = {**features, key.stage: noised(features[key.stage], noise)} if noise else features
+            loss = stage_loss(self.model, self.modules[key], key.stage, given, valid, samples=bool(network.samples))
             yield key, loss if counts is None else loss * counts.share(key), self.covers[key]
 
     def stop(self, loss: Key) -> list[Key]:
@@ -56,3 +59,13 @@ class Modular(Task):
     def errors(self, losses: Mapping[Key, float]) -> dict[Key, float]:
         """Every network is judged by its own loss: no other depends on it."""
         return dict(losses)
+
+
+def noised(features: Tensor, noise: float) -> Tensor:
+    """``B N D`` with Gaussian noise of ``noise`` standard deviations of each of the D, taken over the batch.
+
+    An inverse that learns on such features departs from equation 1. In a chain it reads what another inverse gives,
+    which is never quite the true features, and errors that it has learned to pass over do not grow on the way.
+    """
+    spread = features.flatten(0, 1).std(0, correction=0)
+    return features + noise * spread * torch.randn_like(features)

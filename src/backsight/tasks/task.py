@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from backsight.data import Batch, Target
 from backsight.engine import StagedModel
 from backsight.inverses import Inverse
 from backsight.options import Recipe
-from backsight.validation import Positive, convert, parse
+from backsight.validation import Positive, Range, convert, parse
 
 Loss = tuple[Key, Tensor, tuple[Key, ...]]
 """The name of a loss, its value (a scalar), and the networks that it trains: none where it is only logged."""
@@ -259,7 +259,8 @@ def _parse_plan(value: str, before: Plan | None) -> Plan:
             raise UserError(f"'{option}' is no option of an inverse: write key=value, as expansion=2")
         options[key.strip()] = parse(given, key)
     rate = convert(options.pop("learning_rate", None), Positive | None, "learning_rate")
-    return Plan(name, options, rate)
+    noise = convert(options.pop("input_noise", 0.0), Annotated[float, Range(0)], "input_noise")
+    return Plan(name, options, rate, noise)
 
 
 def build_chains(model: StagedModel, plans: Mapping[str, Plan], seeds: Sequence[int]) -> list[InverseChain]:
