@@ -7,9 +7,8 @@ import sys
 import torch
 
 from backsight.chain import ChainEnsemble
-from backsight.data.world import open_world
 from backsight.data.world.render import render
-from backsight.data.world.scenes import recolour
+from backsight.data.world.scenes import recolour, sample_scenes
 from backsight.experiments.reconstruct import answers_of, caption
 from backsight.figures import grid, to_png
 from backsight.io import write_bytes
@@ -24,7 +23,7 @@ SCENE, HUE = 18, 220.0
 @torch.no_grad()
 def glance() -> bytes:
     """One scene, as it is and with its object recoloured, through every stage of a detector and of a classifier."""
-    scene = open_world("world:prior:single").test.scenes([SCENE])
+    scene = sample_scenes("prior", 2, [SCENE], single=True)  # of the test stream
     images = [render(each).images[0] / 255 for each in (scene, recolour(scene, 0, HUE))]
     rows, names, captions = [], [], []
     for kind, name in MODELS.items():

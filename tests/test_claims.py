@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -301,7 +302,6 @@ def test_every_claim_is_a_sentence_about_an_experiment():
         assert claim.statement.endswith("."), claim.id
         assert claim.source == "ours" or claim.source.startswith(("sec.", "app.", "abstract")), claim.id
         assert claim.unit, claim.id
-        assert claim.fails, claim.id
         assert claim.experiment in EXPERIMENTS
         assert claim.bounds[0] < claim.bounds[1]
     assert {claim.experiment for claim in CLAIMS} == EXPERIMENTS.keys() - {"reconstruct"}  # which shows the pictures
@@ -515,7 +515,8 @@ def test_claims_about_hue_are_tested_under_their_law():
 
 def test_every_field_and_experiment_is_documented():
     text = (Path(__file__).parent.parent / "docs" / "claims.md").read_text(encoding="utf-8")
-    assert [claim.id for claim in CLAIMS if f"`{claim.id}`" not in text] == []
+    failing = re.findall(r"^\| `([a-z-]+)` \| [^|]+ \| [^|]{10,} \|$", text, re.MULTILINE)  # and what makes it fail
+    assert [claim.id for claim in CLAIMS if claim.id not in failing] == []
     names = [each.name for kind in (Judgement, Effect, Control) for each in fields(kind)]
     assert [
         name for name in [*names, *VERDICTS, *{claim.experiment for claim in CLAIMS}] if f"`{name}`" not in text

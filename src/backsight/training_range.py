@@ -7,7 +7,7 @@ either lies farther from their centre than nearly all of these do. What is kept 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -41,6 +41,9 @@ MOST = 1000
 
 FLOOR = 0.01
 """What is added to a quantity before its logarithm is taken, in units of its median: it may be 0."""
+
+MOST_NAMED = 4
+"""Images that a sentence names; of more the number is given."""
 
 UNLIKE = ("unlike the", "training data")
 """What a picture says of an image outside the range, in two short lines."""
@@ -299,7 +302,7 @@ class TrainingRange:
         try:
             tensors = read_tensors(path)
             parts = {name.rpartition("/")[0] for name in tensors if name.endswith("/mean")}
-            clouds = {name: _Cloud(*(tensors[f"{name}/{part}"] for part in _PARTS)) for name in parts}
+            clouds = {name: _Cloud(*(tensors[f"{name}/{part.name}"] for part in fields(_Cloud))) for name in parts}
             features = {name.partition("/")[2]: clouds[name] for name in sorted(parts) if name != "errors"}
             return cls(features, clouds["errors"], tensors["floor"], tensors["limits"])
         except (SafetensorError, KeyError) as error:
@@ -329,9 +332,3 @@ def unlike_in_words(names: Sequence[str], distances: Distances, data: str | None
         f"from the centre of that data; nearly all of its own images are within 1. {whose} reconstructions show what "
         "the inverses know of other images, and prove nothing of what the model sees here."
     )
-
-
-MOST_NAMED = 4
-"""Images that a sentence names; of more the number is given."""
-
-_PARTS = ("mean", "scale", "axes", "variance")

@@ -265,11 +265,16 @@ def _caption(result: Result, column: tuple[str, str], place: int, row: str, firs
 
 def _input_caption(picture: Picture) -> Caption:
     """The model's answer, and whether the image is unlike the training data."""
-    answer = _answer(str(picture.labels.get("caption", "")))
-    if float(picture.labels.get("distance", 0)) <= 1:
+    answer, warning = _answer(str(picture.labels.get("caption", ""))), unlike_lines(picture)
+    if not warning:
         return answer
     lines = [(answer, "")] if isinstance(answer, str) else list(answer)
-    return [*(line for line in lines if line[0]), *((line, WARNING) for line in UNLIKE)]
+    return [*(line for line in lines if line[0]), *warning]
+
+
+def unlike_lines(picture: Picture) -> list[tuple[str, str]]:
+    """What stands under the input of an image that is unlike the training data, with its colour."""
+    return [(line, WARNING) for line in UNLIKE] if float(picture.labels.get("distance", 0)) > 1 else []
 
 
 def _answer(caption: str) -> Caption:

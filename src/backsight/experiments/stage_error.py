@@ -76,7 +76,7 @@ def _missing(subject: Subject) -> dict[str, str]:
         for name, least in SMALLEST.items()
         if side < least
     }
-    for name in METRICS.keys() - missing.keys():
+    for name in [name for name in METRICS if name not in missing]:
         try:
             METRICS[name](torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64))
         except UserError as error:

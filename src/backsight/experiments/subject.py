@@ -16,7 +16,7 @@ from torch import Tensor
 
 from backsight.chain import ChainEnsemble, InverseChain
 from backsight.chain.model import open_forward_model
-from backsight.core import IMAGE, UserError, split_entry
+from backsight.core import IMAGE, UserError
 from backsight.data import Batch, ImageData, open_data
 from backsight.data.loader import MadeInBatches, read_chunks
 from backsight.devices import choose_device
@@ -27,7 +27,7 @@ from backsight.io import read_record
 from backsight.models import vocabulary
 from backsight.results import Measurement, Picture, Result
 from backsight.shipped import find_shipped
-from backsight.training_range import Distances, TrainingRange, measure_images, unlike_in_words
+from backsight.training_range import Distances, TrainingRange, measure_images, stages_of, unlike_in_words
 from backsight.validation import Record
 from backsight.weak_inverses import weak_in_words, weak_inverses
 
@@ -132,7 +132,7 @@ class Subject:
     @property
     def stages(self) -> list[str]:
         """The stages that the chains invert, in the order of the forward pass."""
-        return [entry for entry in self.ensemble.entries if not split_entry(entry)[1]]
+        return stages_of(self.ensemble)
 
     @property
     def seeds(self) -> list[int]:

@@ -21,18 +21,17 @@ from backsight.data import Batch, find_pictures, load_images
 from backsight.devices import choose_device
 from backsight.engine import RANDOM, StagedModel, Trace
 from backsight.evaluation import MeanImage, evaluate
-from backsight.experiments.reconstruct import DETECTED, DIFFER, INPUT, PLAIN, SEEDS, WARNING, show, spread_map
+from backsight.experiments.reconstruct import DETECTED, DIFFER, PLAIN, SEEDS, show, spread_map, unlike_lines
 from backsight.experiments.subject import trained_on, training_mean
 from backsight.figures import image_png, pages, picture_part, text_part, to_png
-from backsight.figures.page import Caption
 from backsight.io import read_json, write_bytes
 from backsight.old_results import convert
 from backsight.report.render import write_report
 from backsight.report.views import entry_title
-from backsight.results import FORMAT, TRAINING_LOSS, Measurement, Picture, PictureFile, Result
+from backsight.results import FORMAT, INPUT, TRAINING_LOSS, Measurement, Picture, PictureFile, Result
 from backsight.shipped import shipped_card
 from backsight.training import RunFolder, command
-from backsight.training_range import UNLIKE, Distances, TrainingRange, unlike_in_words
+from backsight.training_range import Distances, TrainingRange, unlike_in_words
 from backsight.validation import AnyNumber
 from backsight.validation import convert as convert_value
 from backsight.weak_inverses import weak_in_words, weak_inverses
@@ -236,14 +235,9 @@ def _figure(pictures: Sequence[Picture], warning: str, notes: Sequence[str] = ()
     stages = list(next(iter(shown.values())))
     titles = [entry_title(stage) + (f", {warning}" if warning and stage != INPUT else "") for stage in stages]
     images = [[row[stage].image for stage in stages] for row in shown.values()]
-    captions = [[_warning(row[stage]) for stage in stages] for row in shown.values()]
+    captions = [[unlike_lines(row[stage]) for stage in stages] for row in shown.values()]
     table = picture_part(images, titles, [Path(name).name for name in shown], captions)
     return pages([*map(text_part, notes), table])[0]
-
-
-def _warning(picture: Picture) -> Caption:
-    """What stands under the input of an image that is unlike the training data."""
-    return [(line, WARNING) for line in UNLIKE] if float(picture.labels.get("distance", 0)) > 1 else ""
 
 
 # ---- the folder that pictures go to

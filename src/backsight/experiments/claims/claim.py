@@ -106,7 +106,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence that measurements decide on.
+    """A sentence that measurements decide on; ``docs/claims.md`` says what would make each fail.
 
     Attributes:
         id: of the claim, the same in every version.
@@ -121,7 +121,6 @@ class Claim:
             ``near`` it, by less than ``least``.
         null: the effect that nothing would have: 0 of a difference, 1 of a ratio.
         least: the smallest departure from it that matters, in the effect's unit.
-        fails: what would make it fail, in words.
         of_inverses: it is about what inverses paint: one that is not trained must not have it as well.
     """
 
@@ -135,7 +134,6 @@ class Claim:
     expect: Expectation = "above"
     null: float = 0.0
     least: float = 0.0
-    fails: str = ""
     of_inverses: bool = True
 
     @property
