@@ -252,8 +252,8 @@ def write_field(output: Any, name: int | str | None, value: Any) -> Any:
 
 
 def pick_argument(
-    module: nn.Module, args: tuple, kwargs: dict[str, Any], name: int | str | None
-) -> tuple[Any, Callable[[Any], tuple[tuple, dict[str, Any]]]]:
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: int | str | None
+) -> tuple[Any, Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]]]:
     """The argument ``name`` of a call of ``module``, by keyword or position, and a function that replaces it."""
     parameters = list(inspect.signature(type(module).forward).parameters)[1:]
     position = parameters.index(name) if isinstance(name, str) and name in parameters else name

@@ -89,11 +89,16 @@ class StagedModel:
         image_argument: str | None = None,
         reopen: Mapping[str, Any] | None = None,
     ) -> None:
-        self.module = module.eval().requires_grad_(False)
-        self.spec, self.pixels, self.name, self.weights = spec, pixels, name, weights
-        self.constants, self.arguments, self.reopen = dict(constants or {}), dict(arguments or {}), dict(reopen or {})
+        self.module: nn.Module = module.eval().requires_grad_(False)
+        self.spec: Spec = spec
+        self.pixels = pixels
+        self.name: str = name
+        self.weights: str = weights
+        self.constants = dict(constants or {})
+        self.arguments = dict(arguments or {})
+        self.reopen: dict[str, Any] = dict(reopen or {})
         self.read = read
-        self.image_argument = image_argument or image_argument_of(module)
+        self.image_argument: str | None = image_argument or image_argument_of(module)
         self._lock = threading.RLock()
         self._layouts: dict[str, Layout] = {}
         self._sites = named_sites(spec)
@@ -136,8 +141,8 @@ class StagedModel:
     def to(self, device: torch.device | str) -> StagedModel:
         """Move the weights; returns the model itself."""
         self.module.to(device)
-        self.constants = {name: value.to(device) for name, value in self.constants.items()}
-        self.arguments = each_tensor(self.arguments, lambda value: value.to(device))
+        self.constants: dict[str, Tensor] = {name: value.to(device) for name, value in self.constants.items()}
+        self.arguments: Any = each_tensor(self.arguments, lambda value: value.to(device))
         return self
 
     # ---- passes
@@ -248,7 +253,7 @@ class StagedModel:
         """
         if fit == "pad":
             self._require_mask()
-        self.pixels = replace(self.pixels, fit=fit or self.pixels.fit)
+        self.pixels: Pixels = replace(self.pixels, fit=fit or self.pixels.fit)
         return self
 
     @cached_property

@@ -88,7 +88,8 @@ class Diagnosis:
     """
 
     def __init__(self, model: ModelView, num_images: int = NUM_IMAGES) -> None:
-        self.model, self.num_images = model, min(num_images, len(model.subject.data))
+        self.model: ModelView = model
+        self.num_images: int = min(num_images, len(model.subject.data))
         self.num_done = 0
         self.cases: list[ErrorCase] = []
         self.counts: Counter[str] = Counter()
@@ -119,7 +120,7 @@ class Diagnosis:
                 counted = result.select(type=kind, metric="count")
                 self.counts[kind] += sum(int(each.known().sum()) for each in counted)
             self._add_cases(result.shown(), images)
-            self.num_done = stop
+            self.num_done: int = stop
 
     def case(self, number: str) -> ErrorCase:
         """A case by its number. One that was not found yet is searched for: as far as all images, and no further.

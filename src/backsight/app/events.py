@@ -233,7 +233,8 @@ class EventCheck:
     """An ASGI application before gradio's: an event that no page of ours sends is answered with 422."""
 
     def __init__(self, app: Any, blocks: gr.Blocks) -> None:
-        self.app, self.blocks = app, blocks
+        self.app: Any = app
+        self.blocks: gr.Blocks = blocks
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request."""

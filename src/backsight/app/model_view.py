@@ -18,7 +18,7 @@ from torch import Tensor
 from backsight.app.state import MEAN, SPREAD
 from backsight.core import Classes, Detections, UserError, valid_sizes
 from backsight.data import Target
-from backsight.engine import Trace
+from backsight.engine import StagedModel, Trace
 from backsight.experiments.subject import LRUCache, Subject, distinct_names, is_read_as, stage_of, trained_on
 from backsight.figures import colour_map, spread
 from backsight.hub.card import public_facts, public_name
@@ -95,16 +95,19 @@ class ModelView:
     """
 
     def __init__(self, subject: Subject, name: str = "", cache: int = CACHE) -> None:
-        self.subject, self.model = subject, subject.model
-        self.name = name or public_name(subject.model.name)
-        self.lock = threading.RLock()
+        self.subject: Subject = subject
+        self.model: StagedModel = subject.model
+        self.name: str = name or public_name(subject.model.name)
+        self.lock: threading.RLock = threading.RLock()
         self._cache = LRUCache(cache)
-        self.stages = subject.stages
-        self.seeds = subject.seeds
-        self.layers = [each for each in distinct_names(subject) if is_read_as(subject, each, stage_of(each))]
-        self.weak = weak_inverses(subject.ensemble)
-        self.trained_on = str(public_facts({"data": trained_on(subject.ensemble) or ""})["data"])
-        self.grids = {each: self.model.layout(each).grids[-1] for each in self.layers if self.model.layout(each).grids}
+        self.stages: list[str] = subject.stages
+        self.seeds: list[int] = subject.seeds
+        self.layers: list[str] = [each for each in distinct_names(subject) if is_read_as(subject, each, stage_of(each))]
+        self.weak: dict[str, str] = weak_inverses(subject.ensemble)
+        self.trained_on: str = str(public_facts({"data": trained_on(subject.ensemble) or ""})["data"])
+        self.grids: dict[str, tuple[int, int]] = {
+            each: self.model.layout(each).grids[-1] for each in self.layers if self.model.layout(each).grids
+        }
 
     @property
     def detects(self) -> bool:

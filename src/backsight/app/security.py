@@ -71,13 +71,14 @@ class Guard:
     def __init__(
         self, app: ASGIApp, host: str = "127.0.0.1", allowed_hosts: Sequence[str] = (), root_path: str = ""
     ) -> None:
-        self.app, self.root_path = app, root_path.rstrip("/")
-        self.allowed_hosts = {each.lower() for each in allowed_hosts}
-        self.own_hosts = {host.lower(), "localhost", "127.0.0.1", "::1"}
-        self.everywhere = host in ("0.0.0.0", "::")
+        self.app: ASGIApp = app
+        self.root_path: str = root_path.rstrip("/")
+        self.allowed_hosts: set[str] = {each.lower() for each in allowed_hosts}
+        self.own_hosts: set[str] = {host.lower(), "localhost", "127.0.0.1", "::1"}
+        self.everywhere: bool = host in ("0.0.0.0", "::")
         if self.everywhere:
             self.own_hosts.add(socket.gethostname().lower())
-        self.received = 0
+        self.received: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""

@@ -134,7 +134,8 @@ class Loader:
         from starlette.routing import Route
 
         self._load, self._on_failure = load, on_failure
-        self.loading, self.failure = "", None
+        self.loading = ""
+        self.failure: None = None
         self.app: ASGIApp | None = None
 
         async def page(_: Any) -> HTMLResponse:
@@ -155,7 +156,7 @@ class Loader:
         await (ready or self._waiting)(scope, receive, send)
 
     def _report(self, what: str) -> None:
-        self.loading = what
+        self.loading: str = what
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:

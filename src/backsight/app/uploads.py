@@ -91,7 +91,8 @@ class Uploads:
     """The pictures of all visitors by name, in bounded memory."""
 
     def __init__(self, limit: int = KEPT_BYTES) -> None:
-        self.limit, self.size = limit, 0
+        self.limit: int = limit
+        self.size: int = 0
         self._by_name: OrderedDict[str, Upload] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -97,15 +97,15 @@ class Workspace:
     def __init__(self, models: Sequence[tuple[ModelView, str]], images: ImageLibrary) -> None:
         if not models:
             raise UserError("there is no model to show: name one by --model, with its chains by --chain")
-        self.models = {model.name: model for model, _ in models}
-        self.data = {model.name: data for model, data in models}
+        self.models: dict[str, ModelView] = {model.name: model for model, _ in models}
+        self.data: dict[str, str] = {model.name: data for model, data in models}
         self.images = images
         self._diagnoses: dict[str, Diagnosis] = {}
         self._lock = threading.Lock()
         names = list(dict.fromkeys(self.data.values()))
         share = -(-NUM_EXAMPLES // len(names))
         counts = {name: min(share, len(self._model_of(name).subject.data)) for name in names}
-        self.examples = [f"{name}/{index}" for name in names for index in range(counts[name])][:NUM_EXAMPLES]
+        self.examples: list[str] = [f"{name}/{index}" for name in names for index in range(counts[name])][:NUM_EXAMPLES]
 
     @property
     def detectors(self) -> list[str]:

@@ -57,8 +57,11 @@ class InverseChain(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.inverses = nn.ModuleDict(inverses)
-        self.plans, self.stages, self.model, self.seed = dict(plans), list(stages), dict(model), seed
+        self.inverses: nn.ModuleDict = nn.ModuleDict(inverses)
+        self.plans: dict[str, Plan] = dict(plans)
+        self.stages: list[str] = list(stages)
+        self.model: dict[str, Any] = dict(model)
+        self.seed: int = seed
         self.folder: Path | None = None  # that it was loaded from
 
     def __repr__(self) -> str:
@@ -295,7 +298,8 @@ class ChainEnsemble:
     """The chains of several seeds of one forward model, so that no finding hangs on one initialisation."""
 
     def __init__(self, chains: Iterable[InverseChain], folder: Path | None = None) -> None:
-        self.chains, self.folder = list(chains), folder
+        self.chains: list[InverseChain] = list(chains)
+        self.folder: Path | None = folder
         if not self.chains:
             raise UserError("an ensemble needs at least one chain")
 

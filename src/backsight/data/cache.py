@@ -44,10 +44,12 @@ class ImageCache:
     def __init__(
         self, data: ImageData, pixels: Pixels, folder: Path, limit: float, fingerprint: str | None = None
     ) -> None:
-        self.data, self.name, self.classes = data, data.name, data.classes
+        self.data: ImageData = data
+        self.name: str = data.name
+        self.classes: Mapping[int, str] = data.classes
         facts = f"{fingerprint or data.fingerprint()} {sorted(asdict(pixels).items())} {sorted(data.classes.items())}"
-        self.folder = folder / hashlib.sha256(facts.encode()).hexdigest()[:16]
-        self.allowed = int(limit // (3 * pixels.size[0] * pixels.size[1]))
+        self.folder: Path = folder / hashlib.sha256(facts.encode()).hexdigest()[:16]
+        self.allowed: int = int(limit // (3 * pixels.size[0] * pixels.size[1]))
 
     def __len__(self) -> int:
         return len(self.data)

@@ -60,7 +60,9 @@ class Tally:
                 raise UserError(f"{line}, and no object is left: correct the annotations")
             logger.warning("%s", line)
 
-    def entries(self, listed: Any, table: Mapping[str, Field], what: str) -> Iterator[tuple[Mapping[str, Any], list]]:
+    def entries(
+        self, listed: Any, table: Mapping[str, Field], what: str
+    ) -> Iterator[tuple[Mapping[str, Any], list[Any]]]:
         """Every entry of a list with the values of its fields in the order of the ``table``; ``what`` is their name."""
         if listed is not None and not isinstance(listed, list):
             self.count(f"list of {what} left out: it is none", listed)

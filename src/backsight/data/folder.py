@@ -41,7 +41,8 @@ class ImageFiles(Source):
         classes: Mapping[int, str] | None = None,
     ) -> None:
         super().__init__(name, ids, classes or {}, reading, labels)
-        self.root, self.names_of_labels = root, classes or {}
+        self.root = root
+        self.names_of_labels: Mapping[int, str] | dict[int, str] = classes or {}
 
     def where(self, index: int) -> str:
         """The picture's path."""

@@ -32,7 +32,7 @@ class Rows(Source):
 
     def __init__(self, name: str, split: str, table: Dataset, reading: Reading) -> None:
         column, (label, classes) = picture_column(name, table.features), label_column(table.features)
-        self.pictures = left_encoded(table.select_columns(column), column)
+        self.pictures: Any = left_encoded(table.select_columns(column), column)
         ids = [f"{split}/{row}" for row in range(len(table))]
         super().__init__(name, ids, classes, reading, list(table[label]) if label else [])
 
@@ -211,8 +211,11 @@ class StreamedRows:
             else:
                 table = datasets.load_dataset(remote, split=split or "train", streaming=True)
             table = table if table.features else table._resolve_features()
-        self.column, (self.label, self.classes) = picture_column(name, table.features), label_column(table.features)
-        self.table = left_encoded(table, self.column)
+        self.column: str = picture_column(name, table.features)
+        self.label: str | None
+        self.classes: dict[int, str]
+        self.label, self.classes = label_column(table.features)
+        self.table: Any = left_encoded(table, self.column)
 
     def __len__(self) -> int:
         return self.table.num_shards

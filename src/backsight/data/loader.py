@@ -68,7 +68,7 @@ def read_chunks(data: Any, chunks: Iterable[Sequence[int]], *, workers: int, dev
 
 
 def read_ahead(
-    worker_batches: Dataset,
+    worker_batches: Dataset[Any],
     data: object,
     sampler: Iterable[Sequence[int]] | None = None,
     *,
@@ -190,7 +190,7 @@ class WorkerBatch(NamedTuple):
     valid: Tensor | None = None
 
 
-class WorkerBatches(Dataset):
+class WorkerBatches(Dataset[Any]):
     """A data set whose items are whole batches, by the list of their indices.
 
     A user's mistake is returned and not raised: on its way from a worker torch would make many lines of it.

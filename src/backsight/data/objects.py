@@ -73,18 +73,19 @@ class Photos(ImageFiles):
 
     def __init__(self, name: str, root: Path, known: Annotations, reading: Reading) -> None:
         super().__init__(name, root, list(known.sizes), reading, classes=known.classes)
-        self.known_sizes, self.content = list(known.sizes.values()), known.content
+        self.known_sizes: list[tuple[int, int]] = list(known.sizes.values())
+        self.content: str = known.content
         entries = [self._within(name, size, known) for name, size in known.sizes.items()]
-        self.starts = torch.tensor([0, *map(len, entries)]).cumsum(0)
+        self.starts: Tensor = torch.tensor([0, *map(len, entries)]).cumsum(0)
         every = [each for own in entries for each in own]
-        self.boxes = torch.tensor([each.box for each in every], dtype=torch.float32).reshape(-1, 4)
-        self.object_labels = torch.tensor([each.label for each in every], dtype=torch.int64)
-        self.crowd = torch.tensor([each.crowd for each in every], dtype=torch.bool)
-        self.relative = known.relative
+        self.boxes: Tensor = torch.tensor([each.box for each in every], dtype=torch.float32).reshape(-1, 4)
+        self.object_labels: Tensor = torch.tensor([each.label for each in every], dtype=torch.int64)
+        self.crowd: Tensor = torch.tensor([each.crowd for each in every], dtype=torch.bool)
+        self.relative: bool = known.relative
         outlined = sum(each.outline is not None for each in every)
         kept = [json.dumps(each.outline).encode() for each in every] if reading.masks and outlined else []
-        self.outlines = b"".join(kept)
-        self.cuts = torch.tensor([0, *map(len, kept)]).cumsum(0) if kept else None
+        self.outlines: bytes = b"".join(kept)
+        self.cuts: Tensor | None = torch.tensor([0, *map(len, kept)]).cumsum(0) if kept else None
         if kept and outlined < len(every):
             missing = next(each.box for each in every if each.outline is None)
             known.tally.count("objects without an outline: their boxes stand for it", missing, len(every) - outlined)

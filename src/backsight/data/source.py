@@ -55,12 +55,14 @@ class Source(ABC):
         reading: Reading,
         labels: Sequence[int | None] = (),
     ) -> None:
-        self.name, self.labels = printable(name), labels
-        self.names, self.ids = ids, printable_ids(ids)
+        self.name: str = printable(name)
+        self.labels: Sequence[int | None] = labels
+        self.names: Sequence[str] = ids
+        self.ids: Sequence[str] = printable_ids(ids)
         self.reading = reading
         known = isinstance(classes, Labelling)  # a stream has many sources, all of the same classes
         self._labelling = classes if known else Labelling.of(classes, reading.vocabulary)
-        self.classes = self._labelling.classes
+        self.classes: Mapping[int, str] = self._labelling.classes
         self.unreadable: dict[str, str] = {}
         self._fingerprint = ""
 

@@ -36,10 +36,10 @@ class Subset:
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
         self.source = source
-        self.indices = sorted(indices)
-        self.ids = [source.ids[index] for index in self.indices]
-        self.name = source.name
-        self.classes = source.classes
+        self.indices: list[int] = sorted(indices)
+        self.ids: list[str] = [source.ids[index] for index in self.indices]
+        self.name: str = source.name
+        self.classes: Mapping[int, str] = source.classes
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -60,9 +60,11 @@ class Stream:
     """
 
     def __init__(self, name: str, shards: Shards, reading: Reading) -> None:
-        self.name, self.shards, self.reading = name, shards, reading
-        self.labelling = Labelling.of(shards.classes, reading.vocabulary)
-        self.classes = self.labelling.classes
+        self.name: str = name
+        self.shards: Shards = shards
+        self.reading: Reading = reading
+        self.labelling: Labelling = Labelling.of(shards.classes, reading.vocabulary)
+        self.classes: Mapping[int, str] = self.labelling.classes
         self.unreadable: dict[str, str] = {}
 
     def __len__(self) -> int:

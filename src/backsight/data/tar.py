@@ -68,7 +68,8 @@ class TarPictures(Source):
         self, name: str, files: TarFiles, ids: Sequence[str], places: Sequence[Place], reading: Reading
     ) -> None:
         super().__init__(name, ids, {}, reading, [place.label for place in places])
-        self.files, self.places = files, places
+        self.files: TarFiles = files
+        self.places: Sequence[Place] = places
 
     def picture(self, index: int) -> bytes:
         """The content of its file.
@@ -120,11 +121,12 @@ class TarFiles:
     def __init__(self, pattern: str) -> None:
         from fsspec.core import url_to_fs
 
+        self.system: Any
         try:
             self.system, root = url_to_fs(pattern)
         except (ImportError, ValueError) as error:
             raise UserError(f"wds:{pattern}: {' '.join(str(error).split())}") from error
-        self.paths = [path for each in expand(root) for path in sorted(self._matching(each))]
+        self.paths: list[str] = [path for each in expand(root) for path in sorted(self._matching(each))]
         if not self.paths:
             path = Path(pattern)
             raise UserError(f"no file is called '{pattern}'{nearest_name(path)}: wds: takes DIR/NAME-{{000..127}}.tar")

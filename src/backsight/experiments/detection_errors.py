@@ -149,7 +149,8 @@ class Gallery:
     """
 
     def __init__(self, subject: Subject, num_each: int) -> None:
-        self.subject, self.num_each = subject, num_each
+        self.subject: Subject = subject
+        self.num_each: int = num_each
         self.pictures: list[Picture] = []
         self._count: Counter[str] = Counter()
         self._taken: dict[Case, tuple[dict[str, Label], Batch]] = {}

@@ -36,7 +36,8 @@ class Inverse(nn.Module, ABC):
 
     def __init__(self, source: Layout, target: Layout) -> None:
         super().__init__()
-        self.source, self.target = source, target
+        self.source: Layout = source
+        self.target: Layout = target
 
     @staticmethod
     def constant(constants: Mapping[str, Tensor] | None, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -134,8 +135,9 @@ class Spread:
     def add(self, values: Tensor) -> None:
         """Add ``B N D``, or images ``B 3 H W``."""
         rows = exact(values.flatten(2).transpose(1, 2) if values.dim() == 4 else values).flatten(0, 1)
-        self.count = self.count + rows.new_full((), len(rows))
-        self.total, self.squares = self.total + rows.sum(0), self.squares + rows.square().sum(0)
+        self.count: Tensor = self.count + rows.new_full((), len(rows))
+        self.total: Tensor = self.total + rows.sum(0)
+        self.squares: Tensor = self.squares + rows.square().sum(0)
 
     @property
     def mean(self) -> Tensor:
@@ -157,8 +159,10 @@ class Moments:
     """
 
     def __init__(self, images: int = 16, reads: Callable[[Tensor], Tensor] = torch.Tensor.detach) -> None:
-        self.images, self.reads = images, reads
-        self.source, self.target = Spread(), Spread()
+        self.images: int = images
+        self.reads: Callable[[Tensor], Tensor] = reads
+        self.source: Spread = Spread()
+        self.target: Spread = Spread()
 
     def add(self, features: Tensor, target: Tensor, counted: Tensor | None = None) -> None:
         """Add a batch: features ``B N D``, what they are to become (``B N' D'`` or images ``B 3 H W``), and which

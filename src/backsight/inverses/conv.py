@@ -56,7 +56,7 @@ class Deconvolution(Inverse):
             steps.append(nn.ConvTranspose2d(widths[-1], 3, 3, padding=1))
         else:
             steps += [nn.Conv2d(widths[-1], 3 * head**2, 3, padding=1), nn.PixelShuffle(head)]
-        self.layers = nn.Sequential(*steps, nn.Sigmoid())
+        self.layers: nn.Sequential = nn.Sequential(*steps, nn.Sigmoid())
 
     def forward(self, features: Tensor) -> Tensor:
         """``B N D`` -> ``B 3 H W`` in [0, 1]."""
@@ -78,7 +78,7 @@ class Local(Inverse):
         super().__init__(source, target)
         width, stride = source.width, self.stride()
         mixing = [each for _ in range(depth) for each in (nn.Conv2d(width, width, 1), nn.ReLU())]
-        self.layers = nn.Sequential(*mixing, nn.ConvTranspose2d(width, 3, stride, stride), nn.Sigmoid())
+        self.layers: nn.Sequential = nn.Sequential(*mixing, nn.ConvTranspose2d(width, 3, stride, stride), nn.Sigmoid())
 
     def forward(self, features: Tensor) -> Tensor:
         """``B N D`` -> ``B 3 H W`` in [0, 1]."""
@@ -115,7 +115,7 @@ class Patch(Inverse):
         steps: list[nn.Module] = []
         for factor, (wide, narrow) in zip(factors, pairwise([source.width, *between, 3]), strict=True):
             steps += [nn.ConvTranspose2d(wide, narrow, factor, factor), nn.BatchNorm2d(narrow), nn.ReLU()]
-        self.layers = nn.Sequential(*steps[:-2], nn.Sigmoid())
+        self.layers: nn.Sequential = nn.Sequential(*steps[:-2], nn.Sigmoid())
         self.position: Tensor | None
         shape = (source.tokens - source.prefix, source.width)
         self.register_buffer("position", self.constant(constants, "position", shape) if subtract_position else None)
@@ -155,7 +155,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         inside = min(width, max(128, width // 4))
-        self.layers = nn.Sequential(
+        self.layers: nn.Sequential = nn.Sequential(
             *(nn.Conv2d(width, inside, 1, bias=False), nn.BatchNorm2d(inside), nn.ReLU()),
             *(nn.Conv2d(inside, inside, 3, padding=1, bias=False), nn.BatchNorm2d(inside), nn.ReLU()),
             nn.Conv2d(inside, width, 1),
@@ -180,7 +180,7 @@ class ResidualStage(Inverse):
         super().__init__(source, target)
         if target.prefix:
             raise ValueError("it paints maps, and its target has tokens before the grid, such as a class token")
-        self.paints = target.image
+        self.paints: bool = target.image
         grids, width = _grids_between(source.grid, target.grid), source.width
         steps: list[nn.Module] = [nn.BatchNorm2d(width), *(ResidualBlock(width) for _ in range(depth))]
         for grid in grids:
@@ -188,7 +188,7 @@ class ResidualStage(Inverse):
             steps += [nn.Conv2d(width, narrow, 1), nn.Upsample(grid), ResidualBlock(narrow)]
             width = narrow
         last = nn.Conv2d(width, target.width, 3, padding=1) if self.paints else nn.Conv2d(width, target.width, 1)
-        self.layers = nn.Sequential(*steps, last, nn.Sigmoid() if self.paints else nn.Identity())
+        self.layers: nn.Sequential = nn.Sequential(*steps, last, nn.Sigmoid() if self.paints else nn.Identity())
 
     def forward(self, features: Tensor) -> Tensor:
         """``B N D`` -> ``B N' D'`` on the target's grid, or ``B 3 H W`` in [0, 1]."""
@@ -235,15 +235,17 @@ class Pyramid(Inverse):
         count = len(source.grids)
         if not 0 <= (level or 0) < count:
             raise ValueError(f"there is no level {level or 0}: {source} has {count}, the finest is 0")
-        self.widest = expansion * source.width
-        self.levels = list(range(count))[::-1] if level is None else [level]
-        self.grids = [*(source.grids[each] for each in self.levels), target.grid]
+        self.widest: float = expansion * source.width
+        self.levels: list[int] = list(range(count))[::-1] if level is None else [level]
+        self.grids: list[tuple[Side, Side]] = [*(source.grids[each] for each in self.levels), target.grid]
         widths = [self.channels(grid) for grid in self.grids[:-1]]
-        self.enter = nn.ModuleList(
+        self.enter: nn.ModuleList = nn.ModuleList(
             nn.Sequential(nn.Conv2d(source.width, width, 1), nn.BatchNorm2d(width), nn.ReLU()) for width in widths
         )
-        self.leave = nn.ModuleList(self._leave(*pair) for pair in pairwise(self.grids))
-        self.paint = nn.Sequential(nn.ConvTranspose2d(self.channels(target.grid), 3, 3, padding=1), nn.Sigmoid())
+        self.leave: nn.ModuleList = nn.ModuleList(self._leave(*pair) for pair in pairwise(self.grids))
+        self.paint: nn.Sequential = nn.Sequential(
+            nn.ConvTranspose2d(self.channels(target.grid), 3, 3, padding=1), nn.Sigmoid()
+        )
 
     def channels(self, grid: Grid, factor: int = 1) -> int:
         """The channels on ``grid``, or on one with steps ``factor`` times as long."""

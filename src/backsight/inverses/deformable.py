@@ -36,7 +36,7 @@ class PyramidPosition(nn.Module):
     def __init__(self, grids: Grids, width: int) -> None:
         super().__init__()
         index = torch.cat([torch.full((h * w,), level) for level, (h, w) in enumerate(grids)])
-        self.level = nn.Parameter(torch.randn(len(grids), width))
+        self.level: nn.Parameter = nn.Parameter(torch.randn(len(grids), width))
         self.index: Tensor
         self.sine: Tensor
         self.register_buffer("index", index, persistent=False)
@@ -59,10 +59,13 @@ class DeformableAttention(nn.Module):
         expect_heads(width, heads)
         if points < 1:
             raise ValueError(f"it looks at {points} places a level: take at least one")
-        self.grids, self.shape = list(grids), (heads, len(grids), points)
+        self.grids: list[tuple[int, int]] = list(grids)
+        self.shape: tuple[int, int, int] = (heads, len(grids), points)
         places = math.prod(self.shape)
-        self.sampling_offsets, self.attention_weights = nn.Linear(width, 2 * places), nn.Linear(width, places)
-        self.value_proj, self.output_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.sampling_offsets: nn.Linear = nn.Linear(width, 2 * places)
+        self.attention_weights: nn.Linear = nn.Linear(width, places)
+        self.value_proj: nn.Linear = nn.Linear(width, width)
+        self.output_proj: nn.Linear = nn.Linear(width, width)
         self.centres: Tensor
         self.steps: Tensor
         centres = token_centres(lookers or grids).view(-1, 1, 1, 1, 2)
@@ -122,10 +125,12 @@ class Mixing(nn.Module):
 
     def __init__(self, grids: Grids, width: int, heads: int, points: int, feedforward: int, dropout: float) -> None:
         super().__init__()
-        self.self_attn = DeformableAttention(grids, width, heads, points)
-        self.linear1, self.linear2 = nn.Linear(width, feedforward), nn.Linear(feedforward, width)
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.self_attn: DeformableAttention = DeformableAttention(grids, width, heads, points)
+        self.linear1: nn.Linear = nn.Linear(width, feedforward)
+        self.linear2: nn.Linear = nn.Linear(feedforward, width)
+        self.norm1: nn.LayerNorm = nn.LayerNorm(width)
+        self.norm2: nn.LayerNorm = nn.LayerNorm(width)
+        self.dropout: nn.Dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
         """``B N D``, ``N D`` -> ``B N D``."""
@@ -138,8 +143,9 @@ class Reading(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.multihead_attn = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
-        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
+        self.multihead_attn: nn.MultiheadAttention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.norm: nn.LayerNorm = nn.LayerNorm(width)
+        self.dropout: nn.Dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, position: Tensor, queries: Tensor, query_position: Tensor) -> Tensor:
         """Tokens ``B N D`` at ``N D``, queries ``B Q D`` at ``Q D`` -> ``B N D``."""
@@ -170,11 +176,14 @@ class DeformableEncoder(Inverse):
         if target.image or not (source.grids and target.grids):
             raise ValueError(f"it leads from and to tokens with places in the image, not from {source} to {target}")
         width, grids = source.width, target.grids
-        self.position = PyramidPosition(grids, width)
+        self.position: PyramidPosition = PyramidPosition(grids, width)
         elsewhere = source.grids != grids
-        self.look = DeformableAttention(source.grids, width, heads, points, grids) if elsewhere else None
+        self.look: DeformableAttention | None = (
+            DeformableAttention(source.grids, width, heads, points, grids) if elsewhere else None
+        )
         layers = (Mixing(grids, width, heads, points, feedforward, dropout) for _ in range(depth))
-        self.layers, self.end = nn.ModuleList(layers), nn.Linear(width, target.width)
+        self.layers: nn.ModuleList = nn.ModuleList(layers)
+        self.end: nn.Linear = nn.Linear(width, target.width)
 
     @property
     def last(self) -> nn.Module:
@@ -213,11 +222,13 @@ class DeformableDecoder(Inverse):
             raise ValueError(f"it leads from object queries to tokens with places in the image, not to {target}")
         width, grids = source.width, target.grids
         expect_heads(width, heads)
-        self.position = PyramidPosition(grids, width)
-        self.query_position = nn.Parameter(torch.randn(source.tokens, width))
-        self.reading = nn.ModuleList(Reading(width, heads, dropout) for _ in range(depth))
-        self.mixing = nn.ModuleList(Mixing(grids, width, heads, points, feedforward, dropout) for _ in range(depth))
-        self.end = nn.Linear(width, target.width)
+        self.position: PyramidPosition = PyramidPosition(grids, width)
+        self.query_position: nn.Parameter = nn.Parameter(torch.randn(source.tokens, width))
+        self.reading: nn.ModuleList = nn.ModuleList(Reading(width, heads, dropout) for _ in range(depth))
+        self.mixing: nn.ModuleList = nn.ModuleList(
+            Mixing(grids, width, heads, points, feedforward, dropout) for _ in range(depth)
+        )
+        self.end: nn.Linear = nn.Linear(width, target.width)
 
     @property
     def last(self) -> nn.Module:

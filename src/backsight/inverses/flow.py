@@ -75,10 +75,11 @@ class Flow(Inverse):
         method: Literal["heun", "euler"] = "heun",
     ) -> None:
         super().__init__(source, target)
-        self.steps, self.method = steps, method
+        self.steps: Number = steps
+        self.method = method
         network = ImageNetwork if target.image else TokenNetwork
-        self.mean = network(source, target, width, depth, given=0)
-        self.velocity = network(source, target, width, depth, given=2)
+        self.mean: ImageNetwork | TokenNetwork = network(source, target, width, depth, given=0)
+        self.velocity: ImageNetwork | TokenNetwork = network(source, target, width, depth, given=2)
         self.source_mean: Tensor
         self.source_std: Tensor
         self.target_mean: Tensor
@@ -258,7 +259,9 @@ class Time(nn.Module):
         self.frequencies: Tensor
         frequencies = math.pi * torch.logspace(-1, 2, FREQUENCIES)
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.layers = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.layers: nn.Sequential = nn.Sequential(
+            nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
 
     def forward(self, time: Tensor) -> Tensor:
         """``B`` -> ``B width``."""
@@ -288,16 +291,16 @@ class TokenNetwork(nn.Module):
         super().__init__()
         width = width or target.width
         heads = next(each for each in (8, 4, 2, 1) if width % each == 0)
-        self.aligned = source.tokens == target.tokens and source.grids == target.grids
-        self.count = target.tokens
-        self.source_position = nn.Parameter(torch.zeros(source.tokens, source.width))
-        self.target_position = nn.Parameter(0.02 * torch.randn(target.tokens, width))
-        self.enter = nn.Linear(source.width, width)
-        self.given = nn.Linear(given * target.width, width) if given else None
-        self.time = Time(width) if given else None
-        self.blocks = nn.ModuleList(Block(width, heads, timed=bool(given)) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-        self.end = _zero(nn.Linear(width, target.width))
+        self.aligned: bool = source.tokens == target.tokens and source.grids == target.grids
+        self.count: int = target.tokens
+        self.source_position: nn.Parameter = nn.Parameter(torch.zeros(source.tokens, source.width))
+        self.target_position: nn.Parameter = nn.Parameter(0.02 * torch.randn(target.tokens, width))
+        self.enter: nn.Linear = nn.Linear(source.width, width)
+        self.given: nn.Linear | None = nn.Linear(given * target.width, width) if given else None
+        self.time: Time | None = Time(width) if given else None
+        self.blocks: nn.ModuleList = nn.ModuleList(Block(width, heads, timed=bool(given)) for _ in range(depth))
+        self.norm: nn.LayerNorm = nn.LayerNorm(width)
+        self.end: nn.Linear | nn.Conv2d = _zero(nn.Linear(width, target.width))
 
     def forward(self, known: Tensor, given: list[Tensor] | None, time: Tensor | None) -> Tensor:
         """Features ``B N D``, ``given`` ``B N' D'`` each, time ``B`` -> ``B N' D'``."""
@@ -318,10 +321,12 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, *, timed: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width))
-        self.modulation = _zero(nn.Linear(width, 4 * width)) if timed else None
+        self.norm1: nn.LayerNorm = nn.LayerNorm(width)
+        self.norm2: nn.LayerNorm = nn.LayerNorm(width)
+        self.attention: nn.Linear = nn.Linear(width, 3 * width)
+        self.merge: nn.Linear = nn.Linear(width, width)
+        self.mlp: nn.Sequential = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width))
+        self.modulation: nn.Linear | nn.Conv2d | None = _zero(nn.Linear(width, 4 * width)) if timed else None
 
     def forward(self, tokens: Tensor, time: Tensor | None) -> Tensor:
         """``B N W``, time ``B W`` -> ``B N W``."""
@@ -354,23 +359,26 @@ class ImageNetwork(nn.Module):
     def __init__(self, source: Layout, target: Layout, width: int | None, depth: int, given: int) -> None:
         super().__init__()
         width = width or 32
-        self.place = Placed(source, target, width)
-        self.canvas, self.patch = self.place.canvas, self.place.patch
+        self.place: Placed = Placed(source, target, width)
+        self.canvas: tuple[int, int] = self.place.canvas
+        self.patch: int = self.place.patch
         channels = 3 * self.patch**2
-        self.given = nn.Conv2d(given * channels, width, 1) if given else None
-        self.time = Time(width) if given else None
+        self.given: nn.Conv2d | None = nn.Conv2d(given * channels, width, 1) if given else None
+        self.time: Time | None = Time(width) if given else None
         sides = [self.canvas[0] // self.patch, self.canvas[1] // self.patch]
         halvings = min(max(depth - 1, 0), min(sides).bit_length() - 1)
         widths = [width, *[2 * width] * halvings]
         when = width if given else 0
-        self.down = nn.ModuleList(ResidualBlock(a, b, when) for a, b in zip([width, *widths], widths, strict=False))
-        self.middle = ResidualBlock(widths[-1], widths[-1], when)
-        self.up = nn.ModuleList(
+        self.down: nn.ModuleList = nn.ModuleList(
+            ResidualBlock(a, b, when) for a, b in zip([width, *widths], widths, strict=False)
+        )
+        self.middle: ResidualBlock = ResidualBlock(widths[-1], widths[-1], when)
+        self.up: nn.ModuleList = nn.ModuleList(
             ResidualBlock(below + own, own, when)
             for below, own in zip([widths[-1], *widths[:0:-1]], widths[::-1], strict=True)
         )
-        self.norm = nn.GroupNorm(_groups(width), width)
-        self.end = _zero(nn.Conv2d(width, channels, 3, padding=1))
+        self.norm: nn.GroupNorm = nn.GroupNorm(_groups(width), width)
+        self.end: nn.Linear | nn.Conv2d = _zero(nn.Conv2d(width, channels, 3, padding=1))
 
     def forward(self, known: Tensor, given: list[Tensor] | None, time: Tensor | None) -> Tensor:
         """Features ``B N D``, ``given`` ``B 3 H' W'`` each, time ``B`` -> ``B 3 H' W'``."""
@@ -398,18 +406,18 @@ class Placed(nn.Module):
 
     def __init__(self, source: Layout, target: Layout, width: int) -> None:
         super().__init__()
-        self.prefix = source.prefix
+        self.prefix: int = source.prefix
         height, across = target.grid
-        self.grids = list(source.grids) or [(-(-height // 16), -(-across // 16))]
-        self.finest = max(range(len(self.grids)), key=lambda level: math.prod(self.grids[level]))
+        self.grids: list[tuple[Side, Side]] = list(source.grids) or [(-(-height // 16), -(-across // 16))]
+        self.finest: int = max(range(len(self.grids)), key=lambda level: math.prod(self.grids[level]))
         (h, w), stride = self.grids[self.finest], times_finer(target.grid, self.grids[self.finest])
-        self.canvas = (h * stride, w * stride)
-        self.patch = max(each for each in range(1, FINEST + 1) if stride % each == 0)
-        self.times = stride // self.patch
-        self.position = nn.Parameter(torch.zeros(source.tokens, source.width))
-        self.asked = None if source.grids else nn.Parameter(torch.randn(h * w, width))
-        self.keys = None if source.grids else nn.Linear(source.width, width)
-        self.enter = nn.ModuleList(
+        self.canvas: tuple[int, int] = (h * stride, w * stride)
+        self.patch: int = max(each for each in range(1, FINEST + 1) if stride % each == 0)
+        self.times: int = stride // self.patch
+        self.position: nn.Parameter = nn.Parameter(torch.zeros(source.tokens, source.width))
+        self.asked: nn.Parameter | None = None if source.grids else nn.Parameter(torch.randn(h * w, width))
+        self.keys: nn.Linear | None = None if source.grids else nn.Linear(source.width, width)
+        self.enter: nn.ModuleList = nn.ModuleList(
             nn.Linear(source.width, width * (self.times**2 if level == self.finest else 1))
             for level in range(len(self.grids))
         )
@@ -440,11 +448,12 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, wide: int, narrow: int, time: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(_groups(wide), wide), nn.GroupNorm(_groups(narrow), narrow)
-        self.conv1 = nn.Conv2d(wide, narrow, 3, padding=1)
-        self.conv2 = nn.Conv2d(narrow, narrow, 3, padding=1)
-        self.straight = nn.Conv2d(wide, narrow, 1) if wide != narrow else nn.Identity()
-        self.modulation = _zero(nn.Linear(time, 2 * narrow)) if time else None
+        self.norm1: nn.GroupNorm = nn.GroupNorm(_groups(wide), wide)
+        self.norm2: nn.GroupNorm = nn.GroupNorm(_groups(narrow), narrow)
+        self.conv1: nn.Conv2d = nn.Conv2d(wide, narrow, 3, padding=1)
+        self.conv2: nn.Conv2d = nn.Conv2d(narrow, narrow, 3, padding=1)
+        self.straight: nn.Conv2d | nn.Identity = nn.Conv2d(wide, narrow, 1) if wide != narrow else nn.Identity()
+        self.modulation: nn.Linear | nn.Conv2d | None = _zero(nn.Linear(time, 2 * narrow)) if time else None
 
     def forward(self, maps: Tensor, time: Tensor | None) -> Tensor:
         """``B wide h w``, time ``B T`` -> ``B narrow h w``."""

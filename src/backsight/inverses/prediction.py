@@ -30,10 +30,11 @@ class PredictionMLP(Inverse):
         if not source.classes:
             raise ValueError(f"an inverse of predictions needs class logits and boxes, not {source}")
         self.expect_same("tokens")
-        self.onehot, width = onehot, target.width
-        self.fc1 = nn.Linear(source.width, 2 * width)
-        self.fc2 = nn.Linear(2 * width, width)
-        self.fc3 = nn.Linear(width, width)
+        self.onehot: bool = onehot
+        width = target.width
+        self.fc1: nn.Linear = nn.Linear(source.width, 2 * width)
+        self.fc2: nn.Linear = nn.Linear(2 * width, width)
+        self.fc3: nn.Linear = nn.Linear(width, width)
 
     def forward(self, features: Tensor) -> Tensor:
         """``B Q (C + 4)`` -> ``B Q D``."""

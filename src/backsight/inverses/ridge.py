@@ -51,13 +51,13 @@ class Ridge(Inverse):
         images: Number | None = None,
     ) -> None:
         super().__init__(source, target)
-        self.images = images or IMAGES
+        self.images: Number = images or IMAGES
         self.reads = reads if reads != "auto" else _fitting(source, target)
         self.finer = 1
         if self.reads == "all":
             places, inputs, outputs = 1, source.tokens * source.width, target.tokens * target.width
         else:
-            self.finer = 1 if self._same_tokens else _times_finer(source, target, self.reads)
+            self.finer: int = 1 if self._same_tokens else _times_finer(source, target, self.reads)
             places = source.tokens if self._same_tokens else source.grid[0] * source.grid[1]
             inputs = source.width * (9 if self.reads == "neighbours" else 1)
             outputs = self.finer**2 * target.width
@@ -173,12 +173,16 @@ class RidgeMoments(Moments):
 
     def __init__(self, inverse: Ridge) -> None:
         super().__init__(inverse.images)
-        self.inverse, self.batches, self.whole = inverse, 0, inverse.whole
+        self.inverse: Ridge = inverse
+        self.batches: int = 0
+        self.whole: Tensor = inverse.whole
         (inputs, outputs), places = inverse.weight.shape, len(inverse.offset)
         shapes = {"n": (places,), "x": (places, inputs), "y": (places, outputs)}
         shapes |= {"xx": (inputs, inputs), "xy": (inputs, outputs)}
         zeros = inverse.weight.new_zeros
-        self.halves = [{name: exact(zeros(shape)) for name, shape in shapes.items()} for _ in range(2)]
+        self.halves: list[dict[str, Tensor]] = [
+            {name: exact(zeros(shape)) for name, shape in shapes.items()} for _ in range(2)
+        ]
 
     def add(self, features: Tensor, target: Tensor, counted: Tensor | None = None) -> None:
         """Add a batch, of whose tokens those that are ``counted``."""

@@ -45,18 +45,20 @@ class SwinStage(Inverse):
         side = tuple(window) if isinstance(window, list | tuple) else (window, window)
         fitting = tuple(min(pair) for pair in zip(side, grid, strict=True))
         shift = tuple(0 if own >= whole else own // 2 for own, whole in zip(fitting, grid, strict=True))
-        self.blocks = nn.Sequential(
+        self.blocks: nn.Sequential = nn.Sequential(
             *(
                 block(width, grid, heads, window_size=fitting, shift_size=shift if index % 2 != shift_first else (0, 0))
                 for index in range(depth)
             )
         )
-        self.factor = target.grid[0] // grid[0]
+        self.factor: int = target.grid[0] // grid[0]
         if tuple(side * self.factor for side in grid) != target.grid:
             raise ValueError(f"the grid {target.grid} is no multiple of {grid}: a Swin inverse cannot split to it")
         same = self.factor == 1 and width == target.width
-        self.norm = nn.Identity() if same else nn.LayerNorm(width)
-        self.upsample = nn.Identity() if same else nn.Linear(width, self.factor**2 * target.width, bias=False)
+        self.norm: nn.Identity | nn.LayerNorm = nn.Identity() if same else nn.LayerNorm(width)
+        self.upsample: nn.Identity | nn.Linear = (
+            nn.Identity() if same else nn.Linear(width, self.factor**2 * target.width, bias=False)
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         """``B N D`` -> ``B N' D'`` on the target's grid."""

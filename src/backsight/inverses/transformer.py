@@ -40,10 +40,12 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, feedforward: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
-        self.linear1, self.linear2 = nn.Linear(width, feedforward), nn.Linear(feedforward, width)
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.self_attn: nn.MultiheadAttention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.linear1: nn.Linear = nn.Linear(width, feedforward)
+        self.linear2: nn.Linear = nn.Linear(feedforward, width)
+        self.norm1: nn.LayerNorm = nn.LayerNorm(width)
+        self.norm2: nn.LayerNorm = nn.LayerNorm(width)
+        self.dropout: nn.Dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
         """``B N D``, ``N D`` -> ``B N D``."""
@@ -58,11 +60,14 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, feedforward: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
-        self.multihead_attn = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
-        self.linear1, self.linear2 = nn.Linear(width, feedforward), nn.Linear(feedforward, width)
-        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.self_attn: nn.MultiheadAttention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.multihead_attn: nn.MultiheadAttention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.linear1: nn.Linear = nn.Linear(width, feedforward)
+        self.linear2: nn.Linear = nn.Linear(feedforward, width)
+        self.norm1: nn.LayerNorm = nn.LayerNorm(width)
+        self.norm2: nn.LayerNorm = nn.LayerNorm(width)
+        self.norm3: nn.LayerNorm = nn.LayerNorm(width)
+        self.dropout: nn.Dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, position: Tensor, memory: Tensor, memory_position: Tensor) -> Tensor:
         """Queries ``B N D`` at ``N D``, memory ``B Q D`` at ``Q D`` -> ``B N D``."""
@@ -92,7 +97,7 @@ class Encoder(Inverse):
         self.expect_no_prefix()
         expect_heads(source.width, heads)
         layers = (EncoderLayer(source.width, heads, feedforward, dropout) for _ in range(depth))
-        self.layers = nn.ModuleList(layers)
+        self.layers: nn.ModuleList = nn.ModuleList(layers)
         self.position: Tensor
         self.register_buffer("position", sine_positions(target.grid, source.width), persistent=False)
         _initialise(self.layers)
@@ -135,13 +140,15 @@ class Decoder(Inverse):
         width = target.width
         expect_heads(width, heads)
         layers = (DecoderLayer(width, heads, feedforward, dropout) for _ in range(depth))
-        self.layers = nn.ModuleList(layers)
-        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
+        self.layers: nn.ModuleList = nn.ModuleList(layers)
+        self.norm: nn.LayerNorm | nn.Identity = nn.LayerNorm(width) if norm else nn.Identity()
         self.position: Tensor
         self.register_buffer("position", sine_positions(target.grid, width), persistent=False)
         _initialise(self.layers)
-        self.query_position = nn.Parameter(torch.randn(source.tokens, width))
-        self.prefix_position = nn.Parameter(torch.randn(target.prefix, width)) if target.prefix else None
+        self.query_position: nn.Parameter = nn.Parameter(torch.randn(source.tokens, width))
+        self.prefix_position: nn.Parameter | None = (
+            nn.Parameter(torch.randn(target.prefix, width)) if target.prefix else None
+        )
 
     @property
     def last(self) -> nn.Module:
@@ -192,9 +199,11 @@ class Blocks(Inverse):
         width = target.width
         expect_heads(width, heads)
         plain = source.width == width and start == "none"
-        self.enter = nn.Identity() if plain else nn.Linear(source.width, width)
-        self.position = nn.Parameter(torch.zeros(target.tokens, width)) if start == "ridge" else None
-        self.blocks = nn.Sequential(*(block(width, heads, **options) for _ in range(depth)))
+        self.enter: nn.Identity | nn.Linear = nn.Identity() if plain else nn.Linear(source.width, width)
+        self.position: nn.Parameter | None = (
+            nn.Parameter(torch.zeros(target.tokens, width)) if start == "ridge" else None
+        )
+        self.blocks: nn.Sequential = nn.Sequential(*(block(width, heads, **options) for _ in range(depth)))
 
     def forward(self, features: Tensor) -> Tensor:
         """``B N D`` -> ``B N D'``."""

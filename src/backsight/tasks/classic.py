@@ -27,7 +27,7 @@ class Classic(Task):
     def __init__(self, model: StagedModel, chains: Sequence[InverseChain], stage: str) -> None:
         super().__init__(model, chains, stage)
         self.stage = stage
-        self.covers = {
+        self.covers: dict[Key, tuple[Key, ...]] = {
             Key(chain.seed, IMAGE): tuple(key for key in self.networks if key.seed == chain.seed)
             for chain in self.chains
         }

@@ -79,16 +79,20 @@ class Joint(Task):
         learning_rate: float = LEARNING_RATE,
     ) -> None:
         super().__init__(model, chains, stage)
-        self.stage, self.trade_off, self.update = stage, trade_off, update
-        self.entries = self.chains[0].path(stage)
-        self.forwards = {chain.seed: duplicate(model) for chain in self.chains}
+        self.stage: str = stage
+        self.trade_off: float = trade_off
+        self.update = update
+        self.entries: list[str] = self.chains[0].path(stage)
+        self.forwards: dict[int, StagedModel] = {chain.seed: duplicate(model) for chain in self.chains}
         stages = [stage] if self._errors == [IMAGE] else self._stages()
         learned = [split_entry(self.entries[-1])[0]] if update == "isolated" else stages
         for chain in self.chains:
             self.covers.update(self._losses_of(chain.seed))
             forward = ForwardPass(self.forwards[chain.seed], stages, learned, trade_off)
             self.modules[Key(chain.seed, FORWARD)] = forward
-        self.over = {key: self._over(key.entry) for key in self.covers if key.entry in (IMAGE, *self.entries)}
+        self.over: dict[Key, str] = {
+            key: self._over(key.entry) for key in self.covers if key.entry in (IMAGE, *self.entries)
+        }
         if update != "backwards-only":
             for seed, forward in self.forwards.items():
                 key = Key(seed, FORWARD)
@@ -190,8 +194,11 @@ class ForwardPass(nn.Module):
 
     def __init__(self, model: StagedModel, names: Sequence[str], learned: Sequence[str], trade_off: float) -> None:
         super().__init__()
-        self.module, self.model = model.module, model
-        self.names, self.learned, self.trade_off = names, learned, trade_off
+        self.module: nn.Module = model.module
+        self.model: StagedModel = model
+        self.names: Sequence[str] = names
+        self.learned: Sequence[str] = learned
+        self.trade_off: float = trade_off
 
     def forward(
         self, images: Tensor, valid: Tensor | None, targets: Sequence[Target], counts: Counts | None

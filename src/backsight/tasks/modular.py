@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,11 +23,11 @@ class Modular(Task):
 
     def __init__(self, model: StagedModel, chains: Sequence[InverseChain]) -> None:
         super().__init__(model, chains)
-        self.covers = {key: (key,) for key in self.networks}
-        self.over = {key: model.spec.before(key.stage) for key in self.networks}
+        self.covers: dict[Key, tuple[Key, ...]] = {key: (key,) for key in self.networks}
+        self.over: dict[Key, str] = {key: model.spec.before(key.stage) for key in self.networks}
         """The stage whose features each inverse has to give."""
-        self.stages = list(dict.fromkeys([*(key.stage for key in self.networks), *self.over.values()]))
-        self.features = model.features
+        self.stages: list[str] = list(dict.fromkeys([*(key.stage for key in self.networks), *self.over.values()]))
+        self.features: Callable[..., dict[str, Tensor]] = model.features
         """Where the features come from, a drop-in for the forward model's own."""
 
     def losses(

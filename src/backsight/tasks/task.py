@@ -68,7 +68,8 @@ class Task(ABC):
     """
 
     def __init__(self, model: StagedModel, chains: Sequence[InverseChain], stage: str | None = None) -> None:
-        self.model, self.chains = model, list(chains)
+        self.model: StagedModel = model
+        self.chains: list[InverseChain] = list(chains)
         self.networks: dict[Key, nn.Module] = {}
         self.computed: dict[Key, Inverse] = {}
         for chain in self.chains:
@@ -80,7 +81,9 @@ class Task(ABC):
                     self.networks[Key.of(chain.seed, entry)] = inverse
         self.modules: dict[Key, Callable[..., Any]] = dict(self.networks)
         plans = self.chains[0].plans
-        self.learning_rates = {key: learning_rate(plans[key.entry], each) for key, each in self.networks.items()}
+        self.learning_rates: dict[Key, float] = {
+            key: learning_rate(plans[key.entry], each) for key, each in self.networks.items()
+        }
         self.clips: dict[Key, float] = {}
         self.covers: dict[Key, tuple[Key, ...]] = {}
         self.over: dict[Key, str] = {}

@@ -25,7 +25,7 @@ from backsight.data import Batch, sum_images
 from backsight.distributed import Processes
 from backsight.io import digest, write_checkpoint, write_text, write_whole
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -80,7 +80,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 2, mirror: Mirror | None = None) -> None:
-        self.folder, self.keep, self.mirror = folder, keep, mirror
+        self.folder: Path = folder
+        self.keep: int = keep
+        self.mirror: Mirror | None = mirror
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._writing: Future[None] | None = None
 
@@ -165,7 +167,10 @@ class Mirror:
     def __init__(self, place: str, folder: Path) -> None:
         import fsspec
 
-        self.place, self.folder = place, folder
+        self.place: str = place
+        self.folder: Path = folder
+        self.files: Any
+        self.root: str
         try:
             self.files, self.root = fsspec.core.url_to_fs(place)
         except (ImportError, ValueError) as error:

@@ -30,7 +30,7 @@ from backsight.io import digest, write_bytes, write_json
 from backsight.options import TrainOptions
 from backsight.tasks import Modular, Task
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 SHARD = 128 * 2**20
 """Bytes of a shard, about."""
@@ -61,18 +61,21 @@ class FeatureCache:
         precision: str = "fp32",
         processes: int = 1,
     ) -> None:
-        self.model, self.names, self.limit = model, [name for name in names if name != IMAGE], limit
+        self.model: StagedModel = model
+        self.names: list[str] = [name for name in names if name != IMAGE]
+        self.limit: float = limit
         facts = {"model": model.digest(), "pixels": asdict(model.pixels), "data": data, "stages": sorted(self.names)}
-        self.facts = {**facts, "precision": precision}
+        self.facts: dict[str, Any] = {**facts, "precision": precision}
         own = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder, self.writer = folder / own, secrets.token_hex(4)
+        self.folder: Path = folder / own
+        self.writer: str = secrets.token_hex(4)
         self._batch: Batch | None = None
         self._places: dict[str, tuple[Path, int]] = {}
         self._open: dict[Path, Any] = {}
         self._waiting: dict[str, dict[str, Tensor]] = {}
         self._seen: set[Path] = set()
         self.refresh()
-        self.room = (limit - self.bytes) / processes
+        self.room: float = (limit - self.bytes) / processes
 
     def __len__(self) -> int:
         """How many images are cached."""
@@ -184,7 +187,7 @@ class FeatureCache:
                     path.unlink(missing_ok=True)
             else:
                 self._places |= {identity: (path, row) for row, identity in enumerate(ids)}
-        self.bytes = sum(map(_size, self.folder.glob("*.safetensors")))
+        self.bytes: int = sum(map(_size, self.folder.glob("*.safetensors")))
 
 
 def _ids_in(path: Path) -> list[str] | None:

@@ -25,7 +25,7 @@ from backsight.io import read_json_lines, read_yaml, write_text
 from backsight.training.checkpoints import Checkpoints, Mirror
 from backsight.validation import check_folder
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 FILES = ("metrics.jsonl", "mean_image.safetensors", "training_range.safetensors", "evaluation.json", "card.md")
@@ -56,9 +56,10 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path, *, keep: int = 2, writes: bool = True, mirror: str | None = None) -> None:
-        self.path, self.writes = Path(path), writes
-        self.mirror = None if mirror is None else Mirror(mirror, self.path)
-        self.checkpoints = Checkpoints(self.path / "checkpoints", keep, self.mirror)
+        self.path: Path = Path(path)
+        self.writes: bool = writes
+        self.mirror: Mirror | None = None if mirror is None else Mirror(mirror, self.path)
+        self.checkpoints: Checkpoints = Checkpoints(self.path / "checkpoints", keep, self.mirror)
 
     @property
     def finished(self) -> bool:

@@ -24,7 +24,7 @@ from backsight.inverses import Inverse
 from backsight.tasks import Task
 from backsight.validation import first_line
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -105,8 +105,11 @@ class Compiled:
     """
 
     def __init__(self, module: nn.Module, call: Callable[..., Any], size: int) -> None:
-        self.original, self.compiled = call, torch.compile(call, dynamic=False)
-        self.module, self.size, self.trained = module, size, module.training
+        self.original: Callable[..., Any] = call
+        self.compiled: Callable[..., Any] = torch.compile(call, dynamic=False)
+        self.module: nn.Module = module
+        self.size: int = size
+        self.trained: bool = module.training
         self.tried = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -29,7 +29,7 @@ from backsight.training.checkpoints import State, copied_aside, random_states, r
 from backsight.training.folder import RunFolder
 from backsight.training.updates import CLIP, Updates, schedule
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 EVALUATE_EVERY = 25
 """Batches between two evaluations, at the least: one costs several batches."""
@@ -100,15 +100,24 @@ class Loop:
         processes: Processes,
         signals: list[int],
     ) -> None:
-        self.task, self.options, self.budget, self.folder = task, options, budget, folder
-        self.epoch, self.batches_an_epoch, self.validate = epoch, batches_an_epoch, validate
-        self.precision, self.micro_batch, self.device = precision, micro_batch, task.model.device
-        self.processes, self.signals, self.state = processes, signals, State()
+        self.task: Task = task
+        self.options: TrainOptions = options
+        self.budget: Budget = budget
+        self.folder: RunFolder = folder
+        self.epoch: Callable[[int, int], Iterator[Batch]] = epoch
+        self.batches_an_epoch: int = batches_an_epoch
+        self.validate: Callable[[], tuple[Mapping[Key, float], Mapping[str, list[float]]]] = validate
+        self.precision: str = precision
+        self.micro_batch: int | None = micro_batch
+        self.device: torch.device = task.model.device
+        self.processes: Processes = processes
+        self.signals: list[int] = signals
+        self.state: State = State()
         tenth = budget.steps // 10 if budget.steps else 10 * EVALUATE_EVERY
-        self.evaluate_every = options.evaluate_every or max(EVALUATE_EVERY, min(batches_an_epoch, tenth))
+        self.evaluate_every: int = options.evaluate_every or max(EVALUATE_EVERY, min(batches_an_epoch, tenth))
         self.watchers: list[Callable[[State, Mapping[Key, float], float], None]] = []
-        self.parallel = distribute(task, processes, options.gradient_compression)
-        self.updates = {
+        self.parallel: list[DistributedDataParallel] = distribute(task, processes, options.gradient_compression)
+        self.updates: dict[Key, Updates] = {
             key: Updates(network, options.recipe, task.learning_rates[key], task.clips.get(key, CLIP))
             for key, network in task.networks.items()
         }
@@ -315,7 +324,7 @@ class Loop:
 
     def load(self, checkpoint: Mapping[str, Any]) -> None:
         """Go back to where ``checkpoint`` was written."""
-        self.state = State.from_dict(checkpoint["state"], self.device)
+        self.state: State = State.from_dict(checkpoint["state"], self.device)
         if not self.processes.main:  # which has the sum of all
             self.state.image_sum, self.state.pixel_counts = None, 0
         for each in self.state.stopped.values():

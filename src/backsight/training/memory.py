@@ -18,7 +18,7 @@ from backsight.distributed import Processes
 from backsight.options import UNITS, TrainOptions, parse_bytes
 from backsight.tasks import Task
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 PASSING = 3
 """The largest tensors that exist for a moment beside what is saved for the backward pass: gradients of two maps, and

@@ -31,16 +31,16 @@ from backsight.tasks import Task, check_truth, make_task, settings_of
 from backsight.training.batches import HeldOut, cache_images, count_batches, length, train_batches
 from backsight.training.beginning import begin
 from backsight.training.checkpoints import State, from_main, step_of
-from backsight.training.feature_cache import open_feature_cache
+from backsight.training.feature_cache import FeatureCache, open_feature_cache
 from backsight.training.folder import RunFolder, files_of_run
 from backsight.training.kernels import choose_memory_format, compile_task, freeze_biases
 from backsight.training.loop import Budget, Interrupted, Loop, NotFinite, StopRequested, stop_signals, stopped_in_words
-from backsight.training.memory import choose_micro_batch, in_units
+from backsight.training.memory import Need, choose_micro_batch, in_units
 from backsight.training.outputs import measure, save_models, score_by_seed, task_in_words, versions, write_card
 from backsight.training.tracking import ProgressLine, Tracker
 from backsight.weak_inverses import no_better, still_falling, weak_in_words
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 TASK = ("task", "trade_off", "update", "stage", "forward_learning_rate", "begins_with")
 
@@ -196,8 +196,11 @@ class Run:
         processes: Processes | None = None,
         signals: list[int] | None = None,
     ) -> None:
-        self.model, self.options, self.folder = model, options, folder
-        self.processes = processes = processes or Processes()
+        self.model: StagedModel = model
+        self.options: TrainOptions = options
+        self.folder: RunFolder = folder
+        processes = processes or Processes()
+        self.processes: Processes = processes
         self.signals: list[int] = [] if signals is None else signals
 
         def opened() -> Splits:
@@ -210,25 +213,31 @@ class Run:
             with processes.main_first():  # others find in a cache what it has fetched
                 splits = opened()
         prints = processes.from_main(lambda: {part: data.fingerprint() for part, data in vars(splits).items()})
-        self.splits, self.fingerprints = cache_images(splits, options, model.pixels, prints), prints
-        self.batches_an_epoch = count_batches(self.splits.train, options.batch_size)
-        self.budget = Budget.of(options.steps, options.epochs, options.minutes, self.batches_an_epoch)
+        self.splits: Splits = cache_images(splits, options, model.pixels, prints)
+        self.fingerprints: dict[str, Any] = prints
+        self.batches_an_epoch: int = count_batches(self.splits.train, options.batch_size)
+        self.budget: Budget = Budget.of(options.steps, options.epochs, options.minutes, self.batches_an_epoch)
         if options.task == "joint":
             check_truth(model, self.splits.train)
-        self.task = task = make_task(model, options)
+        task = make_task(model, options)
+        self.task: Task = task
         processes.same_weights([model.module, *task.networks.values()])
         before = processes.from_main(lambda: {} if options.overwrite else folder.config())
-        self.precision = processes.from_main(lambda: _precision(options, task, before))
+        self.precision: str = processes.from_main(lambda: _precision(options, task, before))
         keep_memory(model.device)
         freeze_biases(task.networks.values())
         choose_memory_format(task.networks.values(), model.device)
         if options.sync_batch_norm and processes.count > 1:
             for network in task.networks.values():
                 nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.micro_batch: int | None
+        self.need: Need | None
         self.micro_batch, self.need = choose_micro_batch(task, options, self.precision, before, processes)
-        self.cache = open_feature_cache(task, options, prints["train"], self.precision, processes.count)
+        self.cache: FeatureCache | None = open_feature_cache(
+            task, options, prints["train"], self.precision, processes.count
+        )
         own = (self.micro_batch, options.workers)
-        self.held_out = HeldOut(options.batch_size, model.device, processes, self.signals, *own)
+        self.held_out: HeldOut = HeldOut(options.batch_size, model.device, processes, self.signals, *own)
         self.frozen_performance: dict[str, list[float]] | None = None
 
     @property

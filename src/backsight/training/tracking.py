@@ -27,7 +27,7 @@ class ProgressLine:
     """Images a second, time left, and the loss of every stage (the mean over seeds), on standard error."""
 
     def __init__(self, losses: Iterable[Key]) -> None:
-        self.entries = list(dict.fromkeys(key.entry for key in losses))
+        self.entries: list[str] = list(dict.fromkeys(key.entry for key in losses))
         self._console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("step {task.fields[step]}"),
@@ -97,7 +97,8 @@ class Tracker:
     """
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
+        self.name: str = name
+        self.folder: Path = folder
         self._library: Any = None
         self._send: Send | None = None
         self._close: Callable[[], Any] = lambda: None

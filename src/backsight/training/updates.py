@@ -43,7 +43,8 @@ class Updates:
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe, learning_rate: float, clip: float = CLIP) -> None:
-        self.learning_rate, self.clip = learning_rate, clip
+        self.learning_rate: float = learning_rate
+        self.clip: float = clip
         fast = recipe != "paper" and isinstance(network, Inverse) and network.muon
         matrices = {name: weight for name, weight in network.named_parameters() if fast and _is_matrix(name, weight)}
         others = [weight for name, weight in network.named_parameters() if name not in matrices]
