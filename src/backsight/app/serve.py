@@ -135,7 +135,7 @@ class Loader:
 
         self._load, self._on_failure = load, on_failure
         self.loading = ""
-        self.failure: None = None
+        self.failure: BaseException | None = None
         self.app: ASGIApp | None = None
 
         async def page(_: Any) -> HTMLResponse:
