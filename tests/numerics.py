@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backsight.results import Result
+
 ROUNDING = 1e-5
 """Of the largest value: features of a deep network add up thousands of products, each rounded to 6e-8."""
 
@@ -46,6 +48,16 @@ def assert_rounding(actual: Any, expected: Any, tolerance: float = ROUNDING) -> 
         assert torch.equal(actual, expected)
     else:
         assert actual == expected
+
+
+def assert_same_values(actual: Result, expected: Result, tolerance: float = 1e-4) -> None:
+    """Two results of an experiment have the same measurements; values agree up to ``tolerance`` of the largest.
+
+    An AUC counts pairs that are in order, and rounding may turn one of them round: a hundredth is given.
+    """
+    for mine, theirs in zip(actual.measurements, expected.measurements, strict=True):
+        assert mine.labels == theirs.labels
+        assert_rounding(mine.values, theirs.values, 0.01 if mine.labels["metric"] == "AUC" else tolerance)
 
 
 def assert_same_weights(actual: nn.Module, expected: nn.Module) -> None:

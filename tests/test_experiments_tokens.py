@@ -12,6 +12,7 @@ from backsight.experiments import EXPERIMENTS, Result, Subject
 from backsight.experiments.token_noise import Route, area_under_curve, measure, patch_pixels, routes
 from backsight.perturb import choose_tokens, generator_for
 from known_chains import check_contract, check_figure, random_subject
+from numerics import assert_same_values
 from pixel_toy import paint_mean, paint_patches, pixel_model
 from stand_in_chains import paint_grey, painted
 
@@ -115,9 +116,7 @@ def test_patches_of_tokens() -> None:
 def test_the_noise_is_the_same_whatever_the_batches(classifier: Subject) -> None:
     other = Subject(classifier.model, classifier.ensemble, classifier.data, num_images=3, batch_size=2)
     one, two = (measure(each, shares=(0.3,), num_pictures=0) for each in (classifier, other))
-    for ours, theirs in zip(one.measurements, two.measurements, strict=True):
-        assert ours.labels == theirs.labels
-        torch.testing.assert_close(ours.values, theirs.values, rtol=1e-4, atol=1e-9)
+    assert_same_values(one, two)
     assert not torch.equal(measure(other, shares=(0.3,), seed=1).measurements[0].values, two.measurements[0].values)
 
 

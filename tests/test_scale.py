@@ -29,7 +29,7 @@ from backsight.training.batches import HeldOut
 from backsight.training.checkpoints import from_main
 from backsight.training.run import Run
 from marks import quick
-from numerics import assert_rounding
+from numerics import assert_same_values
 from pictures import drawn, save_pictures
 from together import codes, command, forward_model, free_port, lines, options, together, train
 
@@ -372,9 +372,7 @@ def test_experiments_on_two_processes_find_what_one_finds(tmp_path: Path) -> Non
         two = Result.load(tmp_path / "two" / name)
         assert (tmp_path / "two" / name / "report.html").is_file()
         assert two.images == one.images
-        for mine, theirs in zip(two.measurements, one.measurements, strict=True):
-            assert mine.labels == theirs.labels
-            assert_rounding(mine.values, theirs.values, 1e-4)
+        assert_same_values(two, one)
 
 
 # ---- where processes do not fork
