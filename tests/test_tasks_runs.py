@@ -207,6 +207,9 @@ def test_a_sweep_trains_every_task_keeps_finished_runs_and_draws(
           "--chain", "zoo/detr-prior"], "no chain of seed 7"),
         (["zoo/detr-prior", "--task", "classic", "--inverse", "encoder@b=encoder"], "give it as encoder=..."),
         (["zoo/detr-prior", "--task", "classic", "--inverse", "encoder=encoder:input_noise=1"], "for modular training"),
+        (["zoo/vit-prior", "--inverse", "encoder=blocks:depth=0"], "the inverse of encoder has no weights to train"),
+        (["zoo/vit-prior", "--data", "world:99999999999"], "99999999999 in 'world:99999999999' is no seed"),
+        (["zoo/vit-prior", "--seed", "99999999999"], "seed"),
         (["zoo/detr-prior", "--chain", "zoo/vit-prior"], "use the model that the chain was trained on"),
     ],
 )  # fmt: skip

@@ -85,6 +85,13 @@ def test_every_family_trains_and_leaves_a_whole_run_folder(family: str, tmp_path
     assert "Random weights" in (tmp_path / "run" / "card.md").read_text()
 
 
+def test_a_script_that_turned_gradients_off_trains(tmp_path: Path) -> None:
+    with torch.set_grad_enabled(False):
+        run(tmp_path / "run", steps=2)
+        assert not torch.is_grad_enabled()
+    assert RunFolder(tmp_path / "run").finished
+
+
 def test_validation_errors_fall(tmp_path: Path) -> None:
     run(tmp_path / "run", steps=60, seeds=1, evaluate_every=20, inverse=("backbone=patch:learning_rate=1e-2",))
     errors = [record["validation"] for record in records(tmp_path / "run", "validation")]

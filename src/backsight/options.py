@@ -92,7 +92,7 @@ class RunOptions:
     """Begin with the inverses of a run, of zoo/... or of a name on the hub, instead of new ones."""
     seeds: Number = 3
     """How many instances of every inverse to train, side by side."""
-    seed: AnyNumber = 0
+    seed: Annotated[int, Range(0, 2**32)] = 0
     """The first of these seeds; also of the order of the images."""
     batch_size: Number = 32
     """Images in a batch."""

@@ -21,7 +21,7 @@ FORMAT = 1
 """The version of the format of ``chain.json``; a later one is refused."""
 
 FIX = "train the chain again, or fetch it again"
-_ENTRY = re.compile(r"[\w-]+(@[\w-]+)?")
+ENTRY = re.compile(r"[\w-]{1,99}(@[\w-]{1,99})?")
 """The names of inverses, and of their files: none leads out of the folder."""
 
 
@@ -65,7 +65,7 @@ class ChainIndex(Record):
 
     def __post_init__(self) -> None:
         for entry in self.inverses:
-            if not _ENTRY.fullmatch(entry) or split_entry(entry)[0] not in self.stages:
+            if not ENTRY.fullmatch(entry) or split_entry(entry)[0] not in self.stages:
                 raise UserError(f"'{entry}' is no inverse of a stage: these are {', '.join(self.stages)}")
         known = {}
         for entry, saved in self.inverses.items():  # 0.1 does not say which target is the image: the first stage's

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backsight.chain import InverseChain, Plan, build_chain
+from backsight.chain.files import ENTRY
 from backsight.core import IMAGE, Key, Pixels, UserError, entry_of, split_entry
 from backsight.data import Batch, Target
 from backsight.engine import StagedModel
@@ -238,6 +239,8 @@ def make_plans(model: StagedModel, changes: Sequence[str] = ()) -> dict[str, Pla
         entry, equals, value = change.partition("=")
         if not equals or not entry or not value:
             raise UserError(f"'{change}' changes no inverse: write stage=inverse, as backbone=local")
+        if not ENTRY.fullmatch(entry):
+            raise UserError(f"'{entry}' names no inverse: write stage, or stage@variant of letters and digits")
         stage, _ = split_entry(entry)
         model.spec.stage(stage)
         if value == "none":

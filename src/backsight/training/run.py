@@ -124,7 +124,7 @@ def train_run(
     model_options = model_options or ModelOptions()
     if restarted():
         options = replace(options, resume=True, overwrite=False)
-    with joined(model_options.device) as processes:
+    with torch.enable_grad(), joined(model_options.device) as processes:
         check_data(options.data)
         keep = options.keep_checkpoints or KEPT
         folder = RunFolder(options.out, keep=keep, writes=processes.main, mirror=options.mirror)

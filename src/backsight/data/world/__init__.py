@@ -23,6 +23,9 @@ MIN_VISIBLE = 0.35
 LENGTHS = (100_000, 1_000, 2_000)
 """Scenes in training, validation and test, unless told otherwise."""
 
+MOST = 2**32
+"""The largest seed."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -146,5 +149,7 @@ def open_world(text: str, size: tuple[int, int] = (96, 96), lengths: tuple[int, 
             raise UserError(f"'{text}' has '{found[kind]}' and '{word}', where one is meant: say {form}")
         found[kind] = word
     seed, single = int(found.get("seed", 0)), "single" in found
+    if seed > MOST:
+        raise UserError(f"{seed} in '{text}' is no seed: the largest is {MOST}")
     streams = (World(law, size, 3 * seed + k, length, single) for k, length in enumerate(lengths))
     return Splits(*streams)
