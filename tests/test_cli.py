@@ -127,6 +127,13 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_experiment_writes_over_no_file_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "table.csv").write_text("mine")
+    command = ("experiment", "stage_error", "zoo/vit-prior", "--images", "2", "--out", str(tmp_path))
+    assert "a 'table.csv' that no experiment wrote" in refused(capsys, *command)
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+
+
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--version"])
     assert capsys.readouterr().out == f"backsight {version('backsight')}\n"

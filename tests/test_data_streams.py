@@ -93,6 +93,12 @@ def test_members_are_sought_once_and_read_by_their_places(tars: str, monkeypatch
     assert len(list((cache_folder() / "tar").iterdir())) == 4
 
 
+def test_tar_files_that_are_not_there_are_counted(tars: str, caplog: pytest.LogCaptureFixture) -> None:
+    Path(tars.removeprefix("wds:").replace("{000..003}", "002")).unlink()
+    assert sum(map(len, vars(open_data(tars, PIXELS)).values())) == 180
+    assert "1 of 4 files are not there" in caplog.text
+
+
 def test_tar_files_are_read_through_fsspec(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {f"{number}.png": picture(number) for number in range(120)})
     fsspec.filesystem("memory").pipe("/shards/a-00.tar", (tmp_path / "a.tar").read_bytes())

@@ -126,10 +126,13 @@ class TarFiles:
             self.system, root = url_to_fs(pattern)
         except (ImportError, ValueError) as error:
             raise UserError(f"wds:{pattern}: {' '.join(str(error).split())}") from error
-        self.paths: list[str] = [path for each in expand(root) for path in sorted(self._matching(each))]
+        found = {each: sorted(self._matching(each)) for each in expand(root)}
+        self.paths: list[str] = [path for paths in found.values() for path in paths]
         if not self.paths:
             path = Path(pattern)
             raise UserError(f"no file is called '{pattern}'{nearest_name(path)}: wds: takes DIR/NAME-{{000..127}}.tar")
+        if missing := [each for each, paths in found.items() if not paths]:
+            logger.warning("wds:%s: %d of %d files are not there, as %s", pattern, len(missing), len(found), missing[0])
 
     def _matching(self, path: str) -> list[str]:
         if any(each in path for each in "*?["):
