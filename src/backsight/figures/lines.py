@@ -107,8 +107,10 @@ def add_errors(
         line = axes.axhline(value, linestyle=dash, color=ink(), linewidth=1.1)
         lines.append(Line(value, line, name))
     errors = [error for points in table.values() for point in points for error in (*point.seeds, *point.bounds)]
-    if from_zero:
-        axes.set_ylim(bottom=1.05 * min([0.0, *errors]))
+    if from_zero:  # with room above, too: matplotlib leaves a twentieth of what the values span, not of the axis
+        known = [each for each in (0.0, *errors, *(baselines or {}).values()) if math.isfinite(each)]
+        bottom = 1.05 * min(known)
+        axes.set_ylim(bottom, max(axes.get_ylim()[1], max(known) + 0.05 * (max(known) - bottom)))
     return lines
 
 
