@@ -93,8 +93,9 @@ def average_precision_interval(
     images (every tenth one), and what each group adds scatters as images do (Efron and Tibshirani, 1993, chapter 11).
 
     Returns:
-        The interval about the AP of all images (NaN where there are fewer than two), and the pseudo-value of each
-        group, ``groups``: of two conditions of the same images, their differences are paired.
+        The AP of all images with its interval (NaN where there are fewer than two), which lies about the mean of the
+        pseudo-values: the AP of few images is too high on average, and that takes most of it away. And the
+        pseudo-value of each group, ``groups``: of two conditions of the same images, their differences are paired.
     """
     whole = average_precision(detections, truths)["AP"]
     groups = min(groups, len(detections))
@@ -108,9 +109,8 @@ def average_precision_interval(
     known = pseudo[pseudo.isfinite()]
     if len(known) < 2:
         return Interval(whole, math.nan, math.nan), pseudo
-    found = estimate(known)
-    half = found.interval().high - found.mean
-    return Interval(whole, max(0.0, whole - half), min(1.0, whole + half)), pseudo
+    _, low, high = estimate(known).interval()
+    return Interval(whole, max(0.0, low), min(1.0, high)), pseudo
 
 
 def box_overlaps(boxes: Tensor, others: Tensor) -> Tensor:
