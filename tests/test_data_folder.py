@@ -13,7 +13,7 @@ import torch
 
 from backsight.core import Pixels, UserError
 from backsight.data import load_images, loader, open_data
-from backsight.data.folder import find_images
+from backsight.data.folder import ImageFiles, find_images
 from pictures import drawn, encoded, opened, real_data, save_pictures
 
 PIXELS = Pixels((16, 24))
@@ -92,6 +92,16 @@ def test_unreadable_files_are_named_skipped_and_counted(tmp_path: Path, caplog: 
     assert list(splits.train.unreadable) == ["note.jpg"]
     assert splits.test.unreadable == {}
     assert [len(batch.ids) for batch in loader(splits.train, 8)] == [2]
+
+
+def test_parts_that_are_given_are_opened_by_a_single_picture_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_pictures(tmp_path, [f"{part}/{index}.png" for part in ("train", "val", "test") for index in range(30)])
+    read, original = [], ImageFiles.read
+    monkeypatch.setattr(ImageFiles, "read", lambda self, index: (read.append(index), original(self, index))[1])
+    open_data(f"folder:{tmp_path}", PIXELS)
+    assert read == [0, 0, 0]
 
 
 def test_strict_fails_at_the_first_unreadable_file(tmp_path: Path) -> None:

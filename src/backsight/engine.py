@@ -91,11 +91,11 @@ class StagedModel:
     ) -> None:
         self.module: nn.Module = module.eval().requires_grad_(False)
         self.spec: Spec = spec
-        self.pixels = pixels
+        self.pixels: Pixels = pixels
         self.name: str = name
         self.weights: str = weights
-        self.constants = dict(constants or {})
-        self.arguments = dict(arguments or {})
+        self.constants: dict[str, Tensor] = dict(constants or {})
+        self.arguments: dict[str, Any] = dict(arguments or {})
         self.reopen: dict[str, Any] = dict(reopen or {})
         self.read = read
         self.image_argument: str | None = image_argument or image_argument_of(module)
@@ -141,8 +141,8 @@ class StagedModel:
     def to(self, device: torch.device | str) -> StagedModel:
         """Move the weights; returns the model itself."""
         self.module.to(device)
-        self.constants: dict[str, Tensor] = {name: value.to(device) for name, value in self.constants.items()}
-        self.arguments: Any = each_tensor(self.arguments, lambda value: value.to(device))
+        self.constants = {name: value.to(device) for name, value in self.constants.items()}
+        self.arguments = each_tensor(self.arguments, lambda value: value.to(device))
         return self
 
     # ---- passes
@@ -253,7 +253,7 @@ class StagedModel:
         """
         if fit == "pad":
             self._require_mask()
-        self.pixels: Pixels = replace(self.pixels, fit=fit or self.pixels.fit)
+        self.pixels = replace(self.pixels, fit=fit or self.pixels.fit)
         return self
 
     @cached_property

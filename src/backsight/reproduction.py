@@ -101,9 +101,10 @@ def experiment(
     chosen = find_experiment(name)
     out = Path(out or Path("experiments", name))
     check_folder(out, "--out")
-    foreign = [each for each in ("report.html", "figure.pdf", "table.csv") if (out / each).exists()]
+    names = ("report.html", "figure.pdf", "figure.png", "table.csv")
+    foreign = next((name for name in names if (out / name).exists()), None)
     if foreign and not (out / "result.json").exists():
-        raise UserError(f"{out} has a '{foreign[0]}' that no experiment wrote: choose another --out")
+        raise UserError(f"{out} has a '{foreign}' that no experiment wrote: choose another --out")
     values = dict(settings) if isinstance(settings, Mapping) else read_settings(chosen.measure, settings)
     if chosen.compares_runs and not values.get("runs"):
         raise UserError(f"{name} compares finished runs: give their folders as runs (--set 'runs=[a,b]')")

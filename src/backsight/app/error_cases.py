@@ -90,7 +90,7 @@ class Diagnosis:
     def __init__(self, model: ModelView, num_images: int = NUM_IMAGES) -> None:
         self.model: ModelView = model
         self.num_images: int = min(num_images, len(model.subject.data))
-        self.num_done = 0
+        self.num_done: int = 0
         self.cases: list[ErrorCase] = []
         self.counts: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -120,7 +120,7 @@ class Diagnosis:
                 counted = result.select(type=kind, metric="count")
                 self.counts[kind] += sum(int(each.known().sum()) for each in counted)
             self._add_cases(result.shown(), images)
-            self.num_done: int = stop
+            self.num_done = stop
 
     def case(self, number: str) -> ErrorCase:
         """A case by its number. One that was not found yet is searched for: as far as all images, and no further.

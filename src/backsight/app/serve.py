@@ -134,7 +134,7 @@ class Loader:
         from starlette.routing import Route
 
         self._load, self._on_failure = load, on_failure
-        self.loading = ""
+        self.loading: str = ""
         self.failure: BaseException | None = None
         self.app: ASGIApp | None = None
 
@@ -156,7 +156,7 @@ class Loader:
         await (ready or self._waiting)(scope, receive, send)
 
     def _report(self, what: str) -> None:
-        self.loading: str = what
+        self.loading = what
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:

@@ -24,6 +24,9 @@ logger: logging.Logger = logging.getLogger(__name__)
 IMAGE, VALID = "image", "valid"
 """The tensors of a file beside those of the target."""
 
+FORMAT = 2
+"""The version of the files' format: those of another lie in another folder, and are not read."""
+
 IN_A_FOLDER = 1000
 """Files of one folder: some systems are slow with more."""
 
@@ -47,7 +50,8 @@ class ImageCache:
         self.data: ImageData = data
         self.name: str = data.name
         self.classes: Mapping[int, str] = data.classes
-        facts = f"{fingerprint or data.fingerprint()} {sorted(asdict(pixels).items())} {sorted(data.classes.items())}"
+        own = sorted(asdict(pixels).items()), sorted(data.classes.items())
+        facts = f"{FORMAT} {fingerprint or data.fingerprint()} {own[0]} {own[1]}"
         self.folder: Path = folder / hashlib.sha256(facts.encode()).hexdigest()[:16]
         self.allowed: int = int(limit // (3 * pixels.size[0] * pixels.size[1]))
 

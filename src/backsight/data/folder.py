@@ -42,7 +42,7 @@ class ImageFiles(Source):
     ) -> None:
         super().__init__(name, ids, classes or {}, reading, labels)
         self.root = root
-        self.names_of_labels: Mapping[int, str] | dict[int, str] = classes or {}
+        self.names_of_labels: Mapping[int, str] = classes or {}
 
     def where(self, index: int) -> str:
         """The picture's path."""

@@ -79,7 +79,8 @@ def arrange(parts: Mapping[str, Source], seed: int) -> Splits:
     if len(sources) == 1:
         return divide(sources[0], seed)
     for source in sources:
-        readable_first(source, range(len(source)), least=1)
+        if all(source[index] is None for index in range(min(PROBED, len(source)))):  # one that can be read will do
+            readable_first(source, range(len(source)), least=1)
     if len(sources) == 3:
         return Splits(*sources)
     return Splits(*hold_out(sources[0], seed), sources[1])

@@ -130,14 +130,17 @@ class Spread:
     """The mean and the standard deviation of every channel, added up in float64."""
 
     def __init__(self) -> None:
-        self.count = self.total = self.squares = torch.zeros((), dtype=torch.float64)
+        nothing = torch.zeros((), dtype=torch.float64)
+        self.count: Tensor = nothing
+        self.total: Tensor = nothing
+        self.squares: Tensor = nothing
 
     def add(self, values: Tensor) -> None:
         """Add ``B N D``, or images ``B 3 H W``."""
         rows = exact(values.flatten(2).transpose(1, 2) if values.dim() == 4 else values).flatten(0, 1)
-        self.count: Tensor = self.count + rows.new_full((), len(rows))
-        self.total: Tensor = self.total + rows.sum(0)
-        self.squares: Tensor = self.squares + rows.square().sum(0)
+        self.count = self.count + rows.new_full((), len(rows))
+        self.total = self.total + rows.sum(0)
+        self.squares = self.squares + rows.square().sum(0)
 
     @property
     def mean(self) -> Tensor:

@@ -92,7 +92,7 @@ def make_task(model: StagedModel, options: TrainOptions) -> Task:
         update, rate = settings["update"], settings["forward_learning_rate"]
         task = Joint(model, chains, settings["stage"], settings["trade_off"], update, rate)
     for key, network in task.networks.items():
-        if not any(True for _ in network.parameters()):
+        if next(network.parameters(), None) is None:
             raise UserError(f"the inverse of {key.entry} has no weights to train: give it a depth of 1 or more")
         if isinstance(network, Inverse):
             task.learning_rates[key] = learning_rate(chains[0].plans[key.entry], network, options.recipe)

@@ -324,7 +324,7 @@ class Loop:
 
     def load(self, checkpoint: Mapping[str, Any]) -> None:
         """Go back to where ``checkpoint`` was written."""
-        self.state: State = State.from_dict(checkpoint["state"], self.device)
+        self.state = State.from_dict(checkpoint["state"], self.device)
         if not self.processes.main:  # which has the sum of all
             self.state.image_sum, self.state.pixel_counts = None, 0
         for each in self.state.stopped.values():
