@@ -45,6 +45,14 @@ def test_an_update_is_nearly_orthogonal(shape: tuple[int, int]) -> None:
     assert cosine > 0.98, "the directions are those of the matrix"
 
 
+@pytest.mark.parametrize("shape", [(24, 200), (200, 24)])
+def test_an_update_rounded_as_on_a_gpu_stays_bounded(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    few = torch.randn(3, shape[0], 4) @ torch.randn(3, 4, shape[1])  # as gradients are: of few directions
+    largest = torch.linalg.matrix_norm(orthogonalised(few.bfloat16()).float(), 2)
+    assert largest.max() < 1.4
+
+
 def test_a_wide_matrix_is_iterated_on_by_its_gram_matrix_to_the_same_end() -> None:
     torch.manual_seed(0)
     wide = torch.randn(20, 200, dtype=torch.float64)

@@ -157,8 +157,9 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     """``G N M`` -> about ``U V^T`` of each one's singular value decomposition ``U S V^T``, by five Newton-Schulz
     iterations.
 
-    Matrices that are wide (or high) are iterated on by their Gram matrix, and are read twice only. A GPU computes in
-    bf16.
+    Wide (or high) matrices in single precision are iterated on by their Gram matrix, and are read twice only. A GPU
+    computes in bf16, and on the matrices themselves: rounded to bf16 a Gram matrix has eigenvalues below 0, which the
+    polynomial makes larger in every iteration.
     """
     a, b, c = COEFFICIENTS
     high = matrices.shape[1] > matrices.shape[2]
@@ -166,7 +167,7 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     if x.is_cuda:
         x = x.bfloat16()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    if x.shape[2] >= WIDE * x.shape[1]:
+    if x.dtype != torch.bfloat16 and x.shape[2] >= WIDE * x.shape[1]:
         gram = x @ x.mT
         product: Tensor | None = None
         for left in range(ITERATIONS)[::-1]:
