@@ -19,6 +19,8 @@ def train(
     minutes: float | None = None,
     seed: int | None = None,
     chains: bool = False,
+    data: str | None = None,
+    device: str = "cpu",
 ) -> None:
     """Train a model of the zoo again from nothing, by its own recipe: the model, or its inverse chains.
 
@@ -29,12 +31,14 @@ def train(
         minutes: Stop after this many minutes.
         seed: Of the model's first weights and of its scenes, in place of the recipe's.
         chains: Train the inverse chains of the model in that folder.
+        data: Where the photographs are, as for `backsight train`, if not where the recipe says.
+        device: Where to compute, as cuda.
     """
     out = out or Path("runs", "zoo", name)
     if chains:
-        train_chains(name, out, steps=steps)
+        train_chains(name, out, steps=steps, minutes=minutes, data=data, device=device)
     else:
-        train_forward(name, out, steps=steps, minutes=minutes, seed=seed)
+        train_forward(name, out, steps=steps, minutes=minutes, seed=seed, data=data, device=device)
     print(out / "card.json")
 
 

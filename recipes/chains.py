@@ -25,7 +25,8 @@ from backsight.options import ModelOptions, TrainOptions
 from backsight.results import MEAN_IMAGE, Result
 from backsight.training import train_run
 from backsight.training_range import MOST, Measured, Recorder, TrainingRange
-from backsight.validation import Number, convert
+from backsight.validation import Number, Positive, convert
+from recipes.photos import Photos
 from recipes.recipe import CHAINS, ChainRecipe, find_recipe
 from recipes.spread import compare_chains, in_words
 
@@ -34,7 +35,10 @@ def train_chains(
     name: str,
     folder: str | Path,
     steps: int | None = None,
+    minutes: float | None = None,
     test: int = 2_000,
+    data: str | None = None,
+    device: str = "cpu",
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train the chains of the forward model ``name`` whose files are in ``folder``, in half precision beside them.
@@ -48,17 +52,25 @@ def train_chains(
     """
     folder, name = Path(folder), name.removeprefix("zoo/")
     convert(steps, Number | None, "--steps")
-    recipe, data = CHAINS[name], find_recipe(name).data
+    convert(minutes, Positive | None, "--minutes")
+    recipe, data = CHAINS[name], data or find_recipe(name).data
     if not (folder / "card.json").is_file():
         raise UserError(f"no trained {name} in {folder}: train it first, without --chains")
-    model = load_model(str(folder))
+    model = load_model(str(folder), device=device)
     model.name = model.weights = f"zoo/{name}"  # which is how the chains will find it again
     started = time.monotonic()
     run = folder / "run"
+    forward = find_recipe(name)
+    training = data
+    if recipe.moved:
+        photos = Photos(forward, model.pixels, torch.device(device), data)
+        training = photos.write(folder / "moved", recipe.moved)
     options = TrainOptions(
-        data=data,
+        data=training,
         out=run,
-        steps=steps or recipe.steps,
+        steps=None if minutes else steps or recipe.steps,
+        minutes=minutes,
+        compile="off",
         seeds=recipe.seeds,
         batch_size=recipe.batch_size,
         inverse=recipe.inverses,
@@ -67,7 +79,7 @@ def train_chains(
         workers=0,
         overwrite=True,
     )
-    trained = train_run(model, options, ModelOptions())
+    trained = train_run(model, options, ModelOptions(device=device))
     seconds = time.monotonic() - started
     shutil.rmtree(folder / "chains", ignore_errors=True)
     for chain in trained.chains:

@@ -23,8 +23,8 @@ from transformers import (
 
 from backsight.core import Pixels
 from backsight.data.base import Batch
-from backsight.data.world.scenes import class_names
 from backsight.io import write_json
+from backsight.shipped import ZOO
 from backsight.tasks import as_label
 from recipes.recipe import SIZE, Recipe
 
@@ -70,9 +70,9 @@ _DEFORMABLE: dict[str, Any] = {
 class DetectorLearner:
     """A small detector and its loss."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device | None = None) -> None:
         self.recipe = recipe
-        self.model = build_detector(recipe)
+        self.model = build_detector(recipe).to(device)
 
     def parameters(self) -> list[nn.Parameter]:
         """What is to be trained: all of it."""
@@ -81,7 +81,8 @@ class DetectorLearner:
     def loss(self, batch: Batch) -> Tensor:
         """The library's own detection loss, after every layer of the decoder."""
         images = PIXELS.normalise(batch.images).contiguous(memory_format=torch.channels_last)
-        labels = [as_label(target, SIZE) for target in batch.targets]
+        labels = [as_label(target, self.recipe.size) for target in batch.targets]
+        labels = [{name: value.to(images.device) for name, value in each.items()} for each in labels]
         if self.recipe.architecture != "detr":
             return self.model(images, labels=labels).loss
         return _loss_of_every_layer(self.model, images, labels)
@@ -94,18 +95,20 @@ class DetectorLearner:
         # The file is half precision, the model is not: whoever loads it computes in single precision.
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         write_json(folder / "config.json", {**config, "dtype": "float32"})
-        write_json(folder / "preprocessor_config.json", _preprocessor())
+        write_json(folder / "preprocessor_config.json", _preprocessor(self.recipe.size))
 
 
 def build_detector(recipe: Recipe) -> Any:
     """An untrained detector, all of it trainable, in training mode; the random state decides its weights."""
     stages = ["stage3"] if recipe.architecture == "detr" else ["stage2", "stage3"]
     backbone = ResNetConfig(**{**_BACKBONE, "out_features": stages})
-    labels = class_names(recipe.law)
+    labels = recipe.classes
     names: dict[str, Any] = {"id2label": labels, "label2id": {name: label for label, name in labels.items()}}
     if recipe.architecture == "detr":
-        model = DetrForObjectDetection(DetrConfig(backbone_config=backbone, **_DETR, **names))
+        model = DetrForObjectDetection(DetrConfig(backbone_config=backbone, **{**_DETR, **recipe.arguments}, **names))
         _initialise_detr(model)
+        if recipe.start:
+            _begin_with(model, DetrForObjectDetection.from_pretrained(ZOO / recipe.start))
     else:
         model = DeformableDetrForObjectDetection(DeformableDetrConfig(backbone_config=backbone, **_DEFORMABLE, **names))
     learning: Any = thaw_batch_norm(model).requires_grad_(True)
@@ -146,6 +149,14 @@ def _initialise_detr(model: DetrForObjectDetection) -> None:
     nn.init.normal_(model.model.query_position_embeddings.weight)
 
 
+def _begin_with(model: nn.Module, other: nn.Module) -> None:
+    # What does not fit (other classes, other queries) stays as it is.
+    own, its = model.state_dict(), other.state_dict()
+    model.load_state_dict(
+        {name: its[name] for name in own if name in its and its[name].shape == own[name].shape}, False
+    )
+
+
 def _loss_of_every_layer(model: DetrForObjectDetection, images: Tensor, labels: list[dict[str, Tensor]]) -> Tensor:
     # The library's own switch for auxiliary losses also feeds each layer's normed output to the next, which no trained
     # DETR expects: so the layers are listened to instead.
@@ -168,11 +179,11 @@ def _first(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _preprocessor() -> dict[str, Any]:
+def _preprocessor(size: tuple[int, int]) -> dict[str, Any]:
     return {
         "image_processor_type": "DetrImageProcessor",
         "do_resize": True,
-        "size": {"height": SIZE[0], "width": SIZE[1]},
+        "size": {"height": size[0], "width": size[1]},
         "do_normalize": True,
         "image_mean": list(PIXELS.mean),
         "image_std": list(PIXELS.std),

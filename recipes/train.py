@@ -14,18 +14,42 @@ import torch
 from torch import Tensor, nn
 
 from backsight.core import UserError
+from backsight.data import ImageData
 from backsight.data.base import Batch
 from backsight.data.world import World
 from backsight.io import write_json
 from backsight.validation import Number, Positive, convert
+from recipes import classifier, detector
 from recipes.classifier import ClassifierLearner
 from recipes.detector import DetectorLearner
-from recipes.evaluate import evaluate_forward, measure
-from recipes.recipe import SIZE, Recipe, find_recipe
+from recipes.evaluate import load_forward, measure
+from recipes.photos import Photos
+from recipes.recipe import Recipe, find_recipe
 from recipes.spread import compare, in_words
 
 _EVERY = 500  # steps between two looks at the validation scenes
 _LOOK = 500  # how many of those
+
+
+class Scenes:
+    """Scenes to learn from, none drawn twice, and others to look at during and after it."""
+
+    def __init__(self, recipe: Recipe, test: int) -> None:
+        self.recipe = recipe
+        self.validation: ImageData = self._world(1, _LOOK)
+        self.test: ImageData = self._world(2, test)
+
+    def batch(self, step: int) -> Batch:
+        """That of a ``step``."""
+        first = step * self.recipe.batch_size
+        # The stream is as long as the run.
+        world = self._world(0, self.recipe.steps * self.recipe.batch_size)
+        return world.batch(range(first, first + self.recipe.batch_size))
+
+    def _world(self, split: int, length: int) -> World:
+        assert self.recipe.law is not None
+        single = self.recipe.architecture == "vit"
+        return World(self.recipe.law, self.recipe.size, 3 * self.recipe.seed + split, length, single=single)
 
 
 class Learner(Protocol):
@@ -46,7 +70,9 @@ class Learner(Protocol):
         ...
 
 
-LEARNERS: dict[str, Callable[[Recipe], Learner]] = {
+PIXELS = {"detr": detector.PIXELS, "vit": classifier.PIXELS}
+
+LEARNERS: dict[str, Callable[[Recipe, torch.device], Learner]] = {
     "detr": DetectorLearner,
     "deformable-detr": DetectorLearner,
     "vit": ClassifierLearner,
@@ -60,9 +86,12 @@ def train_forward(
     minutes: float | None = None,
     seed: int | None = None,
     test: int = 2_000,
+    data: str | None = None,
+    device: str = "cpu",
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Train the forward model ``name`` of the zoo from nothing into ``out``, and measure it on ``test`` fresh scenes.
+    """Train the forward model ``name`` of the zoo from nothing into ``out``, and measure it on ``test`` fresh scenes,
+    or on the test photographs. ``data`` says where photographs are, if not where the recipe says.
 
     ``steps`` and ``seed`` override the recipe's; ``minutes`` ends the run early, its schedule of learning rates
     shortened to fit. The folder can be loaded from the first validation on. Gives the card, also in ``card.json``.
@@ -75,27 +104,35 @@ def train_forward(
     convert(minutes, Positive | None, "--minutes")
     recipe = replace(recipe, steps=steps or recipe.steps, seed=recipe.seed if seed is None else seed)
     torch.manual_seed(recipe.seed)
-    learner = LEARNERS[recipe.architecture](recipe)
+    learner = LEARNERS[recipe.architecture](recipe, torch.device(device))
+    images = Photos(recipe, PIXELS[recipe.architecture], torch.device(device), data) if recipe.photos else None
+    source = images or Scenes(recipe, test)
     started = time.monotonic()
-    taken = _fit(learner, recipe, Path(out), minutes, log)
+    taken = _fit(learner, recipe, source, Path(out), minutes, log)
     learner.save(Path(out))
     seconds = time.monotonic() - started
-    card = _card(name.removeprefix("zoo/"), recipe, learner, taken, seconds, Path(out), test)
+    card = _card(name.removeprefix("zoo/"), recipe, learner, taken, seconds, Path(out), source.test)
     write_json(Path(out) / "card.json", card)
-    log(f"{name}: {in_words(compare(name, card['figures']))}; {taken} steps, {seconds:.0f} s")
+    log(f"{name}: {card['figures']}; {in_words(compare(name, card['figures']))}; {taken} steps, {seconds:.0f} s")
     return card
 
 
-def _fit(learner: Learner, recipe: Recipe, out: Path, minutes: float | None, log: Callable[[str], None]) -> int:
+def _fit(
+    learner: Learner,
+    recipe: Recipe,
+    images: Scenes | Photos,
+    out: Path,
+    minutes: float | None,
+    log: Callable[[str], None],
+) -> int:
     """Train until the steps or the minutes are used up; gives the number of steps taken."""
     optimisers = _optimisers(learner, recipe)
-    watched, started, step, mean = _world(recipe, split=1, length=_LOOK), time.monotonic(), 0, math.nan
+    started, step, mean = time.monotonic(), 0, math.nan
     for step, progress in _progress(recipe.steps, minutes):
         for optimiser, highest in optimisers:
             optimiser.param_groups[0]["lr"] = highest * rate(recipe, step, progress)
             optimiser.zero_grad()
-        first = step * recipe.batch_size
-        loss = learner.loss(_world(recipe, split=0).batch(range(first, first + recipe.batch_size)))
+        loss = learner.loss(images.batch(step))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learner.parameters(), recipe.clip)
         for optimiser, _ in optimisers:
@@ -104,7 +141,7 @@ def _fit(learner: Learner, recipe: Recipe, out: Path, minutes: float | None, log
         if step % 50 == 0:
             log(f"step {step} loss {mean:.3f} ({time.monotonic() - started:.0f} s)")
         if step % _EVERY == _EVERY // 2:
-            log(f"step {step} {measure(learner.model, watched)}")
+            log(f"step {step} {measure(learner.model, images.validation)}")
             learner.save(out)
     return step + 1
 
@@ -143,27 +180,20 @@ def rate(recipe: Recipe, step: int, progress: float) -> float:
     return min(1.0, (step + 1) / recipe.warmup) * (1 + math.cos(math.pi * fall)) / 2
 
 
-def _world(recipe: Recipe, split: int, length: int | None = None) -> World:
-    # Every step draws fresh scenes: the training stream is as long as the run.
-    length = length or recipe.steps * recipe.batch_size
-    return World(recipe.law, SIZE, 3 * recipe.seed + split, length, single=recipe.architecture == "vit")
-
-
 def _card(
-    name: str, recipe: Recipe, learner: Learner, steps: int, seconds: float, out: Path, num: int
+    name: str, recipe: Recipe, learner: Learner, steps: int, seconds: float, out: Path, test: ImageData
 ) -> dict[str, Any]:
-    test = _world(recipe, split=2, length=num)
     return {
         "name": name,
         "task": "classify" if recipe.architecture == "vit" else "detect",
         "data": recipe.data,
-        "size": list(SIZE),
+        "size": list(recipe.size),
         "recipe": asdict(recipe),
         "steps": steps,
         "images": steps * recipe.batch_size,
         "seconds": round(seconds),
         "parameters": sum(weights.numel() for weights in learner.model.parameters()),
-        "figures": evaluate_forward(name, out, num=len(test), seed=recipe.seed),
+        "figures": measure(load_forward(out, recipe), test),
         "test": {"images": len(test), "fingerprint": test.fingerprint()},
         "command": f"python -m recipes {name}",
         "versions": {package: version(package) for package in ("torch", "transformers", "timm")},

@@ -13,6 +13,7 @@ import torch
 
 from backsight.chain import ChainEnsemble
 from backsight.core import UserError
+from backsight.data import open_data
 from backsight.data.world import World
 from backsight.data.world.scenes import LAWS, Law
 from backsight.demos import SUBJECTS, Subject, demo
@@ -26,18 +27,20 @@ from backsight.results import Result
 from backsight.shipped import ZOO, find_shipped, shipped_card, shipped_names
 from backsight.verification import verify
 from marks import quick
-from recipes.evaluate import evaluate_forward
+from pictures import real_data
+from recipes.evaluate import evaluate_forward, load_forward, measure
+from recipes.recipe import find_recipe
 
 
 @pytest.mark.parametrize("name", shipped_names())
 def test_a_shipped_model_loads_and_its_sites_are_right(name: str) -> None:
     model = load_model(name)
     assert model.weights == name
-    assert model.pixels.size == (96, 96)
+    assert list(model.pixels.size) == shipped_card(name)["size"]
     assert all(check.passed for check in verify(model))
 
 
-@pytest.mark.parametrize("name", quick(shipped_names(), "zoo/detr-prior", "zoo/vit-independent"))
+@pytest.mark.parametrize("name", quick(shipped_names(drawn=True), "zoo/detr-prior", "zoo/vit-independent"))
 def test_a_shipped_model_is_as_good_as_its_card_says(name: str) -> None:
     card = json.loads((ZOO / name.removeprefix("zoo/") / "card.json").read_text())
     found = evaluate_forward(name, num=200)
@@ -46,11 +49,23 @@ def test_a_shipped_model_is_as_good_as_its_card_says(name: str) -> None:
             assert found[figure] == pytest.approx(card["figures"][figure], abs=0.06)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kind", "part"), [("vit-cifar10", "parquet", "cifar10"), ("detr-blood", "voc", "bccd")]
+)
+def test_a_model_of_photographs_is_as_good_as_its_card_says(name: str, kind: str, part: str) -> None:
+    recipe = find_recipe(name)
+    photos = open_data(f"{kind}:{real_data(part)}", load_model(f"zoo/{name}").pixels).test
+    found = measure(load_forward(ZOO / name, recipe), photos)
+    for figure, value in shipped_card(f"zoo/{name}")["figures"].items():
+        assert found[figure] == pytest.approx(value, abs=0.01)
+
+
 LEAST = {"AP": 0.70, "AP50": 0.92, "accuracy": 0.85}
 
 
 def test_the_shipped_models_are_good_at_their_tasks() -> None:
-    for name in shipped_names():
+    for name in shipped_names(drawn=True):
         card = shipped_card(name)
         assert card["figures"]["images"] >= 2_000, name
         assert all(card["figures"].get(figure, 1) >= least for figure, least in LEAST.items()), name
@@ -61,7 +76,7 @@ def training_scenes(law: Law, size: tuple[int, int], single: bool) -> torch.Tens
     return World(law, size, seed=0, single=single).batch(range(200)).images
 
 
-WITH_CHAINS = [name for name in shipped_names() if "chains" in shipped_card(name)]
+WITH_CHAINS = [name for name in shipped_names(drawn=True) if "chains" in shipped_card(name)]
 
 
 @pytest.mark.parametrize("name", quick(WITH_CHAINS, "zoo/detr-independent", "zoo/vit-prior"))
@@ -79,7 +94,7 @@ def test_shipped_chains_bring_the_mean_of_what_they_were_trained_on(name: str) -
 @pytest.mark.slow
 def test_the_shipped_mean_image_is_that_which_the_cards_were_made_with() -> None:
     """Its error on the same 2,000 scenes is the card's, but for half precision."""
-    for name in shipped_names():
+    for name in shipped_names(drawn=True):
         card = shipped_card(name)
         subject = open_subject(name, num_images=card["chains"]["test_images"], batch_size=100)
         errors = subject.collect(lambda batch, one=subject: mse(one.baseline.against(batch), batch.images))

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from backsight.core import UserError
@@ -20,9 +21,10 @@ from backsight.shipped import ZOO, shipped_card
 from backsight.tasks import as_label
 from recipes import chains
 from recipes.chains import train_chains
-from recipes.classifier import ClassifierLearner
+from recipes.classifier import ClassifierLearner, _mix
 from recipes.detector import PIXELS, DetectorLearner
 from recipes.evaluate import detect, load_forward
+from recipes.photos import Photos
 from recipes.recipe import CHAINS, RECIPES, SIZE, find_recipe
 from recipes.spread import compare, compare_chains, in_words
 from recipes.train import rate, train_forward
@@ -52,6 +54,64 @@ def test_two_steps_leave_a_folder_that_its_library_loads(name, tmp_path):
     ]
     assert sum(weights.numel() for weights in shipped) == card["parameters"]  # frozen normalisation keeps buffers
     assert any(line.startswith("step 0 loss") for line in lines)
+
+
+@pytest.fixture
+def cells(tmp_path):
+    """Four photographs, as VOC has them, of a white rectangle each, and where it is."""
+    folder = tmp_path / "cells"
+    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
+    names = ["a", "b", "c", "d"]
+    for part, chosen in (("train", names[:3]), ("val", names[3:])):
+        (folder / "ImageSets/Main" / f"{part}.txt").write_text("\n".join(chosen))
+    for index, name in enumerate(names):
+        picture = Image.new("RGB", (256, 192))
+        x, y = 40 + 30 * index, 60
+        picture.paste((255, 255, 255), (x, y, x + 50, y + 40))
+        picture.save(folder / "JPEGImages" / f"{name}.png")
+        box = f"<xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + 50}</xmax><ymax>{y + 40}</ymax>"
+        (folder / "Annotations" / f"{name}.xml").write_text(
+            f"<annotation><object><name>WBC</name><bndbox>{box}</bndbox></object></annotation>"
+        )
+    return f"voc:{folder}"
+
+
+def test_boxes_move_with_the_photographs(cells):
+    photos = Photos(replace(RECIPES["detr-blood"], batch_size=12), PIXELS, torch.device("cpu"), cells)
+    found = 0
+    for image, target in zip((batch := photos.batch(0)).images, batch.targets, strict=True):
+        bright = image.mean(0) > 0.5 * float(image.max())
+        if len(target.boxes):
+            rows, columns = bright.any(1).nonzero(), bright.any(0).nonzero()
+            seen = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            torch.testing.assert_close(target.boxes[0], seen.float(), atol=1.5, rtol=0)
+            found += 1
+    assert found > 6
+    assert len({tuple(target.boxes.flatten().tolist()) for target in batch.targets}) > 6, "they move"
+
+
+@pytest.mark.slow
+def test_photographs_are_learned_and_inverted(cells, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, "detr-blood", replace(RECIPES["detr-blood"], batch_size=2))
+    monkeypatch.setitem(CHAINS, "detr-blood", replace(CHAINS["detr-blood"], moved=4, batch_size=2))
+    folder = tmp_path / "detr-blood"
+    card = train_forward("detr-blood", folder, steps=2, data=cells, log=lambda _: None)
+    assert card["data"] == RECIPES["detr-blood"].photos
+    assert card["figures"]["images"] == 1
+    assert load_forward(folder, RECIPES["detr-blood"]).config.id2label[2] == "WBC"
+    card = train_chains("detr-blood", folder, steps=2, data=cells, log=lambda _: None)
+    assert (folder / "chains/0/prediction@onehot.safetensors").is_file()
+    assert card["test_images"] == 1
+
+
+def test_images_are_mixed_with_what_lies_behind_in_the_batch():
+    torch.manual_seed(0)
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 8, 8)
+    mixed, share = _mix(images)
+    assert 0 < share < 1
+    assert float((mixed[0] == 3).float().mean()) == pytest.approx(share)
+    assert float((mixed[0] == 0).float().mean()) == pytest.approx(1 - share)
 
 
 def test_a_torch_without_muon_is_told(tmp_path, monkeypatch):

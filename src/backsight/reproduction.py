@@ -260,7 +260,7 @@ def _settings(given: Mapping[str, Mapping[str, Any]], runs: Sequence[str | Path]
 
 def _other_shipped() -> list[Choice]:
     """The models beside :data:`MODELS` that ship with chains."""
-    folders = {name: find_shipped(name) for name in shipped_names() if name not in MODELS}
+    folders = {name: find_shipped(name) for name in shipped_names(drawn=True) if name not in MODELS}
     return [Choice(name) for name, folder in folders.items() if folder is not None and has_chains(folder)]
 
 

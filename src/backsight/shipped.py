@@ -12,13 +12,22 @@ ZOO = Path(__file__).parent / "zoo" / "weights"
 """One folder for each model: ``config.json``, weights, ``card.json``, and ``chains/<seed>`` where there are any."""
 
 
-IN_REPOSITORY = ("deformable-detr-prior", "detr-defining", "detr-independent", "vit-defining", "vit-independent")
+IN_REPOSITORY = (
+    "deformable-detr-prior",
+    "detr-blood",
+    "detr-defining",
+    "detr-independent",
+    "vit-cifar10",
+    "vit-defining",
+    "vit-independent",
+)
 """Those that a checkout of the repository has, and the wheel has not."""
 
 
-def shipped_names() -> list[str]:
-    """``zoo/detr-prior`` and the others that are here."""
-    return [f"zoo/{path.parent.name}" for path in sorted(ZOO.glob("*/config.json"))]
+def shipped_names(*, drawn: bool = False) -> list[str]:
+    """``zoo/detr-prior`` and the others that are here; only those that were trained on ``drawn`` scenes, if asked."""
+    names = [f"zoo/{path.parent.name}" for path in sorted(ZOO.glob("*/config.json"))]
+    return [name for name in names if not drawn or shipped_card(name)["data"].startswith("world")]
 
 
 def find_shipped(name: str) -> Path | None:
