@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from torch import nn
 
 from backsight import distributed
 from backsight.core import UserError
-from backsight.data import Batch, Splits, open_data
+from backsight.data import Batch, Splits, open_data, streams
 from backsight.distributed import Processes, join, launched
 from backsight.engine import StagedModel
 from backsight.reproduction import experiment
@@ -30,7 +31,7 @@ from backsight.training.checkpoints import from_main
 from backsight.training.run import Run
 from marks import quick
 from numerics import assert_same_values
-from pictures import drawn, save_pictures
+from pictures import drawn, encoded, save_pictures
 from together import codes, command, forward_model, free_port, lines, options, together, train
 
 NO_BATCH_NORM = ("backbone=local",)
@@ -198,6 +199,39 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, monkeypa
     assert first.images == second.images
     for each in first.measurements:
         assert second.one(**each.labels).by_seed() == pytest.approx(each.by_seed(), rel=1e-3), each.labels
+
+
+def train_on_a_stream(rank: int, data: str, out: Path, stop: int, resume: bool) -> None:
+    original, streams.BUFFER, loop.LOG_EVERY = loop.Loop.step, 10, 1
+
+    def step(self: loop.Loop, batch: Batch) -> None:
+        original(self, batch)
+        if self.state.step == stop:
+            signal.raise_signal(signal.SIGTERM)
+
+    loop.Loop.step = step
+    counts = {"steps": 14, "batch_size": 6, "max_validation": 2, "max_test": 2}
+    command(rank, "vit", out, {"inverse": NO_BATCH_NORM, "data": data, "resume": resume, **counts})
+
+
+@pytest.mark.slow
+def test_processes_on_a_stream_go_on_at_their_shards(tmp_path: Path) -> None:
+    datasets, said = pytest.importorskip("datasets"), tmp_path / "said"
+    for shard in range(2):
+        rows = [{"bytes": encoded(drawn(24, 32, 80 * shard + row), "PNG"), "path": None} for row in range(80)]
+        features = datasets.Features({"image": datasets.Image()})
+        datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / f"{shard}.parquet")
+    data = f"stream:{tmp_path}/*.parquet"
+    for name, stop, resume in (("whole", 0, False), ("parts", 9, False), ("parts", 0, True)):
+        ended = codes(together(2, said, train_on_a_stream, data, tmp_path / name, stop, resume), said)
+        assert ended == [0, 0], said.read_text()
+    again = re.search(r"goes on at batch 9: (\d+) pictures before it are read again", said.read_text())
+    assert again is not None
+    assert int(again[1]) < 10  # of 27
+    parts, whole = (RunFolder(tmp_path / name).metrics() for name in ("parts", "whole"))
+    for one, other in zip(parts, whole, strict=True):
+        for kind in one.keys() & {"losses", "validation"}:
+            assert one[kind] == pytest.approx(other[kind], rel=1e-6)
 
 
 def train_until_one_is_lost(rank: int, out: Path, how: str) -> None:

@@ -285,6 +285,7 @@ class Run:
             precision=self.precision,
             micro_batch=self.micro_batch,
             processes=self.processes,
+            positions=getattr(self.splits.train, "positions", {}),
             signals=self.signals,
         )
         own = max(1, len(self.processes.part(range(self.options.batch_size))))
