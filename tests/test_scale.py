@@ -23,8 +23,10 @@ from backsight.core import UserError
 from backsight.data import Batch, Splits, open_data, streams
 from backsight.distributed import Processes, join, launched
 from backsight.engine import StagedModel
+from backsight.report.reconstruct import reconstruct
 from backsight.reproduction import experiment
 from backsight.results import Result
+from backsight.shipped import find_shipped
 from backsight.training import RunFolder, loop
 from backsight.training.batches import HeldOut
 from backsight.training.checkpoints import from_main
@@ -407,6 +409,29 @@ def test_experiments_on_two_processes_find_what_one_finds(tmp_path: Path) -> Non
         assert (tmp_path / "two" / name / "report.html").is_file()
         assert two.images == one.images
         assert_same_values(two, one)
+
+
+def reconstruct_photos(rank: int, chain: Path, photos: Path, out: Path) -> None:
+    del rank
+    reconstruct(chain, [photos], out, device="cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["run", "chain"])
+def test_reconstructions_of_two_processes_are_those_of_one(what: str, tmp_path: Path) -> None:
+    """The errors of a chain without its run are measured on the pictures, of which the third batch has one alone."""
+    shipped, said = find_shipped("zoo/vit-prior"), tmp_path / "said"
+    assert shipped is not None
+    photos = save_pictures(tmp_path / "photos", [f"{index:02}.png" for index in range(17)])
+    given = {"run": shipped, "chain": shipped / "chains" / "0"}[what], photos
+    assert codes(together(2, said, reconstruct_photos, *given, tmp_path / "two"), said) == [0, 0], said.read_text()
+    one, two = reconstruct(given[0], [photos], tmp_path / "one", device="cpu"), Result.load(tmp_path / "two")
+    assert_same_values(two, one)
+    assert [each.labels for each in two.pictures] == [each.labels for each in one.pictures]
+    for mine, other in zip(two.pictures, one.pictures, strict=True):
+        assert mine.image == pytest.approx(other.image, abs=1.01 / 255)
+    assert (tmp_path / "two" / "report.html").is_file()
+    assert said.read_text().count("Unlike what the inverses were trained on") == 1
 
 
 # ---- where processes do not fork
