@@ -293,6 +293,36 @@ def test_processes_that_are_started_again_find_nothing_of_those_before() -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["torchrun.sh", "accelerate.sh"])
+def test_files_that_launch_start_two_processes(name: str, tmp_path: Path) -> None:
+    given = {"PROCESSES": "2", "LAUNCH": "--multi_gpu --num_processes 2", "OUT": str(tmp_path / "run")}
+    given |= {"MODEL": "zoo/vit-prior", "DATA": "world:prior:single"}
+    given |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    script = Path(__file__).parents[1] / "docs" / "launch" / name
+    few = [
+        "--device",
+        "cpu",
+        "--steps",
+        "2",
+        "--seeds",
+        "1",
+        "--batch-size",
+        "8",
+        "--max-test",
+        "20",
+        "--max-validation",
+        "20",
+        "--workers",
+        "0",
+    ]
+    launch = ["bash", str(script), *few]
+    done = subprocess.run(launch, env=os.environ | given, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "processes: 2" in (tmp_path / "run" / "card.md").read_text()
+    assert done.stderr.count("The inverse of encoder says little") == 1
+
+
+@pytest.mark.slow
 def test_torchrun_starts_a_run_again_after_each_kill(tmp_path: Path) -> None:
     script = tmp_path / "killed_twice.py"
     tests = str(Path(__file__).parent)

@@ -382,7 +382,7 @@ class Run:
         with autocast(self.precision, self.device):
             result, known = measure(self.task, tested, mean, self.held_out.gather)
         weak = {**still_falling(self.folder.metrics()), **no_better(result)}
-        for sentence in weak_in_words(weak):
+        for sentence in weak_in_words(weak) if self.processes.main else ():
             logger.warning(sentence)
         facts = self.facts(state)
         facts |= {"says_little": "; ".join(f"{entry}: {why}" for entry, why in weak.items())} if weak else {}
