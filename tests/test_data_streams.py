@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import random
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 from PIL import Image
 
 from backsight.core import Pixels, UserError
-from backsight.data import Splits, Stream, loader, open_data
+from backsight.data import Splits, Stream, loader, open_data, streams
+from backsight.data.loader import Position
 from backsight.data.streams import Encoded, part_of
 from backsight.data.tar import TarFiles, cache_folder, expand
 
@@ -66,6 +68,19 @@ def shards(tars: str) -> str:
     for path in Path(tars.removeprefix("wds:")).parent.glob("*.tar"):
         path.with_suffix(".tar.gz").write_bytes(gzip.compress(path.read_bytes()))
     return f"{tars}.gz"
+
+
+@pytest.fixture
+def parquet(tmp_path: Path) -> str:
+    """Three parquet files of 60 pictures: a stream."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    (tmp_path / "parquet").mkdir()
+    for shard in range(3):
+        rows = {"image": [{"bytes": picture(60 * shard + number), "path": None} for number in range(60)]}
+        table = datasets.Dataset.from_dict({**rows, "label": [number % 2 for number in range(60)]}, features=features)
+        table.to_parquet(tmp_path / f"parquet/part-{shard}.parquet")
+    return f"stream:{tmp_path}/parquet"
 
 
 # ---- tar files by the places of their members
@@ -154,13 +169,66 @@ def test_a_stream_goes_on_exactly_where_it_was(shards: str, workers: int, start:
     assert ids(stream, 4, start=start, workers=workers) == whole[start:]
 
 
+def count_read(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the pictures that the stream is given, from now on."""
+    whole, found = stream.shards.read, []
+
+    def read(index: int, start: int = 0) -> Iterator[Encoded]:
+        for each in whole(index, start):
+            found.append(each.id)
+            yield each
+
+    monkeypatch.setattr(stream.shards, "read", read)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("start", [3, 100])
+def test_a_stream_goes_on_without_reading_all_again(
+    kind: str, start: int, shards: str, parquet: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all that it has seen it reads the last block again, and the next one ahead."""
+    monkeypatch.setattr(streams, "BUFFER", 20)
+    stream = opened(shards if kind == "tar" else parquet)[0]
+    ids(stream, start)
+    known = {**stream.positions}
+    whole = ids(stream, start + 4)
+    stream.positions.update(known)
+    read = count_read(stream, monkeypatch)
+    assert ids(stream, 4, start=start) == whole[start:]
+    assert len(read) < 4 * 8 + 3 * 20 + 20
+
+
+def test_workers_go_on_at_their_shards(
+    parquet: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(streams, "BUFFER", 10)
+    caplog.set_level("INFO")
+    stream = opened(parquet)[0]
+    ids(stream, 31, size=5, workers=2)
+    known = {**stream.positions}
+    whole = ids(stream, 35, size=5, workers=2)
+    stream.positions.update(known)
+    assert ids(stream, 4, size=5, start=31, workers=2) == whole[31:]
+    (again,) = re.findall(r"goes on at batch 31: (\d+) pictures before it are read again", caplog.text)
+    assert int(again) < 2 * 10
+
+
+def test_positions_of_another_number_of_readers_or_of_later_are_not_used(shards: str) -> None:
+    stream, _ = opened(shards)
+    alone = ids(stream, 10)
+    stream.positions[0, 2] = Position(0, 2, 40)
+    assert ids(stream, 2) == alone[:2]
+    assert ids(stream, 2, rank=0, ranks=2, start=3) == ids(opened(shards)[0], 5, rank=0, ranks=2)[3:]
+
+
 @pytest.mark.parametrize("ranks", [2, 3, 8], ids=["two", "three", "more-than-shards"])
 def test_processes_share_the_pictures(shards: str, ranks: int) -> None:
     stream, _ = opened(shards)
-    passes = [[each.id for each in stream._pass(0, rank, ranks)] for rank in range(ranks)]
+    passes = [[each.id for _, each in stream._pass(Position(rank, ranks))] for rank in range(ranks)]
     every = [identity for one in passes for identity in one]
     assert len(set(every)) == len(every)
-    assert set(every) == {each.id for each in stream._pass(0, 0, 1)}
+    assert set(every) == {each.id for _, each in stream._pass(Position(0, 1))}
     assert all(passes)
 
 
@@ -214,8 +282,8 @@ def test_a_compressed_archive_may_be_damaged_anywhere(tmp_path: Path, caplog: py
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_lost_connection_is_one_line(shards: str, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(self: TarFiles, index: int) -> Iterator[Encoded]:
-        yield from whole(self, index)
+    def lost(self: TarFiles, index: int, start: int = 0) -> Iterator[Encoded]:
+        yield from whole(self, index, start)
         raise ConnectionError("the hub\nhas gone")
 
     stream, whole = opened(shards)[0], TarFiles.read
@@ -224,14 +292,8 @@ def test_a_lost_connection_is_one_line(shards: str, workers: int, monkeypatch: p
         ids(stream, 40, workers=workers)
 
 
-def test_parquet_files_are_streamed(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
-    for shard in range(3):
-        rows = {"image": [{"bytes": picture(60 * shard + number), "path": None} for number in range(60)]}
-        table = datasets.Dataset.from_dict({**rows, "label": [number % 2 for number in range(60)]}, features=features)
-        table.to_parquet(tmp_path / f"part-{shard}.parquet")
-    stream, splits = opened(f"stream:{tmp_path}")
+def test_parquet_files_are_streamed(parquet: str) -> None:
+    stream, splits = opened(parquet)
     assert len(stream.shards) == 3
     assert stream.classes == {0: "cat", 1: "dog"}
     num_train = 180 - len(splits.validation) - len(splits.test)
@@ -239,6 +301,15 @@ def test_parquet_files_are_streamed(tmp_path: Path) -> None:
     assert len(set(seen[:num_train])) == num_train
     assert ids(stream, 2, start=5) == ids(stream, 7)[5:]
     assert next(stream.batches(4)).images.shape == (4, 3, 16, 16)
+
+
+def test_workers_share_the_files_of_a_stream(parquet: str) -> None:
+    """Of three files: the library must not divide it among the workers once more."""
+    stream, _ = opened(parquet)
+    found = ids(stream, 12, size=4, workers=2)
+    files = [{identity.partition("/")[0] for batch in found[first::2] for identity in batch} for first in range(2)]
+    assert set.union(*files) == {"0", "1", "2"}
+    assert not set.intersection(*files)
 
 
 def test_names_with_numbers_are_expanded() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,18 +20,20 @@ from torch import nn
 
 from backsight import distributed
 from backsight.core import UserError
-from backsight.data import Batch, Splits, open_data
+from backsight.data import Batch, Splits, open_data, streams
 from backsight.distributed import Processes, join, launched
 from backsight.engine import StagedModel
+from backsight.report.reconstruct import reconstruct
 from backsight.reproduction import experiment
 from backsight.results import Result
+from backsight.shipped import find_shipped
 from backsight.training import RunFolder, loop
 from backsight.training.batches import HeldOut
 from backsight.training.checkpoints import from_main
 from backsight.training.run import Run
 from marks import quick
 from numerics import assert_same_values
-from pictures import drawn, save_pictures
+from pictures import drawn, encoded, save_pictures
 from together import codes, command, forward_model, free_port, lines, options, together, train
 
 NO_BATCH_NORM = ("backbone=local",)
@@ -200,6 +203,39 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, monkeypa
         assert second.one(**each.labels).by_seed() == pytest.approx(each.by_seed(), rel=1e-3), each.labels
 
 
+def train_on_a_stream(rank: int, data: str, out: Path, stop: int, resume: bool) -> None:
+    original, streams.BUFFER, loop.LOG_EVERY = loop.Loop.step, 10, 1
+
+    def step(self: loop.Loop, batch: Batch) -> None:
+        original(self, batch)
+        if self.state.step == stop:
+            signal.raise_signal(signal.SIGTERM)
+
+    loop.Loop.step = step
+    counts = {"steps": 14, "batch_size": 6, "max_validation": 2, "max_test": 2}
+    command(rank, "vit", out, {"inverse": NO_BATCH_NORM, "data": data, "resume": resume, **counts})
+
+
+@pytest.mark.slow
+def test_processes_on_a_stream_go_on_at_their_shards(tmp_path: Path) -> None:
+    datasets, said = pytest.importorskip("datasets"), tmp_path / "said"
+    for shard in range(2):
+        rows = [{"bytes": encoded(drawn(24, 32, 80 * shard + row), "PNG"), "path": None} for row in range(80)]
+        features = datasets.Features({"image": datasets.Image()})
+        datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / f"{shard}.parquet")
+    data = f"stream:{tmp_path}/*.parquet"
+    for name, stop, resume in (("whole", 0, False), ("parts", 9, False), ("parts", 0, True)):
+        ended = codes(together(2, said, train_on_a_stream, data, tmp_path / name, stop, resume), said)
+        assert ended == [0, 0], said.read_text()
+    again = re.search(r"goes on at batch 9: (\d+) pictures before it are read again", said.read_text())
+    assert again is not None
+    assert int(again[1]) < 10  # of 27
+    parts, whole = (RunFolder(tmp_path / name).metrics() for name in ("parts", "whole"))
+    for one, other in zip(parts, whole, strict=True):
+        for kind in one.keys() & {"losses", "validation"}:
+            assert one[kind] == pytest.approx(other[kind], rel=1e-6)
+
+
 def train_until_one_is_lost(rank: int, out: Path, how: str) -> None:
     original = loop.Loop.step
 
@@ -254,6 +290,36 @@ def test_processes_that_are_started_again_find_nothing_of_those_before() -> None
         assert not parts[0].check(["address"])
         parts[0].set("address", "mine")
         assert parts[1].get("address") == b"mine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torchrun.sh", "accelerate.sh"])
+def test_files_that_launch_start_two_processes(name: str, tmp_path: Path) -> None:
+    given = {"PROCESSES": "2", "LAUNCH": "--multi_gpu --num_processes 2", "OUT": str(tmp_path / "run")}
+    given |= {"MODEL": "zoo/vit-prior", "DATA": "world:prior:single"}
+    given |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    script = Path(__file__).parents[1] / "docs" / "launch" / name
+    few = [
+        "--device",
+        "cpu",
+        "--steps",
+        "2",
+        "--seeds",
+        "1",
+        "--batch-size",
+        "8",
+        "--max-test",
+        "20",
+        "--max-validation",
+        "20",
+        "--workers",
+        "0",
+    ]
+    launch = ["bash", str(script), *few]
+    done = subprocess.run(launch, env=os.environ | given, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "processes: 2" in (tmp_path / "run" / "card.md").read_text()
+    assert done.stderr.count("The inverse of encoder says little") == 1
 
 
 @pytest.mark.slow
@@ -373,6 +439,29 @@ def test_experiments_on_two_processes_find_what_one_finds(tmp_path: Path) -> Non
         assert (tmp_path / "two" / name / "report.html").is_file()
         assert two.images == one.images
         assert_same_values(two, one)
+
+
+def reconstruct_photos(rank: int, chain: Path, photos: Path, out: Path) -> None:
+    del rank
+    reconstruct(chain, [photos], out, device="cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["run", "chain"])
+def test_reconstructions_of_two_processes_are_those_of_one(what: str, tmp_path: Path) -> None:
+    """The errors of a chain without its run are measured on the pictures, of which the third batch has one alone."""
+    shipped, said = find_shipped("zoo/vit-prior"), tmp_path / "said"
+    assert shipped is not None
+    photos = save_pictures(tmp_path / "photos", [f"{index:02}.png" for index in range(17)])
+    given = {"run": shipped, "chain": shipped / "chains" / "0"}[what], photos
+    assert codes(together(2, said, reconstruct_photos, *given, tmp_path / "two"), said) == [0, 0], said.read_text()
+    one, two = reconstruct(given[0], [photos], tmp_path / "one", device="cpu"), Result.load(tmp_path / "two")
+    assert_same_values(two, one)
+    assert [each.labels for each in two.pictures] == [each.labels for each in one.pictures]
+    for mine, other in zip(two.pictures, one.pictures, strict=True):
+        assert mine.image == pytest.approx(other.image, abs=1.01 / 255)
+    assert (tmp_path / "two" / "report.html").is_file()
+    assert said.read_text().count("Unlike what the inverses were trained on") == 1
 
 
 # ---- where processes do not fork

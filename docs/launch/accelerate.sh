@@ -1,5 +1,5 @@
 #!/bin/bash
-# One machine. On CPUs: accelerate.sh with LAUNCH="--cpu --num_processes 2".
+# One machine. On CPUs: LAUNCH="--multi_gpu --num_processes 2"; with --cpu accelerate starts a single process.
 set -e
 # shellcheck disable=SC2086
 accelerate launch ${LAUNCH:---multi_gpu --num_processes 8} \

@@ -30,10 +30,12 @@ def reconstruct(
         strict: Fail at a picture that cannot be read, instead of leaving it out.
         draws: How many draws to show under each picture, with a map of where they differ, if inverses sample.
     """
+    from backsight.distributed import is_main
     from backsight.report.reconstruct import reconstruct as run_reconstruct
 
     run_reconstruct(run, images, out, model=model, device=device, strict=strict, draws=draws)
-    print(out / "report.html")
+    if is_main():
+        print(out / "report.html")
 
 
 def experiment(

@@ -220,9 +220,12 @@ class StreamedRows:
     def __len__(self) -> int:
         return self.table.num_shards
 
-    def read(self, index: int) -> Iterator[Encoded]:
-        """The rows of one shard."""
-        for number, row in enumerate(self.table.shard(len(self), index)):
+    def read(self, index: int, start: int = 0) -> Iterator[Encoded]:
+        """The rows of one shard, from number ``start`` on."""
+        rows = self.table.shard(len(self), index).skip(start)
+        # In batches: a table iterated row by row divides itself among the workers of a loader once more.
+        for number, batch in enumerate(rows.iter(1), start):
+            row = {name: value for name, (value,) in batch.items()}
             picture = encoded_in(row[self.column])
             if isinstance(picture, Path):
                 picture = picture.read_bytes() if picture.is_file() else None

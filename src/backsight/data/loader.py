@@ -117,6 +117,8 @@ def _opened(worker_batch: WorkerBatch | UserError, data: object, device: torch.d
     for identity, reason in worker_batch.unreadable.items():
         if isinstance(data, Skipping):
             data.record(identity, reason)
+    if worker_batch.position is not None and isinstance(data, Positioned):
+        data.positions[worker_batch.position[:2]] = worker_batch.position
     images = worker_batch.images.to(device, non_blocking=True)
     if images.dtype == torch.uint8:
         images = images.float().div_(255)
@@ -177,6 +179,25 @@ class Skipping(Protocol):
         ...
 
 
+class Position(NamedTuple):
+    """Where ``reader`` of the ``readers`` of a stream is: ``given`` pictures came before, the next is that of pass
+    ``turn``, number ``row`` of the shard at ``place`` in its part of that pass."""
+
+    reader: int
+    readers: int
+    given: int = 0
+    turn: int = 0
+    place: int = 0
+    row: int = 0
+
+
+@runtime_checkable
+class Positioned(Protocol):
+    """Data that goes on from where its readers were."""
+
+    positions: dict[tuple[int, int], Position]
+
+
 class WorkerBatch(NamedTuple):
     """What a worker sends: tuples, because these torch moves to pinned memory by itself.
 
@@ -188,6 +209,7 @@ class WorkerBatch(NamedTuple):
     targets: PackedTargets
     unreadable: Mapping[str, str]
     valid: Tensor | None = None
+    position: Position | None = None
 
 
 class WorkerBatches(Dataset[Any]):

@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from backsight.core import UserError
 from backsight.data.base import Batch, ImageData, Sample, Splits
 from backsight.data.labels import Labelling
-from backsight.data.loader import WorkerBatch, WorkerBatches, cores, in_one_line, read_ahead
+from backsight.data.loader import Position, WorkerBatch, WorkerBatches, cores, in_one_line, read_ahead
 from backsight.data.source import Reading, Source, digest
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -31,17 +31,17 @@ SOUGHT = 3 * SHARE * HELD_OUT
 """Pictures looked through for them, at the most."""
 
 BUFFER = 1000
-"""Encoded pictures from which the next one is drawn: a stream cannot be shuffled as a whole."""
+"""Encoded pictures that are shuffled together, block after block: a stream cannot be shuffled as a whole."""
 
 
 class Pictures(Source):
     """Pictures that are in memory as they came."""
 
     def __init__(
-        self, name: str, pictures: list[Encoded], classes: Mapping[int, str] | Labelling, reading: Reading
+        self, name: str, pictures: Sequence[Encoded], classes: Mapping[int, str] | Labelling, reading: Reading
     ) -> None:
         super().__init__(name, [each.id for each in pictures], classes, reading, [each.label for each in pictures])
-        self.pictures = pictures
+        self.pictures: Sequence[Encoded] = pictures
 
     def picture(self, index: int) -> bytes:
         """The content of its file."""
@@ -53,10 +53,14 @@ class Pictures(Source):
 
 
 class Stream:
-    """Training data without a length: every pass reads the shards in another order, and draws from a buffer.
+    """Training data without a length: every pass reads the shards in another order, and shuffles block after block.
 
     Several readers (workers of processes) share the shards; where there are fewer of those, they share the pictures
-    of all. The same seed and number of readers give the same pictures in the same order, pass after pass.
+    of each. The same seed and number of readers give the same pictures in the same order, pass after pass.
+
+    Attributes:
+        positions: those of the readers of this process after their last batches, by (reader, readers). Whoever wants
+            to go on from there without reading all that came before sets them.
     """
 
     def __init__(self, name: str, shards: Shards, reading: Reading) -> None:
@@ -66,6 +70,7 @@ class Stream:
         self.labelling: Labelling = Labelling.of(shards.classes, reading.vocabulary)
         self.classes: Mapping[int, str] = self.labelling.classes
         self.unreadable: dict[str, str] = {}
+        self.positions: dict[tuple[int, int], Position] = {}
 
     def __len__(self) -> int:
         raise TypeError(f"{self.name} is a stream: nobody knows how long it is")
@@ -77,39 +82,55 @@ class Stream:
         """SHA-256 of what tells the shards from others."""
         return digest(self.shards.facts())
 
-    def pictures(self, reader: int, readers: int) -> Iterator[Encoded]:
-        """What is for training of one reader's share, without end.
+    def pictures(self, since: Position) -> Iterator[tuple[Position, Encoded]]:
+        """What is for training of one reader's share, without end, each with the position from which it can be read
+        again; the first is the first of ``since``, which has to be one of those.
 
         Raises:
             UserError: a whole pass has given none.
         """
-        for turn in count():
-            draw = random.Random(f"{self.reading.seed}:{turn}:{reader}:{readers}")
-            pictures = _shuffled(self._pass(turn, reader, readers), draw)
-            first = next(pictures, None)
-            if first is None:
+        while True:
+            found, given = self._pass(since), since.given
+            block = list(islice(found, BUFFER))
+            if not block:
                 raise UserError(f"{self.name} has no picture to train on, or fewer than processes and workers")
-            yield first
-            yield from pictures
+            while block:
+                (place, row), _ = block[0]
+                start = since._replace(given=given, place=place, row=row)
+                random.Random(f"{self.reading.seed}:{start[:3]}").shuffle(block)
+                following = []
+                for _, each in block:
+                    following.extend(islice(found, 1))  # one by one, so that nobody waits for a whole block
+                    yield start, each
+                given += len(block)
+                block = following
+            since = Position(since.reader, since.readers, given, since.turn + 1)
 
-    def _pass(self, turn: int, reader: int, readers: int) -> Iterator[Encoded]:
+    def _pass(self, since: Position) -> Iterator[tuple[tuple[int, int], Encoded]]:
         order = list(range(len(self.shards)))
-        random.Random(f"{self.reading.seed}:{turn}").shuffle(order)
-        if len(order) >= readers:
-            found = (each for shard in order[reader::readers] for each in self.shards.read(shard))
-        else:
-            found = islice((each for shard in order for each in self.shards.read(shard)), reader, None, readers)
-        return (each for each in found if part_of(each.id, self.reading.seed) == "train")
+        random.Random(f"{self.reading.seed}:{since.turn}").shuffle(order)
+        shared = len(order) < since.readers
+        own = order if shared else order[since.reader :: since.readers]
+        for place in range(since.place, len(own)):
+            first = since.row if place == since.place else 0
+            for row, each in enumerate(self.shards.read(own[place], first), first):
+                mine = not shared or row % since.readers == since.reader
+                if mine and part_of(each.id, self.reading.seed) == "train":
+                    yield (place, row), each
 
     def batches(
         self, size: int, start: int = 0, *, rank: int = 0, ranks: int = 1, workers: int = 0, device: Any = "cpu"
     ) -> Iterator[Batch]:
         """The batches of ``size`` pictures of process ``rank`` of ``ranks``, from number ``start`` on, without end.
 
-        What comes before ``start`` is read and not decoded. Pictures that cannot be read are left out, as everywhere.
+        What comes before ``start`` is read and not decoded: from the last of :attr:`positions` on, or from the front
+        where these are of another number of readers. Pictures that cannot be read are left out, as everywhere.
         """
         workers = min(workers, cores())
         reader = _Reader(self, size, start, rank, ranks, max(1, workers))
+        if start:
+            again = sum(before * size - since.given for before, since in map(reader.since, range(reader.workers)))
+            logger.info("%s goes on at batch %d: %d pictures before it are read again", self.name, start, again)
         yield from read_ahead(reader, self, workers=workers, device=torch.device(device))
 
     def record(self, identity: str, reason: str) -> None:
@@ -131,34 +152,32 @@ class _Reader(IterableDataset):
         self.stream, self.size, self.start = stream, size, start
         self.rank, self.ranks, self.workers = rank, ranks, workers
 
+    def since(self, worker: int) -> tuple[int, Position]:
+        """How many batches of its reader come before those of ``worker``, and the last known position before these."""
+        before, place = divmod(self.start + worker, self.workers)
+        new = Position(self.rank * self.workers + place, self.ranks * self.workers)
+        known = self.stream.positions.get(new[:2], new)
+        return before, known if known.given <= before * self.size else new
+
     def __iter__(self) -> Iterator[WorkerBatch | UserError]:
-        worker = get_worker_info()
-        first = self.start + (worker.id if worker else 0)
-        place, before = first % self.workers, first // self.workers
-        stream, readers = self.stream, self.ranks * self.workers
-        pictures = stream.pictures(self.rank * self.workers + place, readers)
+        worker, stream = get_worker_info(), self.stream
+        before, since = self.since(worker.id if worker else 0)
+        pictures = stream.pictures(since)
         try:
-            for _ in range(before * self.size):
+            for _ in range(before * self.size - since.given):
                 next(pictures)
             while True:
-                data = Pictures(stream.name, list(islice(pictures, self.size)), stream.labelling, stream.reading)
+                found = list(islice(pictures, self.size))
+                data = Pictures(stream.name, [each for _, each in found], stream.labelling, stream.reading)
                 data.unreadable = stream.unreadable
-                yield WorkerBatches(data)[range(len(data))]
+                batch = WorkerBatches(data)[range(len(data))]
+                if found and isinstance(batch, WorkerBatch):
+                    batch = batch._replace(position=found[-1][0])
+                yield batch
         except UserError as error:
             yield error
         except OSError as error:  # also a connection that was lost
             yield in_one_line(error)
-
-
-def _shuffled(pictures: Iterator[Encoded], draw: random.Random) -> Iterator[Encoded]:
-    """Each once: the next is drawn from the :data:`BUFFER` that are waiting."""
-    waiting = list(islice(pictures, BUFFER))
-    for each in pictures:
-        place = draw.randrange(BUFFER)
-        waiting[place], drawn = each, waiting[place]
-        yield drawn
-    draw.shuffle(waiting)
-    yield from waiting
 
 
 def part_of(identity: str, seed: int) -> str:
@@ -211,8 +230,8 @@ class Shards(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> Iterator[Encoded]:
-        """The pictures of one of them, in their order."""
+    def read(self, index: int, start: int = 0) -> Iterator[Encoded]:
+        """The pictures of one of them, in their order, from number ``start`` on."""
         ...
 
     def facts(self) -> Sequence[str]:

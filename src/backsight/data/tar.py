@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -171,9 +172,11 @@ class TarFiles:
 
     # ---- from the front
 
-    def read(self, index: int) -> Iterator[Encoded]:
-        """The pictures of one file, from its beginning to its end."""
-        path = self.paths[index]
+    def read(self, index: int, start: int = 0) -> Iterator[Encoded]:
+        """The pictures of one file from number ``start`` to its end; it is unpacked from its beginning all the same."""
+        return islice(self._read(self.paths[index]), start, None)
+
+    def _read(self, path: str) -> Iterator[Encoded]:
         for key, parts in self._groups(path, "r:*", {"cls", "json", *(suffix[1:] for suffix in SUFFIXES)}):
             for _, content in _pictures(parts):
                 yield Encoded(f"{Path(path).name}/{key}", content, _label(parts))

@@ -8,17 +8,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from backsight.arrange import each_tensor
 from backsight.chain import ChainEnsemble
 from backsight.chain.model import open_forward_model
 from backsight.core import Key, UserError
 from backsight.data import Batch, find_pictures, load_images
 from backsight.devices import choose_device
+from backsight.distributed import Processes, joined
 from backsight.engine import RANDOM, StagedModel, Trace
 from backsight.evaluation import MeanImage, evaluate
 from backsight.experiments.reconstruct import DETECTED, DIFFER, PLAIN, SEEDS, show, spread_map, unlike_lines
@@ -28,9 +31,10 @@ from backsight.io import read_json, write_bytes
 from backsight.old_results import convert
 from backsight.report.render import write_report
 from backsight.report.views import entry_title
-from backsight.results import FORMAT, INPUT, TRAINING_LOSS, Measurement, Picture, PictureFile, Result
+from backsight.results import FORMAT, INPUT, TRAINING_LOSS, Label, Measurement, Picture, PictureFile, Result
 from backsight.shipped import shipped_card
 from backsight.training import RunFolder, command
+from backsight.training.checkpoints import from_main
 from backsight.training_range import Distances, TrainingRange, unlike_in_words
 from backsight.validation import AnyNumber
 from backsight.validation import convert as convert_value
@@ -74,41 +78,59 @@ def reconstruct(
     """
     out = Path(out)
     convert_value(draws, AnyNumber, "--draws")
-    check_output(out, images)
+    with joined(device) as processes:
+        processes.from_main(lambda: check_output(out, images))
+        ensemble = _open_ensemble(run, draws)
+        processes.from_main(lambda: find_pictures(images))  # a wrong path is reported before the model is loaded
+        _errors_of(ensemble.folder or run)  # a damaged file is reported before anything is computed
+        model = open_forward_model(ensemble, choose_device(device), model)
+        batch = from_main(processes, partial(load_images, images, model.pixels, strict=strict))
+        return write_results(ensemble.folder or run, model, ensemble, batch, out, draws, processes)
+
+
+def _open_ensemble(run: str | Path, draws: int) -> ChainEnsemble:
+    """The chains of ``run``, from which ``draws`` can be taken, if any."""
     ensemble = ChainEnsemble.from_pretrained(run)
     if draws and not any(map(ensemble.chains[0].samples, ensemble.entries)):
         raise UserError(
             f"no inverse of {run} samples: leave out --draws, or train some, as --inverse encoder@flow=flow"
         )
-    find_pictures(images)  # a path that is wrong is reported before the model is loaded
-    _errors_of(ensemble.folder or run)  # a damaged file is reported before anything is computed
-    model = open_forward_model(ensemble, choose_device(device), model)
-    batch = load_images(images, model.pixels, strict=strict)
-    return write_results(ensemble.folder or run, model, ensemble, batch, out, draws)
+    return ensemble
 
 
 @torch.no_grad()
 def write_results(
-    run: str | Path, model: StagedModel, ensemble: ChainEnsemble, batch: Batch, out: Path, draws: int = 0
+    run: str | Path,
+    model: StagedModel,
+    ensemble: ChainEnsemble,
+    batch: Batch,
+    out: Path,
+    draws: int = 0,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
 ) -> Result:
     """The pictures of ``batch`` and the run's errors on its test images, as files in ``out``.
 
     These are the pictures, ``figure.png`` (the same for print), ``results.json`` and ``report.html``. A chain that
-    comes without its run is measured on ``batch`` itself.
+    comes without its run is measured on ``batch`` itself. Several processes pass a part of the images each; the main
+    one writes.
     """
-    earlier = _written_before(out)
-    known, weak, data = TrainingRange.beside(ensemble), weak_inverses(ensemble), trained_on(ensemble)
+    earlier = processes.from_main(lambda: _written_before(out))
+    known, data = TrainingRange.beside(ensemble), trained_on(ensemble)
     found: list[Distances] = []
     pictures: list[PictureFile] = []
-    for start in range(0, len(batch.ids), AT_ONCE):
-        part = batch.part(start, start + AT_ONCE).to(model.device)
-        trace = model.run(part.images, valid=part.valid)
-        distances = None if known is None else known.distances_of(ensemble, trace)
-        found += [] if distances is None else [distances]
-        pictures += _pictures(model, ensemble, part, trace, distances, out, draws)
+    own = _own_batches(batch, model.device, processes)
+    for _ in range(0, len(batch.ids), AT_ONCE * processes.count):
+        look = partial(_look, model, ensemble, next(own, None), known, draws)
+        for distances, files in processes.gathered(look):
+            found += distances
+            for name, (labels, content) in files.items():
+                if processes.main:
+                    write_bytes(out / name, content)
+                pictures.append(PictureFile(labels, out, name))
+    errors = _errors_of(run) or _measure(model, ensemble, batch, processes)
     unlike = unlike_in_words(batch.ids, Distances.joined(found), data) if found else ""
+    weak = weak_inverses(ensemble)
     notes = [*filter(None, [unlike]), *weak_in_words(weak)]
-    errors = _errors_of(run) or _measure(model, ensemble, batch.to(model.device))
     card = {**errors.subjects[0], "model": model.name, "weights": model.weights, "random": model.weights == RANDOM}
     card |= {"family": model.spec.family, "stages": model.stages}
     card |= {"size": list(model.pixels.size), "fit": model.pixels.fit}
@@ -116,27 +138,37 @@ def write_results(
     card |= {} if data is None else {"trained_on": data}
     measurements = [*errors.measurements, *_losses(run, model.name)]
     result = Result("reconstruct", [card], measurements, pictures, notes=[*errors.notes, *notes], command=command())
-    # Before the figure: by it the folder is known as ours. The page is made from the file, as `backsight report` does.
-    result = Result.load(result.write(out / RESULTS))
-    _drop(out, set(earlier) - {each.file for each in pictures})
-    write_bytes(out / "figure.png", to_png(_figure(pictures, "random weights" if card["random"] else "", notes)))
-    write_report(result, out / "report.html")
-    for note in notes:
-        logger.warning(note)
-    return result
+
+    def write() -> Result:
+        # Before the figure: by it the folder is known as ours. The page is made from the file, as `backsight report`
+        # does.
+        written = Result.load(result.write(out / RESULTS))
+        _drop(out, set(earlier) - {each.file for each in pictures})
+        write_bytes(out / "figure.png", to_png(_figure(pictures, "random weights" if card["random"] else "", notes)))
+        write_report(written, out / "report.html")
+        for note in notes:
+            logger.warning(note)
+        return written
+
+    return processes.from_main(write)
 
 
-def _pictures(
-    model: StagedModel,
-    ensemble: ChainEnsemble,
-    batch: Batch,
-    trace: Trace,
-    distances: Distances | None,
-    out: Path,
-    draws: int,
-) -> Iterator[PictureFile]:
-    """The input of each image, with detections drawn on it, its reconstructions, and its draws in rows of their own,
-    each written to its file."""
+def _own_batches(batch: Batch, device: torch.device, processes: Processes) -> Iterator[Batch]:
+    """Every so-many-th batch of :data:`AT_ONCE` images: those that this one of the ``processes`` passes."""
+    for start in range(processes.rank * AT_ONCE, len(batch.ids), processes.count * AT_ONCE):
+        yield batch.part(start, start + AT_ONCE).to(device)
+
+
+def _look(
+    model: StagedModel, ensemble: ChainEnsemble, batch: Batch | None, known: TrainingRange | None, draws: int
+) -> tuple[list[Distances], dict[str, tuple[Mapping[str, Label], bytes]]]:
+    """How far the images of a batch are from the training data, if that is known, and by the names of their files:
+    labels and contents of the input of each image, with detections drawn on it, of its reconstructions, and of its
+    draws in rows of their own."""
+    if batch is None:
+        return [], {}
+    trace = model.run(batch.images, valid=batch.valid)
+    distances = None if known is None else known.distances_of(ensemble, trace)
     images = {entry: ensemble.reconstruct(trace, entry).clamp(0, 1) for entry in ensemble.entries}
     far = None if distances is None else distances.farthest.tolist()
     seeds = [chain.seed for chain in ensemble.chains]
@@ -145,14 +177,14 @@ def _pictures(
     if draws:
         found = list(_with_draws(ensemble, batch, trace, found, input_row, draws))
     numbers: dict[tuple[str, str], int] = {}
+    files: dict[str, tuple[Mapping[str, Label], bytes]] = {}
     for each in found:
         place = str(each.labels["image"]), str(each.labels["stage"])
         if place[1] == INPUT and each.labels["row"] != input_row:
             continue
         numbers[place] = numbers.get(place, -1) + 1
-        file = picture_file(*place, numbers[place])
-        write_bytes(out / file, image_png(each.image))
-        yield PictureFile(each.labels, out, file)
+        files[picture_file(*place, numbers[place])] = each.labels, image_png(each.image)
+    return [] if distances is None else [each_tensor(distances, Tensor.cpu)], files
 
 
 def _with_draws(
@@ -204,11 +236,12 @@ def _errors_of(run: str | Path) -> Result | None:
     return Result.load(path) if path.is_file() else None
 
 
-def _measure(model: StagedModel, ensemble: ChainEnsemble, batch: Batch) -> Result:
+def _measure(model: StagedModel, ensemble: ChainEnsemble, batch: Batch, processes: Processes) -> Result:
     """The errors on the pictures themselves."""
     mean = training_mean(ensemble)
     baseline = MeanImage.over([batch]) if mean is None else MeanImage(mean)
-    found = evaluate(model, ensemble, [batch], baseline)
+    own = _own_batches(batch, model.device, processes)
+    found = evaluate(model, ensemble, own, baseline, gather=processes.gather)
     card: dict[str, Any] = {**found.subjects[0], "data": "the pictures below", "own_pictures": True}
     if mean is None:
         card["mean_image"] = "of the pictures below, its errors corrected for this"

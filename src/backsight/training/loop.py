@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from backsight.core import Key, UserError
 from backsight.data import Batch, sum_images
+from backsight.data.loader import Position
 from backsight.devices import autocast
 from backsight.distributed import Processes
 from backsight.options import TrainOptions
@@ -79,6 +80,7 @@ class Loop:
         precision: ``fp32`` or ``bf16``.
         micro_batch: how many images pass the networks at once; None: the whole batch.
         processes: those that share the run.
+        positions: where the readers of a stream are, which goes on from there.
         signals: the signals to stop that have come; see :func:`stop_signals`.
 
     Attributes:
@@ -98,6 +100,7 @@ class Loop:
         precision: str,
         micro_batch: int | None,
         processes: Processes,
+        positions: dict[tuple[int, int], Position],
         signals: list[int],
     ) -> None:
         self.task: Task = task
@@ -111,6 +114,7 @@ class Loop:
         self.micro_batch: int | None = micro_batch
         self.device: torch.device = task.model.device
         self.processes: Processes = processes
+        self.positions: dict[tuple[int, int], Position] = positions
         self.signals: list[int] = signals
         self.state: State = State()
         tenth = budget.steps // 10 if budget.steps else 10 * EVALUATE_EVERY
@@ -309,6 +313,7 @@ class Loop:
         self._saved_at = self.state.seconds
         self._gather_image_sums()
         states = self.processes.gather(random_states())
+        positions = self.processes.gather([tuple(each) for each in self.positions.values()])
         if not self.processes.main:
             return
         networks = {str(key): dict(network.state_dict()) for key, network in self._saved_networks().items()}
@@ -319,6 +324,7 @@ class Loop:
             "networks": copied_aside(networks),
             "optimisers": copied_aside(optimisers),
             "random": states,
+            "positions": sorted({each for own in positions for each in own}),
         }
         self.folder.checkpoints.save(self.state.step, checkpoint)
 
@@ -335,6 +341,8 @@ class Loop:
             updates.load_state_dict(checkpoint["optimisers"][str(key)])
         states = checkpoint["random"]
         restore_random_states(states[self.processes.rank % len(states)])
+        for each in checkpoint.get("positions", ()):  # sorted: of one reader the last counts
+            self.positions[each[:2]] = Position(*each)
         self._saved_at = self.state.seconds
 
     def _saved_networks(self) -> dict[Key, nn.Module]:

@@ -285,6 +285,7 @@ class Run:
             precision=self.precision,
             micro_batch=self.micro_batch,
             processes=self.processes,
+            positions=getattr(self.splits.train, "positions", {}),
             signals=self.signals,
         )
         own = max(1, len(self.processes.part(range(self.options.batch_size))))
@@ -381,7 +382,7 @@ class Run:
         with autocast(self.precision, self.device):
             result, known = measure(self.task, tested, mean, self.held_out.gather)
         weak = {**still_falling(self.folder.metrics()), **no_better(result)}
-        for sentence in weak_in_words(weak):
+        for sentence in weak_in_words(weak) if self.processes.main else ():
             logger.warning(sentence)
         facts = self.facts(state)
         facts |= {"says_little": "; ".join(f"{entry}: {why}" for entry, why in weak.items())} if weak else {}
