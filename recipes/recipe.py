@@ -82,7 +82,7 @@ RECIPES: dict[str, Recipe] = {
     "vit-cifar10": Recipe(
         "vit",
         None,
-        steps=12_000,
+        steps=5_500,
         photos="hf:uoft-cs/cifar10",
         names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         size=(32, 32),
@@ -94,7 +94,7 @@ RECIPES: dict[str, Recipe] = {
     "detr-blood": Recipe(
         "detr",
         None,
-        steps=4_000,
+        steps=1_600,
         learning_rate=6e-4,
         photos="voc:BCCD",
         names=("Platelets", "RBC", "WBC"),
@@ -155,10 +155,10 @@ CHAINS: dict[str, ChainRecipe] = {
     "vit-cifar10": ChainRecipe(
         ("backbone=patch:whole=true", "encoder=blocks:depth=1,mlp_ratio=2,heads=8,start=ridge"),
         seeds=3,
-        steps=4_000,
+        steps=1_500,
         batch_size=64,
     ),
-    "detr-blood": ChainRecipe(_TO_CELLS, seeds=1, steps=3_000, moved=3_000),
+    "detr-blood": ChainRecipe(_TO_CELLS, seeds=1, steps=1_200, moved=3_000),
 }
 """The shipped chains of every forward model, by its name."""
 
