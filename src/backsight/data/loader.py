@@ -101,7 +101,7 @@ def read_ahead(
         raise worker_lost(error) or error from error
 
 
-def shared(worker_batch: WorkerBatch | UserError) -> WorkerBatch | UserError:
+def shared(worker_batch: Any) -> Any:
     """In a worker, the same in shared memory already: torch would put it there in a thread whose errors nobody hears,
     and the training process would wait for ever."""
     try:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from backsight.chain import ChainEnsemble
 from backsight.chain.model import open_forward_model
-from backsight.core import Key, UserError
+from backsight.core import Key, UserError, entry_title
 from backsight.data import Batch, find_pictures, load_images
 from backsight.devices import choose_device
 from backsight.engine import RANDOM, StagedModel, Trace
@@ -28,7 +28,6 @@ from backsight.figures import image_png, pages, picture_part, text_part, to_png
 from backsight.io import read_json, write_bytes
 from backsight.old_results import convert
 from backsight.report.render import write_report
-from backsight.report.views import entry_title
 from backsight.results import FORMAT, INPUT, TRAINING_LOSS, Measurement, Picture, PictureFile, Result
 from backsight.shipped import shipped_card
 from backsight.training import RunFolder, command
