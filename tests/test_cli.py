@@ -188,20 +188,27 @@ def test_experiments_that_broke_off_are_named_and_the_status_is_1(
 
 
 @pytest.mark.parametrize(
-    ("words", "asked"),
+    ("error", "asked"),
     [
         (
-            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 139 GiB\nand more",
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 139 GiB\nand more"),
             "(20.00 GiB more were asked for)",
         ),
-        ("CUDA error: out of memory", "out of memory: "),
+        (torch.OutOfMemoryError("CUDA error: out of memory"), "out of memory: "),
+        (
+            RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 12000 bytes. Error code 12"
+            ),
+            "(12000 bytes more were asked for)",
+        ),
+        (MemoryError(), "out of memory: "),
     ],
 )
 def test_a_device_without_memory_is_one_line(
-    words: str, asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(_: object) -> None:
-        raise torch.OutOfMemoryError(words)
+        raise error
 
     monkeypatch.setattr(sys.modules["backsight.cli.main"], "run_command", fail)
     said = refused(capsys, "train")
@@ -390,3 +397,10 @@ def test_runs_that_are_not_there_are_told_before_any_experiment(
     said = refused(capsys, "reproduce", "--out", str(tmp_path / "out"), "--runs", "nope")
     assert "no run in nope" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_link_that_leads_to_itself_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    link = tmp_path / "link.png"
+    link.symlink_to(link)
+    for arguments in ([link], [link / "below.png"], [tmp_path / "any.png", "--out", link]):
+        assert str(link) in refused(capsys, "reconstruct", "zoo/vit-prior", *map(str, arguments))

@@ -122,6 +122,18 @@ def test_a_full_disk_is_one_line_from_a_worker_too(
         list(loader(ImageCache(data, PIXELS, tmp_path / "kept", 1e9), 2, workers=workers))
 
 
+def test_too_little_shared_memory_is_one_line_and_no_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    save_pictures(tmp_path, [f"{n}.png" for n in range(5)])
+    data = opened(f"folder:{tmp_path}", PIXELS).train
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    assert len(list(loader(data, 2, workers=0))) > 0
+    with pytest.raises(UserError, match="--shm-size 8g"):
+        list(loader(data, 2, workers=1))
+
+
 def test_data_that_makes_batches_is_asked_for_them() -> None:
     data: Any = World(size=(32, 32), length=10)
     expected = [data.batch([0, 1, 2, 3]), data.batch([4, 5, 6, 7]), data.batch([8, 9])]

@@ -313,9 +313,16 @@ def test_workers_share_the_files_of_a_stream(parquet: str) -> None:
 
 
 def test_names_with_numbers_are_expanded() -> None:
-    assert expand("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
-    assert len(expand("{0..1}/{00..02}")) == 6
-    assert expand("plain.tar") == ["plain.tar"]
+    assert list(expand("a-{08..11}.tar")) == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert len(list(expand("{0..1}/{00..02}"))) == 6
+    assert list(expand("plain.tar")) == ["plain.tar"]
+
+
+@pytest.mark.parametrize("braces", ["{0..99999999999}", "{0..99}{0..99}"])
+def test_a_range_of_more_files_than_there_can_be_is_one_line(braces: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backsight.data.tar.MOST_FILES", 1000)
+    with pytest.raises(UserError, match="more than 1,000 files"):
+        TarFiles(f"train-{braces}.tar")
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_auto_finds_a_device() -> None:
     assert choose_device().type in {"cpu", "cuda", "mps"}
 
 
-@pytest.mark.parametrize("name", ["nose", "cuda:99", "cpu:x"])
+@pytest.mark.parametrize("name", ["nose", "cuda:99", "cpu:x", "meta", "hpu"])
 def test_a_missing_device_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"no device '{name}' on this machine"):
         choose_device(name)

@@ -139,6 +139,8 @@ def test_an_image_size_is_two_positive_numbers(size: str) -> None:
     assert parse_size("384x512") == (384, 512)
     with pytest.raises(UserError, match="384x512"):
         ModelOptions(size=size)
+    with pytest.raises(UserError, match="size 96x1000000 is 1000000: it has to be from 1 to 65536"):
+        ModelOptions(size="96x1000000")
 
 
 @pytest.mark.parametrize(("text", "expected"), [("8GiB", 8 * 2**30), ("500MiB", 500 * 2**20), ("2 GB", 2 * 10**9)])
@@ -257,6 +259,9 @@ def test_a_folder_is_checked_without_making_it(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match="is a file"):
             check_folder(path, "it")
+    if Path("/proc").is_dir():  # where nobody can write, whatever its permissions say to root
+        with pytest.raises(UserError, match="nothing can be written to /proc"):
+            check_folder(Path("/proc/below"), "it")
 
 
 # ---- the process that a script or a command is

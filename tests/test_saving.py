@@ -379,6 +379,18 @@ def test_a_cache_stays_below_its_limit(model: StagedModel, tmp_path: Path) -> No
     assert len(cache) == 2
 
 
+def test_a_cache_that_cannot_be_written_is_told_once_and_training_goes_on(
+    model: StagedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, batch = encoder_cache(model, tmp_path), batch_of(model, "a", "b", "c")
+    cache.folder.touch()
+    first, again = fill(cache, batch), fill(cache, batch)
+    assert torch.equal(first["encoder"], again["encoder"])
+    assert len(cache) == 0
+    assert len(caplog.messages) == 1
+    assert "training goes on" in caplog.messages[0]
+
+
 @pytest.mark.parametrize("already", [0, 4])
 def test_processes_share_what_room_there_is(model: StagedModel, tmp_path: Path, already: int) -> None:
     before = encoder_cache(model, tmp_path)

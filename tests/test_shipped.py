@@ -122,9 +122,12 @@ def test_pictures_are_held_against_the_training_mean_and_not_against_themselves(
     assert math.isnan(mean_error(one))
 
 
-def test_a_demo_of_negative_time_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="minutes"):
-        demo(tmp_path / "demo", minutes=-1)
+@pytest.mark.parametrize(("option", "value"), [("minutes", -1), ("seeds", 0), ("seed", -1)])
+def test_a_demo_that_cannot_be_meant_is_refused_before_anything_is_written(
+    option: str, value: int, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"^{option} is {value}"):
+        demo(tmp_path / "demo", **{"minutes": 0, option: value})
     assert not (tmp_path / "demo").exists()
 
 

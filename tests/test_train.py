@@ -31,6 +31,7 @@ from backsight.training.folder import LOCK
 from backsight.training.loop import Loop
 from backsight.training.merge import merge
 from damage import flip
+from pictures import save_pictures
 from together import forward_model, same
 
 
@@ -144,6 +145,8 @@ def test_resuming_another_run_is_refused_by_what_differs(tmp_path: Path) -> None
     (tmp_path / "run" / "card.md").unlink()
     with pytest.raises(UserError, match="batch_size"):
         run(tmp_path / "run", steps=2, seeds=1, batch_size=5, resume=True)
+    with pytest.raises(UserError, match=r"started with data\.spec = world:prior, not world:defining: resume"):
+        run(tmp_path / "run", steps=2, seeds=1, data="world:defining", resume=True)
     with pytest.raises(UserError, match="resume"):
         run(tmp_path / "run", steps=2, seeds=1)
 
@@ -299,6 +302,23 @@ def test_a_refused_command_leaves_the_run_that_it_was_to_replace(
     for out in ("run", "new"):
         with pytest.raises(UserError, match=message):
             run(tmp_path / out, overwrite=True, **given)
+    assert contents(tmp_path) == before
+
+
+def test_a_picture_that_cannot_be_read_leaves_the_run_that_was_to_be_replaced(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    save_pictures(tmp_path / "photos", [f"{part}/{n}.png" for part in ("train", "val", "test") for n in range(2)])
+    (tmp_path / "photos" / "train" / "1.png").write_text("text")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"cannot read .*1\.png"):
+        run(
+            tmp_path / "run",
+            overwrite=True,
+            data=f"folder:{tmp_path / 'photos'}",
+            strict=True,
+            recipe="ridge",
+            steps=None,
+        )
     assert contents(tmp_path) == before
 
 

@@ -209,11 +209,30 @@ def test_a_folder_with_a_broken_preprocessor(said: str, message: str, tmp_path: 
     expect_mistake(message, str(tmp_path))
 
 
-def test_a_configuration_that_the_library_refuses(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"hidden_size": -48}, "negative dimension -48"),
+        ({"num_attention_heads": 0}, "ZeroDivisionError"),
+    ],
+)
+@pytest.mark.parametrize("random", [False, True])
+def test_a_configuration_that_the_library_refuses(
+    value: dict[str, Any], words: str, random: bool, tmp_path: Path
+) -> None:
     save_transformers("dinov2", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
-    expect_mistake(r"config\.json is refused by transformers \(.*hidden_size", str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({**config, **value}))
+    expect_mistake(
+        rf"{tmp_path}/config\.json is refused by transformers \(.*{words}", str(tmp_path), random_weights=random
+    )
+
+
+def test_arguments_that_an_architecture_refuses(tmp_path: Path) -> None:
+    config = {"architecture": "test_vit", "pretrained_cfg": {}, "model_args": {"embed_dim": -48}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    expect_mistake(r"config\.json is refused by timm \(.*negative dimension", str(tmp_path), random_weights=True)
 
 
 TRANSFORMERS = [name for name, family in MODELS.items() if family.library == "transformers"]

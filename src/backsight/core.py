@@ -307,6 +307,20 @@ def entry_of(stage: str, variant: str) -> str:
     return f"{stage}@{variant}" if variant else stage
 
 
+TITLES = {"local": "each token alone", "onehot": "likeliest class"}
+"""What a reader sees for a variant of an inverse whose name says too little."""
+
+
+def entry_title(entry: str) -> str:
+    """The name of an inverse as a reader sees it.
+
+    >>> entry_title("backbone@local"), entry_title("prediction@onehot"), entry_title("encoder@flow")
+    ('backbone (each token alone)', 'prediction (likeliest class)', 'encoder (flow)')
+    """
+    stage, variant = split_entry(entry)
+    return f"{stage} ({TITLES.get(variant, variant)})" if variant else stage
+
+
 class Key(NamedTuple):
     """The name of a trained network, or of a loss: its seed, its stage, and the variant of the inverse, if it is one.
 

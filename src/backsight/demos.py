@@ -13,6 +13,7 @@ from backsight.core import UserError
 from backsight.data import collate, open_data
 from backsight.engine import StagedModel
 from backsight.models import load_model
+from backsight.options import TrainOptions
 from backsight.report.reconstruct import check_output, write_results
 from backsight.training import RunFolder, train
 
@@ -77,6 +78,7 @@ def demo(out: str | Path = "demo", *, minutes: float = 1.2, seeds: int = 1, seed
     """
     if not 0 <= minutes < math.inf:
         raise UserError(f"--minutes is {minutes:g}: it has to be 0 or more, and finite")
+    TrainOptions(seeds=seeds, seed=seed)  # refused before anything is shown
     out = Path(out)
     for subject in SUBJECTS:
         _check(subject, out)

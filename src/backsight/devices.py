@@ -36,8 +36,8 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # the device "meta" has shapes and no values
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise UserError(f"no device '{name}' on this machine: use auto, cpu, or a GPU's name as cuda:0") from error
     return device
 

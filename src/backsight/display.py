@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from backsight.chain import ChainEnsemble, InverseChain
-from backsight.core import IMAGE, UserError
+from backsight.core import IMAGE, UserError, entry_title
 from backsight.data import Batch, load_images
 from backsight.engine import RANDOM, StagedModel, Trace
 from backsight.error_table import error_table
@@ -23,7 +23,7 @@ from backsight.experiments.subject import as_ensemble, trained_on
 from backsight.figures import image_png, to_png
 from backsight.metrics import mse, on_valid
 from backsight.report.render import environment
-from backsight.report.views import data_uri, entry_title, format_bounds, format_effect, format_number
+from backsight.report.views import data_uri, format_bounds, format_effect, format_number
 from backsight.results import Measurement, Result
 from backsight.training_range import Distances, TrainingRange, stages_of, unlike_in_words
 from backsight.weak_inverses import weak_in_words, weak_inverses

@@ -15,9 +15,11 @@ from backsight.validation import (
     Positive,
     Range,
     Share,
+    Side,
     UserError,
     check_folder,
     check_main_guard,
+    convert,
     convert_fields,
     option,
 )
@@ -261,7 +263,8 @@ def parse_size(size: str | None) -> tuple[int, int] | None:
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size.lower())
     if found is None:
         raise UserError(f"--size is '{size}': it has to be height x width in pixels, as 384x512")
-    return int(found[1]), int(found[2])
+    height, width = (convert(int(side), Side, f"a side of --size {size}") for side in found.groups())
+    return height, width
 
 
 UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import re
 import reprlib
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ class Range:
     def __str__(self) -> str:
         if self.positive:
             return "more than 0, and finite"
-        return f"at least {self.least:g}" if self.most == math.inf else f"from {self.least:g} to {self.most:g}"
+        return f"at least {self.least:g}" if self.most == math.inf else f"from {self.least:g} to {self.most:.10g}"
 
 
 class Record:
@@ -296,11 +297,14 @@ def check_folder(folder: Path, name: str) -> None:
     Raises:
         UserError: a file is in its place or above it, or the system does not let this process write there.
     """
-    there = next(each for each in (folder, *folder.parents) if each.exists())
+    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))  # a link to nothing, too
     if not there.is_dir():
         raise UserError(f"{name} {folder}: {'it' if there == folder else there} is a file, name a folder")
-    if not os.access(there, os.W_OK | os.X_OK) and not (there == folder and any(folder.iterdir())):
-        raise UserError(f"{name} {folder}: nothing can be written to {there}, name another folder")
+    try:
+        tempfile.TemporaryFile(dir=there).close()  # permissions do not tell: root has them in /proc
+    except OSError as error:
+        if there != folder or not any(folder.iterdir()):
+            raise UserError(f"{name} {folder}: nothing can be written to {there}, name another folder") from error
 
 
 def check_main_guard() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backsight.chain import ChainEnsemble
-from backsight.core import Key
+from backsight.core import Key, entry_title
 from backsight.io import read_json_lines, read_record
 from backsight.results import LAYER_ERROR, MEAN_IMAGE, Result
 from backsight.validation import Record
@@ -47,8 +47,12 @@ def weak_inverses(ensemble: ChainEnsemble) -> dict[str, str]:
 
 
 def weak_in_words(weak: Mapping[str, str]) -> list[str]:
-    """A sentence for each weak inverse."""
-    return [f"The inverse of {entry} says little of an image: {why}." for entry, why in weak.items()]
+    """A sentence for each weak inverse.
+
+    >>> weak_in_words({"prediction@onehot": "it is undertrained"})
+    ['The inverse of prediction (likeliest class) says little of an image: it is undertrained.']
+    """
+    return [f"The inverse of {entry_title(entry)} says little of an image: {why}." for entry, why in weak.items()]
 
 
 def no_better(errors: Result) -> dict[str, str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from backsight.app.state import MEAN, SPREAD
-from backsight.core import Classes, Detections, UserError, valid_sizes
+from backsight.core import Classes, Detections, UserError, entry_title, valid_sizes
 from backsight.data import Target
 from backsight.engine import StagedModel, Trace
 from backsight.experiments.subject import LRUCache, Subject, distinct_names, is_read_as, stage_of, trained_on
@@ -117,7 +117,7 @@ class ModelView:
     def card(self) -> dict[str, Any]:
         """What every view and file states of the model: weights, and whether they are random, come first."""
         known = {**self.subject.card(), "model": self.name, "weights": public_name(self.model.weights)}
-        known |= {"weak": self.weak, "trained_on": self.trained_on}
+        known |= {"weak": {entry_title(entry): why for entry, why in self.weak.items()}, "trained_on": self.trained_on}
         shown = ("model", "weights", "random", "task", "stages", "size", "fit", "value_range", "seeds")
         return {name: known[name] for name in (*shown, "weak", "trained_on")}
 

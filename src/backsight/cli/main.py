@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         names = {kind.__name__ for kind in type(error).__mro__}
         if names & {"Interrupted", "WorkerLost", "BrokeOff"}:
             _fail(str(error), getattr(error, "status", 1))
-        if "OutOfMemoryError" in names:
+        if names & {"OutOfMemoryError", "MemoryError"} or "DefaultCPUAllocator" in str(error):
             _fail(_out_of_memory(str(error)), 2)
         raise
     finally:

@@ -165,7 +165,7 @@ def nearest_name(path: Path) -> str:
     looked for."""
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, [name for name in beside if name != path.name], n=1)
-    return f"; is it '{path.parent / close[0]}'?" if close else f"; it was looked for in '{path.parent.resolve()}'"
+    return f"; is it '{path.parent / close[0]}'?" if close else f"; it was looked for in '{path.parent.absolute()}'"
 
 
 def _labels(ids: Sequence[str], depth: int) -> tuple[dict[str, int], dict[int, str]]:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from backsight.arrange import tensors_in
 from backsight.core import UserError
 from backsight.data.base import Batch, ImageData, PackedTargets, Sample, join_valid, pack, stack_images, unpack
 from backsight.devices import give_back_memory
@@ -84,6 +85,7 @@ def read_ahead(
     batches_to_come = DataLoader(
         worker_batches,
         batch_size=None,
+        collate_fn=shared,
         sampler=sampler,
         num_workers=min(workers, cores()),
         pin_memory=device.type == "cuda",
@@ -99,6 +101,22 @@ def read_ahead(
         raise worker_lost(error) or error from error
 
 
+def shared(worker_batch: Any) -> Any:
+    """In a worker, the same in shared memory already: torch would put it there in a thread whose errors nobody hears,
+    and the training process would wait for ever."""
+    try:
+        for tensor in tensors_in(worker_batch) if get_worker_info() else ():
+            tensor.share_memory_()
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        return UserError(
+            "/dev/shm is too small for the images that --workers read: give it more (as `docker run --shm-size 8g`), "
+            "or --workers 0; --resume goes on with training"
+        )
+    return worker_batch
+
+
 def worker_lost(error: Exception) -> UserError | None:
     """What torch means by ``error``, wherever it interrupts the main process, if a worker was killed."""
     found = re.search(r"DataLoader worker.* (?:killed by signal: ([\w ]+)|exited unexpectedly)", str(error))
@@ -107,7 +125,8 @@ def worker_lost(error: Exception) -> UserError | None:
     reason = found[1] or "ended"
     full = ", /dev/shm is too small for its images" if "Bus" in reason or "shared memory" in str(error) else ""
     return UserError(
-        f"a process that reads images was killed ({reason}{full}): give this machine more memory, or --workers 0"
+        f"a process that reads images was killed ({reason}{full}): give this machine more memory, or --workers 0; "
+        "--resume goes on with training"
     )
 
 

@@ -48,6 +48,9 @@ THREADS = 16
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 """``{000..127}``: the numbers between, written as wide; ``{train,val}``: each of them."""
 
+MOST_FILES = 1_000_000
+"""Files that a pattern may name: the largest data sets have some hundred thousand."""
+
 MOST_PICTURES = 16
 """Pictures of one sample: more are samples whose names have dots in them."""
 
@@ -127,7 +130,10 @@ class TarFiles:
             self.system, root = url_to_fs(pattern)
         except (ImportError, ValueError) as error:
             raise UserError(f"wds:{pattern}: {' '.join(str(error).split())}") from error
-        found = {each: sorted(self._matching(each)) for each in expand(root)}
+        names = list(islice(expand(root), MOST_FILES + 1))
+        if len(names) > MOST_FILES:
+            raise UserError(f"wds:{pattern} names more than {MOST_FILES:,} files: give the range that there is")
+        found = {each: sorted(self._matching(each)) for each in names}
         self.paths: list[str] = [path for paths in found.values() for path in paths]
         if not self.paths:
             path = Path(pattern)
@@ -207,18 +213,20 @@ class TarFiles:
             logger.warning("cannot read %s to its end: %s; going on with the next", path, reason)
 
 
-def expand(pattern: str) -> list[str]:
+def expand(pattern: str) -> Iterator[str]:
     """``train-{00..02}.tar`` -> its three names; several pairs of braces are all expanded.
 
-    >>> expand("{train,val}-{8..10}.tar")[2:4]
+    >>> list(expand("{train,val}-{8..10}.tar"))[2:4]
     ['train-10.tar', 'val-8.tar']
     """
     found = _BRACES.search(pattern)
     if found is None:
-        return [pattern]
+        yield pattern
+        return
     first, last, words = found.groups()
-    each_of = words.split(",") if words else [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    return [each for word in each_of for each in expand(pattern[: found.start()] + word + pattern[found.end() :])]
+    each_of = words.split(",") if words else (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
+    for word in each_of:
+        yield from expand(pattern[: found.start()] + word + pattern[found.end() :])
 
 
 def cache_folder() -> Path:

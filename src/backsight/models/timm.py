@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from backsight.core import Fit, Pixels, UserError, of_rgb
-from backsight.models.checkpoints import classes_in, differing_in, fitting, mismatch, read_state
+from backsight.models.checkpoints import Differing, classes_in, differing_in, fitting, mismatch, read_state
 from backsight.models.inputs import expect_tiled
-from backsight.models.weights import weights_in
+from backsight.models.weights import refused, weights_in
 from backsight.validation import first_line
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -23,6 +24,9 @@ logger: logging.Logger = logging.getLogger(__name__)
 _FITS: dict[str, Fit] = {"squash": "stretch", "center": "crop"}
 """timm's modes of cropping -> ours. It has one more, ``border``, which pads on all four sides: no model takes a mask of
 that."""
+
+
+_SHAPES = re.compile(r"size mismatch for (\S+): .*?Size\(\[([\d, ]*)\]\) from checkpoint, .*?Size\(\[([\d, ]*)\]\)")
 
 
 def build(
@@ -48,7 +52,7 @@ def build(
     name = architecture if folder is None else f"local-dir:{folder}"
     source = file or (None if folder is None or random else weights_in(folder))
     state: Mapping[str, Tensor] = {}
-    blank = blueprint(name)
+    blank = blueprint(name, folder)
     # Without the method nothing in the model is made for one image size, as in convolutional networks.
     options: dict[str, Any] = {} if size is None or not hasattr(blank, "set_input_size") else {"img_size": size}
     if source is not None:
@@ -71,11 +75,9 @@ def build(
         if size is not None and "greater than 0" in str(error):  # of the resampled position embedding
             told = f"{architecture} cannot take images of {size[0]}x{size[1]} pixels: they are smaller than its patches"
             raise UserError(f"{told}, give multiples of these") from error
-        if source is None:
+        if "state_dict" not in str(error):
             raise
-        # Others it resizes, as position embeddings.
-        differing = [each for each in differing_in(state, blank.state_dict()) if f"for {each[0]}:" in str(error)]
-        raise mismatch(str(source if file else folder), *_differing(str(error)), differing) from error
+        raise mismatch(str(source if file else folder), *_differing(str(error))) from error
     except (AssertionError, TypeError, ValueError) as error:
         if size is None:
             raise
@@ -86,12 +88,21 @@ def build(
     return _checked(module, architecture, size)
 
 
-def blueprint(name: str) -> Any:
-    """The model of that ``name`` without memory for its weights."""
+def blueprint(name: str, folder: Path | None = None) -> Any:
+    """The model of that ``name`` without memory for its weights; ``folder`` is where its configuration is, if in one.
+
+    Raises:
+        UserError: the configuration is no such model's.
+    """
     import timm
 
-    with torch.device("meta"), _Unfilled():
-        return timm.create_model(name)
+    try:
+        with torch.device("meta"), _Unfilled():
+            return timm.create_model(name)
+    except Exception as error:  # every architecture checks its own arguments, or none
+        if folder is None:
+            raise
+        raise refused(folder, "timm", error) from error
 
 
 class _Unfilled(TorchFunctionMode):
@@ -143,14 +154,19 @@ def _checked(module: nn.Module, architecture: str, size: tuple[int, int] | None)
     return module
 
 
-def _differing(message: str) -> tuple[list[str], list[str]]:
-    """The names that torch's own message lists as missing and as unexpected."""
+def _differing(message: str) -> tuple[Sequence[str], Sequence[str], Sequence[Differing]]:
+    """The names that torch's own message lists as missing, as unexpected, and as of another shape."""
     found: dict[str, list[str]] = {"Missing": [], "Unexpected": []}
     for line in message.splitlines():
         for kind, names in found.items():
             if line.strip().startswith(kind):
                 names.extend(part.strip(' ".') for part in line.split(":", 1)[1].split(","))
-    return found["Missing"], found["Unexpected"]
+    shapes = [(name, _sides(theirs), _sides(own)) for name, theirs, own in _SHAPES.findall(message)]
+    return found["Missing"], found["Unexpected"], shapes
+
+
+def _sides(shape: str) -> list[int]:
+    return [int(side) for side in shape.split(",") if side]
 
 
 def pixels(module: nn.Module, size: tuple[int, int] | None) -> Pixels:

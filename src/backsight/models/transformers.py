@@ -16,8 +16,7 @@ from backsight.core import Pixels, UserError, of_rgb
 from backsight.models.checkpoints import beyond, classes_in, mismatch, read_state, variants
 from backsight.models.inputs import expect_tiled, settled
 from backsight.models.original_detr import from_original, is_original
-from backsight.models.weights import read_config, read_json, weights_in
-from backsight.validation import first_line
+from backsight.models.weights import read_config, read_json, refused, weights_in
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -57,10 +56,11 @@ def load(folder: Path, file: Path | None = None, *, random: bool = False, descri
     raw |= {"use_pretrained_backbone": False} if "backbone" in raw else {}
     try:
         config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
+        kept = class_of(config, raw.get("architectures"), state, described=described)
+        with torch.device("meta"):
+            _built(*kept)
     except Exception as error:  # every type checks its own values, and their errors are of many kinds
-        reason = first_line(error)
-        raise UserError(f"{folder / 'config.json'} is refused by transformers ({reason}): mend it there") from error
-    kept = class_of(config, raw.get("architectures"), state, described=described)
+        raise refused(folder, "transformers", error) from error
     module = _filled(*kept, state, file or folder, strict=file is not None) if state else _built(*kept)
     return settled(module.float())
 

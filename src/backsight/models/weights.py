@@ -82,6 +82,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return config
 
 
+def refused(folder: Path, library: str, error: Exception) -> UserError:
+    """What a library says of the values in the ``config.json`` of ``folder``, each of its models in its own way."""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return UserError(f"{folder / 'config.json'} is refused by {library} ({reason}): mend it there")
+
+
 def weights_in(folder: Path) -> Path:
     """The file of weights in a model's ``folder``, or the index of several.
 

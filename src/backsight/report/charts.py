@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from backsight.core import entry_title
 from backsight.figures import ErrorPoint, curves, error_bars, to_svg
-from backsight.report.views import data_uri, entry_title, format_number
+from backsight.report.views import data_uri, format_number
 from backsight.results import LAYER_ERROR, MEAN_IMAGE, TRAINING_LOSS, Result
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from torch import Tensor
 from backsight.arrange import each_tensor
 from backsight.chain import ChainEnsemble
 from backsight.chain.model import open_forward_model
-from backsight.core import Key, UserError
+from backsight.core import Key, UserError, entry_title
 from backsight.data import Batch, find_pictures, load_images
 from backsight.devices import choose_device
 from backsight.distributed import Processes, joined
@@ -30,13 +31,12 @@ from backsight.figures import image_png, pages, picture_part, text_part, to_png
 from backsight.io import read_json, write_bytes
 from backsight.old_results import convert
 from backsight.report.render import write_report
-from backsight.report.views import entry_title
 from backsight.results import FORMAT, INPUT, TRAINING_LOSS, Label, Measurement, Picture, PictureFile, Result
 from backsight.shipped import shipped_card
 from backsight.training import RunFolder, command
 from backsight.training.checkpoints import from_main
 from backsight.training_range import Distances, TrainingRange, unlike_in_words
-from backsight.validation import AnyNumber
+from backsight.validation import AnyNumber, check_folder
 from backsight.validation import convert as convert_value
 from backsight.weak_inverses import weak_in_words, weak_inverses
 
@@ -287,12 +287,13 @@ def check_output(out: Path, images: Sequence[str | Path] = ()) -> None:
         UserError: a file, the folder of a run or a chain, a folder with one of ``images``, or with files that
             would be written over and are not ours.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file: --out names a folder")
+    check_folder(out, "--out")
     if RunFolder(out).config() or (out / "chain.json").is_file() or any(out.glob("chains/*/chain.json")):
         raise UserError(f"{out} is the folder of a run: choose another --out for what is seen through it")
-    for image in map(Path, images):
-        if out.resolve() in (image.resolve(), *image.resolve().parents):
+    place = Path(os.path.realpath(out))  # other than Path.resolve, it goes through a loop of links
+    for image in images:
+        real = Path(os.path.realpath(image))
+        if place in (real, *real.parents):
             raise UserError(f"{image}, which is to be reconstructed, lies in {out}: choose another --out")
     if foreign := _not_ours(out):
         raise UserError(f"{out} has a '{foreign}' that no reconstruction wrote: choose another --out")

@@ -13,12 +13,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from backsight.core import entry_title
 from backsight.error_table import Column, Row, error_table
 from backsight.io import write_text
 from backsight.report.charts import error_charts, training_chart
 from backsight.report.views import (
     build_gallery,
-    entry_title,
     format_bounds,
     format_effect,
     format_number,

@@ -13,15 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from backsight.core import UserError, split_entry
+from backsight.core import UserError
 from backsight.figures import colour_map, image_png, spread, to_array
 from backsight.results import Picture
 
 LARGEST_PNG = 60_000
 """A larger picture goes into the page as WebP of quality 90, which looks the same; in bytes."""
-
-TITLES = {"onehot": "likeliest class"}
-"""What a reader sees for a variant of an inverse whose name says too little."""
 
 SMALL_SIDE = 160
 """Pictures narrower than this are enlarged pixel by pixel, not smoothed."""
@@ -180,13 +177,3 @@ def format_effect(value: float) -> str:
 def format_bounds(low: float | None, high: float | None) -> str:
     """An interval in brackets; where there is none, words that say so."""
     return "(no interval)" if low is None or high is None else f"[{format_effect(low)}, {format_effect(high)}]"
-
-
-def entry_title(entry: str) -> str:
-    """The name of an inverse as a reader sees it.
-
-    >>> entry_title("backbone@local"), entry_title("prediction@onehot")
-    ('backbone (local)', 'prediction (likeliest class)')
-    """
-    stage, variant = split_entry(entry)
-    return f"{stage} ({TITLES.get(variant, variant)})" if variant else stage

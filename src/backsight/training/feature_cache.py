@@ -100,13 +100,13 @@ class FeatureCache:
         missing = [place for place, identity in enumerate(ids) if identity not in self]
         known = [place for place in range(len(ids)) if place not in set(missing)]
         parts: list[tuple[list[int], dict[str, Tensor]]] = []
-        if missing:
-            parts.append((missing, self._compute(images, valid, missing, ids)))
         if known:
             parts.append((known, self._read([ids[place] for place in known], images.device)))
+        if missing:
+            parts.append((missing, self._compute(images, valid, missing, ids)))
         joined = {name: torch.cat([found[name] for _, found in parts]).float() for name in self.names}
         if len(parts) > 1:  # the usual batch is known, or not, as a whole
-            order = torch.tensor(missing + known).argsort().to(images.device)
+            order = torch.tensor(known + missing).argsort().to(images.device)
             joined = {name: each[order] for name, each in joined.items()}
         return {name: images if name == IMAGE else joined[name] for name in names}
 
@@ -164,8 +164,16 @@ class FeatureCache:
         ids, rows = list(self._waiting), list(self._waiting.values())
         content = save({name: torch.stack([row[name] for row in rows]) for name in self.names})
         sha256 = hashlib.sha256(content).hexdigest()
-        path = write_bytes(self.folder / f"{self.writer}-{sha256[:12]}.safetensors", content)
-        write_json(path.with_suffix(".json"), {"facts": self.facts, "sha256": sha256, "ids": ids})  # last: it is whole
+        path = self.folder / f"{self.writer}-{sha256[:12]}.safetensors"
+        try:
+            write_bytes(path, content)
+            index = {"facts": self.facts, "sha256": sha256, "ids": ids}
+            write_json(path.with_suffix(".json"), index)  # last: it is whole
+        except OSError as error:
+            logger.warning("%s: %s; no more features are kept, training goes on", self.folder, error.strerror)
+            self.limit = 0
+            self._waiting.clear()
+            return
         self._waiting.clear()
         self._seen.add(path)
         self._places |= {identity: (path, row) for row, identity in enumerate(ids)}

@@ -129,8 +129,8 @@ class RunFolder:
 
     @contextmanager
     def claimed(self, *, resume: bool, overwrite: bool) -> Iterator[None]:
-        """The folder made and locked, without the run that is to be replaced, and what a killed process left half
-        written.
+        """The folder made and locked, without what a killed process left half written. A run that is to be replaced is
+        there until :meth:`write_config`.
 
         Raises:
             UserError: another run is in it, or has been since :meth:`check`.
@@ -141,14 +141,13 @@ class RunFolder:
             for path in [*self.path.iterdir(), *(each for name in FOLDERS for each in (self.path / name).rglob(".*"))]:
                 if HALF_WRITTEN.fullmatch(path.name) and path.is_file():
                     path.unlink()
-            if overwrite:
-                remove_run(self.path)
             yield
 
     # ---- configuration
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """Keep what the run was started with."""
+        """Begin a run, in place of any that is here: keep what it was started with."""
+        remove_run(self.path)
         write_text(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False))
 
     def config(self) -> dict[str, Any]:
@@ -168,8 +167,9 @@ class RunFolder:
         before = self.config()
         for name in fields:
             if before.get(name) != config[name]:
+                where, then, now = first_difference(name, before.get(name), config[name])
                 raise UserError(
-                    f"the run in {self.path} was started with {name} = {before.get(name)}, not {config[name]}: "
+                    f"the run in {self.path} was started with {where} = {then}, not {now}: "
                     "resume with the same command, or choose another --out"
                 )
 
@@ -191,6 +191,18 @@ class RunFolder:
         if self.writes:
             kept = [json.dumps(record) for record in self.metrics() if record["step"] <= step]
             write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
+
+
+def first_difference(name: str, one: Any, other: Any) -> tuple[str, Any, Any]:
+    """Where two values of a configuration differ first, and what they are there.
+
+    >>> first_difference("data", {"spec": "world", "train": {"images": 5}}, {"spec": "world", "train": {"images": 6}})
+    ('data.train.images', 5, 6)
+    """
+    if isinstance(one, dict) and isinstance(other, dict):
+        key = next(key for key in (*one, *other) if one.get(key) != other.get(key))
+        return first_difference(f"{name}.{key}", one.get(key), other.get(key))
+    return name, one, other
 
 
 # ---- the files of a run, among the user's own

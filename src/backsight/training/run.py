@@ -155,7 +155,6 @@ def _train(run: Run) -> ChainEnsemble:
     progress, curves = ProgressLine(run.task.covers), Tracker(tracker, run.folder.path)
     with ExitStack() as stack, progress, curves:
         loop = run.loop()
-        # Only now: whatever can be refused has been, and a run that is replaced was still there.
         claimed = run.folder.claimed(resume=options.resume, overwrite=options.overwrite)
         run.processes.from_main(lambda: (stack.enter_context(claimed), None)[1])
         if run.processes.main:
@@ -293,19 +292,22 @@ class Run:
         return loop
 
     def begin(self, loop: Loop) -> None:
-        """Write the configuration; on a resumed run, go back to the newest checkpoint."""
+        """Go back to the newest checkpoint of a resumed run; on a new one, let the inverses begin, then write the
+        configuration: a run that is replaced is there until this one has read its first images."""
         config, folder = {**self.config(), "micro_batch": loop.micro_batch}, self.folder
 
         def saved() -> dict[str, Any] | None:
-            if not folder.started:
-                folder.write_config(config)
-                size = sum(4 * each.nbytes for network in self.task.networks.values() for each in network.parameters())
-                logger.info(
-                    "a checkpoint has about %s, and the last %d stay until the run is done", in_units(size), KEPT
-                )
+            if not folder.started or self.options.overwrite:
                 return None
             folder.check_config(config, SAME_TO_RESUME)
             return folder.checkpoints.load()
+
+        def written() -> None:
+            if folder.started and not self.options.overwrite:
+                return
+            folder.write_config(config)
+            size = sum(4 * each.nbytes for network in self.task.networks.values() for each in network.parameters())
+            logger.info("a checkpoint has about %s, and the last %d stay until the run is done", in_units(size), KEPT)
 
         checkpoint = from_main(self.processes, saved)
         if checkpoint is not None:
@@ -314,6 +316,7 @@ class Run:
             torch.manual_seed(self.options.seed + self.processes.rank)  # of the noise of flows, and of dropout
             if self.options.chain is None:
                 self.begin_inverses(loop.state)
+        self.processes.from_main(written)
         folder.forget_after(loop.state.step)
 
     def begin_inverses(self, state: State) -> None:
