@@ -127,8 +127,13 @@ def stage_module(
         return stage_automatically(module, pixels, name=name, weights=weights)
     if family.check_size is not None:
         family.check_size(module, pixels.size)
-    options = {"name": name, "weights": weights, "arguments": family.arguments}
+    options = {"name": name, "weights": weights, "arguments": arguments_of(module, family, pixels)}
     return FamilyModel(module, family, family.stage(module), pixels, **options)
+
+
+def arguments_of(module: nn.Module, family: Family | None, pixels: Pixels) -> dict[str, Any]:
+    """What every pass of ``module`` is given beside images of ``pixels``."""
+    return {**more_arguments(module, pixels.size), **(family.arguments if family else {})}
 
 
 def stage_automatically(module: nn.Module, pixels: Pixels, *, name: str, weights: str) -> StagedModel:

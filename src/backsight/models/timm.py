@@ -67,15 +67,16 @@ def build(
     try:
         with nullcontext() if source is None else _Unfilled():
             module: Any = timm.create_model(name, **options)
-    except RuntimeError as error:
+    except (AttributeError, KeyError, RuntimeError) as error:
         if size is not None and "greater than 0" in str(error):  # of the resampled position embedding
             told = f"{architecture} cannot take images of {size[0]}x{size[1]} pixels: they are smaller than its patches"
             raise UserError(f"{told}, give multiples of these") from error
         if source is None:
             raise
         # Others it resizes, as position embeddings.
-        differing = [each for each in differing_in(state, blank.state_dict()) if f"for {each[0]}:" in str(error)]
-        raise mismatch(str(source if file else folder), *_differing(str(error)), differing) from error
+        own = blank.state_dict()
+        differing = [each for each in differing_in(state, own) if f"for {each[0]}:" in str(error)]
+        raise mismatch(str(file or folder), *_differing(error, state, own), differing) from error
     except (AssertionError, TypeError, ValueError) as error:
         if size is None:
             raise
@@ -143,10 +144,13 @@ def _checked(module: nn.Module, architecture: str, size: tuple[int, int] | None)
     return module
 
 
-def _differing(message: str) -> tuple[list[str], list[str]]:
-    """The names that torch's own message lists as missing and as unexpected."""
+def _differing(error: Exception, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """The names that torch's own message lists as missing and as unexpected; all those that differ where timm failed
+    before, in what it makes of names that it does not know."""
+    if not isinstance(error, RuntimeError):
+        return sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     found: dict[str, list[str]] = {"Missing": [], "Unexpected": []}
-    for line in message.splitlines():
+    for line in str(error).splitlines():
         for kind, names in found.items():
             if line.strip().startswith(kind):
                 names.extend(part.strip(' ".') for part in line.split(":", 1)[1].split(","))
