@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from backsight.core import Side, UserError
+from backsight.core import UserError
 from backsight.data.world.scenes import Law, class_names
 
 Architecture = Literal["detr", "vit", "deformable-detr"]
@@ -38,7 +38,7 @@ class Recipe:
     learning_rate: float
     photos: str = ""
     names: tuple[str, ...] = ()
-    size: Side = SIZE
+    size: tuple[int, int] = SIZE
     arguments: Mapping[str, Any] = field(default_factory=dict)
     start: str = ""
     mixed: float = 0.0

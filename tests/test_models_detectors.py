@@ -309,3 +309,23 @@ def test_class_tokens_of_windows_are_left_as_they_are() -> None:
     (after,) = edited.raw["encoder.1"].value
     assert torch.equal(after[:, 0], native[:, 0])
     torch.testing.assert_close(after[:, 1:], native[:, 1:] + 1)
+
+
+# ---- Grounding DINO
+
+
+def test_grounding_dino_reads_an_empty_text_or_the_one_that_it_is_given() -> None:
+    model = build_small("grounding_dino")
+    images = random_images(model)
+    empty = model.run(images)
+    assert model.arguments["input_ids"].tolist() == [[0, 0]]
+    model.arguments["input_ids"] = torch.tensor([[0, 7, 5, 0]])
+    told = model.run(images)
+    assert torch.equal(told["backbone"], empty["backbone"])
+    assert not torch.equal(told["encoder"], empty["encoder"])
+    expected = model.module(model.pixels.normalise(images), torch.tensor([[0, 7, 5, 0]] * 2))
+    found: Any = model.predict(told)
+    for index, each in enumerate(found):
+        scores = expected.logits[index].sigmoid().amax(-1)
+        torch.testing.assert_close(each.scores, scores)
+        assert (each.boxes <= torch.tensor([96, 64] * 2)).all()

@@ -125,6 +125,13 @@ def detector_backbone() -> Any:
     return resnet_fpn_backbone(backbone_name="resnet18", weights=None)
 
 
+def detector() -> Any:
+    from torchvision.models.detection import FasterRCNN
+
+    few: dict[str, Any] = {"rpn_pre_nms_top_n_test": 100, "rpn_post_nms_top_n_test": 50}
+    return FasterRCNN(detector_backbone(), num_classes=5, min_size=64, **few)
+
+
 @pytest.mark.parametrize(
     ("build", "size", "stages"),
     [
@@ -132,6 +139,9 @@ def detector_backbone() -> Any:
         (swin, (64, 64), ["backbone", "stage1", "map", "stage2"]),
         (torchvision.models.resnet18, (64, 64), ["backbone", "layer1", "layer2", "layer3", "layer4"]),
         (detector_backbone, (64, 96), ["backbone", "layer1", "layer2", "layer3", "layer4"]),
+        pytest.param(
+            *(detector, (64, 96), ["backbone", "layer1", "layer2", "layer3", "layer4"]), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_module_of_torchvision_is_staged_by_its_repeated_blocks(
@@ -142,6 +152,21 @@ def test_a_module_of_torchvision_is_staged_by_its_repeated_blocks(
     assert model.stages == stages
     check_inverses(model)
     assert failures(model) == []
+
+
+def test_a_detector_of_torchvision_sees_images_as_they_are_and_normalises_them_once() -> None:
+    torch.manual_seed(0)
+    module = detector()
+    model = bs.stage(module, size=(64, 96))
+    seen: list[Tensor] = []
+    module.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    images = random_images(model)
+    model.run(images)
+    expected = torchvision.transforms.functional.normalize(images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert_rounding(seen[0], expected)
+    assert bs.stage(detector()).pixels.size == (64, 64)
+    with pytest.raises(bs.UserError, match="give multiples of 32"):
+        bs.stage(module, size=(64, 90))
 
 
 def test_a_given_module_is_trained_and_opened_again_by_hand(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_every_tensor_of_the_true_size_has_a_place() -> None:
     from torchvision.models import resnet50
     from transformers import DetrForObjectDetection
 
-    from backsight.models.original_detr import from_original, is_original
+    from backsight.models.originals import from_original
 
     with torch.device("meta"):
         body = resnet50(norm_layer=FrozenBatchNorm2d).state_dict()
@@ -145,9 +145,9 @@ def test_every_tensor_of_the_true_size_has_a_place() -> None:
         for prefix, module in sizes.items():
             state |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
         own = DetrForObjectDetection(DetrConfig(num_labels=91)).state_dict()
-    assert is_original(state)
-    assert not is_original(own)
-    found = from_original(state, Path("detr-r50-e632da11.pth"))
+    file = Path("detr-r50-e632da11.pth")
+    assert from_original(own, "detr", file) is own
+    found = from_original(state, "detr", file)
     assert {name: value.shape for name, value in found.items()} == {name: value.shape for name, value in own.items()}
 
 

@@ -48,7 +48,16 @@ from numerics import assert_rounding
 from pictures import drawn, save_pictures
 from small import build_small, random_images
 
-HEEDING = ["detr", "table_transformer", "conditional_detr", "dab_detr", "deformable_detr", "lw_detr", "rf_detr"]
+HEEDING = [
+    "detr",
+    "table_transformer",
+    "conditional_detr",
+    "dab_detr",
+    "deformable_detr",
+    "grounding_dino",
+    "lw_detr",
+    "rf_detr",
+]
 IGNORING = ["rt_detr", "rt_detr_v2", "d_fine", "yolos", "vit", "swin", "vit-transformers"]
 PAD = Pixels((64, 96), fit="pad")
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from backsight.arrange import call_with
 from backsight.core import IMAGE, UserError
 from backsight.engine import StagedModel, Trace
 from backsight.models import MODELS
@@ -107,7 +108,8 @@ def test_an_answer_is_asked_of_a_trace() -> None:
 
 def test_an_output_is_the_library_s_own(model: StagedModel) -> None:
     images = random_images(model)
-    expected = model.module(model.pixels.normalise(images))
+    args, kwargs = call_with(model.pixels.normalise(images), model.arguments, model.image_argument)
+    expected = model.module(*args, **kwargs)
     assert same(model.run(images).output, expected)
 
 

@@ -52,7 +52,7 @@ def reader(answer: Answer, labels: Mapping[int, str], task: str, output: Any) ->
             "scores: sigmoid, or take the logits that 'no object' is among"
         )
     if detects:
-        return lambda output, size: _detections(output, size, answer, labels)
+        return lambda output, size: detections(output, size, answer, labels)
     return lambda output, _: Classes(read_field(output, answer.logits), labels)
 
 
@@ -70,7 +70,7 @@ def _logits_in(output: Any, name: int | str | None, axes: int) -> Tensor:
     return value
 
 
-def _detections(output: Any, size: tuple[int, int], answer: Answer, labels: Mapping[int, str]) -> list[Detections]:
+def detections(output: Any, size: tuple[int, int], answer: Answer, labels: Mapping[int, str]) -> list[Detections]:
     """The likeliest class of every query, and its box in pixels."""
     from torchvision.ops import box_convert
 

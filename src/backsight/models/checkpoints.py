@@ -30,8 +30,25 @@ AVERAGES: tuple[str, ...] = ("model_ema", "state_dict_ema", "ema_state_dict", "e
 ADDED: tuple[str, ...] = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
 
-OUTER: tuple[str, ...] = ("model.", "net.", "network.")
-"""What a LightningModule, which holds the model, often puts before every name of it."""
+OUTER: tuple[str, ...] = ("model.", "net.", "network.", "backbone.")
+"""What a module that holds the model often puts before its names: a LightningModule, DINO's student and teacher."""
+
+FOREIGN: tuple[tuple[str, str], ...] = (
+    (
+        r"^(conv_proj|encoder\.layers\.encoder_layer_\d+|features\.\d+)\.",
+        "torchvision names tensors so, build its own model of them and stage that: bs.stage(module)",
+    ),
+    (
+        r"^(bbox_head|decode_head|neck)\.",
+        "mmdetection names tensors so, build its own model of them in a file my_module.py and stage that by --spec",
+    ),
+    (
+        r"^(backbone\.0\.body|blocks\.\d+\.attn\.qkv)\.",
+        "the model's authors name tensors so, make a folder of them by the script convert_*.py that transformers' "
+        "repository has beside the model",
+    ),
+)
+"""Patterns of names that other libraries use, and what makes a model of such tensors."""
 
 _INERT: list[Any] = [
     argparse.Namespace,
@@ -204,14 +221,15 @@ def classes_in(differing: Sequence[Differing], classes: int) -> int | None:
 def mismatch(
     what: str, missing: Sequence[str], unexpected: Sequence[str], differing: Sequence[Differing] = ()
 ) -> UserError:
-    """One line for weights that are not of this model, with the first names that differ."""
+    """One line for weights that are not of this model, with the first names that differ, and what may read them."""
     parts = [f"{len(names)} tensors are {how} (first: {names[0]})" for how, names in
              (("missing", missing), ("not of this model", unexpected)) if names]  # fmt: skip
     if differing:
         name, theirs, own = differing[0]
         more = f", and {len(differing) - 1} more differ" if len(differing) > 1 else ""
         parts.insert(0, f"{name} is {_shape(theirs)} there and {_shape(own)} in the model{more}")
-    return UserError(f"the weights in {what} are of another model: {', '.join(parts)}")
+    hint = next((f"; {hint}" for names, hint in FOREIGN if any(re.search(names, name) for name in unexpected)), "")
+    return UserError(f"the weights in {what} are of another model: {', '.join(parts)}{hint}")
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -42,7 +42,7 @@ def deformable_stages(
     return Spec(config.model_type, "detect", stages)
 
 
-def layer_sites(path: str, count: int, field: int | None = None) -> tuple[Site, ...]:
+def layer_sites(path: str, count: int, field: int | str | None = None) -> tuple[Site, ...]:
     """The output of every layer of the encoder or decoder at ``path``, or a ``field`` of it."""
     return tuple(Site(f"{path}.layers.{index}", field=field) for index in range(count))
 

@@ -1,4 +1,4 @@
-"""What models of transformers are given beside images, or in their place: for ours, images are enough."""
+"""What models are given beside images, or in their place, and do to these first: for ours, images are enough."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from backsight.core import UserError
+from backsight.core import Pixels, UserError
+from backsight.models.detection import expect_multiples
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -37,6 +38,22 @@ def _in_patches(args: tuple[Any, ...], kwargs: dict[str, Any], patch: int) -> tu
     mask = torch.ones(patches.shape[:2], dtype=torch.long, device=images.device)
     shapes = torch.tensor([[h, w]], device=images.device).expand(len(images), 2)
     return (), {**kwargs, "pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+
+def pixels_of_detector(module: Any, size: tuple[int, int] | None) -> Pixels | None:
+    """What a detector of torchvision takes, which normalises images itself; from now on it resizes them no more, but
+    takes those of ``size`` as they are. None for any other module.
+
+    Raises:
+        UserError: it would pad images of ``size``.
+    """
+    first: Any = getattr(module, "transform", None)
+    if type(first).__name__ != "GeneralizedRCNNTransform":
+        return None
+    width, height = size[::-1] if size else first.fixed_size or 2 * (first.min_size[-1],)
+    expect_multiples(type(module).__name__, (height, width), first.size_divisible)
+    first.fixed_size = (width, height)
+    return Pixels((height, width), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def expect_tiled(name: str, size: tuple[int, int], patch: Sequence[int]) -> None:

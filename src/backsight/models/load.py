@@ -21,7 +21,7 @@ from backsight.models.answers import guess, reader
 from backsight.models.candidates import find_stages, spec_of
 from backsight.models.custom import SpecLike, is_own, load_own, stage_by_spec, unwrapped
 from backsight.models.family import Family, FamilyModel, Read
-from backsight.models.inputs import more_arguments, settled
+from backsight.models.inputs import more_arguments, pixels_of_detector, settled
 from backsight.models.lora import ADAPTER, base_of, merged
 from backsight.models.registry import MODELS
 from backsight.models.shape_tracing import trace_shapes
@@ -127,8 +127,13 @@ def stage_module(
         return stage_automatically(module, pixels, name=name, weights=weights)
     if family.check_size is not None:
         family.check_size(module, pixels.size)
-    options = {"name": name, "weights": weights, "arguments": family.arguments}
+    options = {"name": name, "weights": weights, "arguments": arguments_of(module, family, pixels)}
     return FamilyModel(module, family, family.stage(module), pixels, **options)
+
+
+def arguments_of(module: nn.Module, family: Family | None, pixels: Pixels) -> dict[str, Any]:
+    """What every pass of ``module`` is given beside images of ``pixels``."""
+    return {**more_arguments(module, pixels.size), **(family.arguments if family else {})}
 
 
 def stage_automatically(module: nn.Module, pixels: Pixels, *, name: str, weights: str) -> StagedModel:
@@ -189,7 +194,7 @@ def stage(
     if spec is not None:
         return stage_by_spec(module, spec, pixels=pixels, size=size, name=name, weights=weights, read=read)
     module = settled(unwrapped(module))
-    family, known = _described(module, size)
+    family, known = _described(module, size or (pixels.size if pixels else None))
     if pixels is not None:
         known = replace(pixels, size=size or pixels.size)
     staged = stage_module(module, family, known, name=name or type(module).__name__, weights=weights)
@@ -207,7 +212,7 @@ def _described(module: Any, size: tuple[int, int] | None) -> tuple[Family | None
         return family, transformers_models.pixels(module, {}, size, default)
     if type(module).__module__.startswith("timm."):
         return family_of("timm", type(module).__name__), timm_models.pixels(module, size)
-    return None, Pixels(size or (224, 224))
+    return None, pixels_of_detector(module, size) or Pixels(size or (224, 224))
 
 
 def _labels(module: Any) -> dict[int, str]:

@@ -16,8 +16,7 @@ from backsight.io import plain
 from backsight.models.answers import guess
 from backsight.models.candidates import Found, find_stages, invertible
 from backsight.models.custom import build_own, is_own, stage_by_spec
-from backsight.models.inputs import more_arguments
-from backsight.models.load import load_module
+from backsight.models.load import arguments_of, load_module
 from backsight.models.shape_tracing import ShapeTrace, trace_shapes
 
 Check = Callable[[StagedModel], Iterable[str]]
@@ -43,7 +42,7 @@ def propose_for(
     if is_own(name):
         return propose(lambda size: build_own(name, size), Pixels(size or (224, 224)), name, check=check)
     module, family, pixels, _ = load_module(name, size, weights, random_weights=True)
-    given = family.arguments if family else more_arguments(module, pixels.size)
+    given = arguments_of(module, family, pixels)
     return propose(lambda _: module, pixels, name, pixels_known=True, arguments=given, check=check)
 
 

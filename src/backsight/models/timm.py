@@ -71,13 +71,13 @@ def build(
     try:
         with nullcontext() if source is None else _Unfilled():
             module: Any = timm.create_model(name, **options)
-    except RuntimeError as error:
+    except (AttributeError, KeyError, RuntimeError) as error:
         if size is not None and "greater than 0" in str(error):  # of the resampled position embedding
             told = f"{architecture} cannot take images of {size[0]}x{size[1]} pixels: they are smaller than its patches"
             raise UserError(f"{told}, give multiples of these") from error
-        if "state_dict" not in str(error):
+        if source is None or (isinstance(error, RuntimeError) and "state_dict" not in str(error)):
             raise
-        raise mismatch(str(source if file else folder), *_differing(str(error))) from error
+        raise mismatch(str(source if file else folder), *_differing(error, state, blank.state_dict())) from error
     except (AssertionError, TypeError, ValueError) as error:
         if size is None:
             raise
@@ -154,8 +154,14 @@ def _checked(module: nn.Module, architecture: str, size: tuple[int, int] | None)
     return module
 
 
-def _differing(message: str) -> tuple[Sequence[str], Sequence[str], Sequence[Differing]]:
-    """The names that torch's own message lists as missing, as unexpected, and as of another shape."""
+def _differing(
+    error: Exception, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[Sequence[str], Sequence[str], Sequence[Differing]]:
+    """The names that torch's own message lists as missing, as unexpected, and as of another shape; all those that
+    differ where timm failed before, in what it makes of names that it does not know."""
+    if not isinstance(error, RuntimeError):
+        return sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys()), []
+    message = str(error)
     found: dict[str, list[str]] = {"Missing": [], "Unexpected": []}
     for line in message.splitlines():
         for kind, names in found.items():

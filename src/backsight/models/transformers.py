@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from backsight.core import Pixels, UserError, of_rgb
 from backsight.models.checkpoints import beyond, classes_in, mismatch, read_state, variants
 from backsight.models.inputs import expect_tiled, settled
-from backsight.models.original_detr import from_original, is_original
+from backsight.models.originals import from_original
 from backsight.models.weights import read_config, read_json, refused, weights_in
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ _RESAMPLE: dict[int, Any] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicu
 def build(kind: str, configure: Mapping[str, Any], file: Path | None = None) -> nn.Module:
     """A model of ``model_type`` ``kind``, configured by keyword arguments; weights from ``file``, or random.
 
-    A checkpoint of DETR's own authors is read too.
+    Checkpoints of the models' own authors are read too, see :mod:`backsight.models.originals`.
 
     Raises:
         UserError: the file holds no weights, or those of another model.
@@ -73,12 +73,12 @@ def _filled(
     auto: Any, config: Any, options: Mapping[str, Any], state: Mapping[str, Tensor], what: Path, *, strict: bool
 ) -> nn.Module:
     """The model with the tensors of ``state``, which came from ``what``. They are named as in the module, as in files
-    that the library saves (where it keeps the names of older versions), or by DETR's own authors.
+    that the library saves (where it keeps the names of older versions), or by the model's own authors.
 
     ``strict`` is for files that somebody names: their tensors are all of this model, and tell how many classes it has.
     A folder may hold heads that the model is taken without, but no more layers than it has.
     """
-    state = from_original(state, what) if is_original(state) else state
+    state = from_original(state, config.model_type, what)
     module, info = fill_class(auto, config, options, state, strict=strict)
     classes = classes_in(info["mismatched_keys"], config.num_labels) if strict else None
     if classes:
@@ -143,15 +143,19 @@ def class_of(
     import transformers
     from transformers import (
         MODEL_FOR_OBJECT_DETECTION_MAPPING,
+        MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING,
         MODEL_MAPPING,
         AutoModel,
         AutoModelForImageClassification,
         AutoModelForObjectDetection,
+        AutoModelForZeroShotObjectDetection,
     )
 
     names = list(tensors)
     headed = not names or any(name.startswith("classifier.") for name in names)
-    default = "Detection" if type(config) in MODEL_FOR_OBJECT_DETECTION_MAPPING else "ImageClassification" * headed
+    texts = type(config) in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING
+    detects = texts or type(config) in MODEL_FOR_OBJECT_DETECTION_MAPPING
+    default = "Detection" if detects else "ImageClassification" * headed
     saved = " ".join(architectures or [default])
     reader = getattr(transformers, type(config).__name__.replace("Config", "VisionModel"), None)
     if config.model_type.startswith(("sam", "edgetam")) and reader is not None:
@@ -162,7 +166,7 @@ def class_of(
     if own is not None and not (bare and (described or saved.endswith(_PRETEXT))):
         return own, config, {}
     if "Detection" in saved:
-        return AutoModelForObjectDetection, config, {}
+        return AutoModelForZeroShotObjectDetection if texts else AutoModelForObjectDetection, config, {}
     if "ImageClassification" in saved:
         return AutoModelForImageClassification, config, {}
     return AutoModel, config, {"add_pooling_layer": False} if config.model_type == "vit" else {}
