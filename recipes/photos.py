@@ -42,7 +42,12 @@ class Photos:
         self.order: list[int] = []
 
     def batch(self, _: int) -> Batch:
-        """The next photographs in a shuffled order, moved."""
+        """The next photographs in a shuffled order, moved and lit otherwise."""
+        batch = self.moved()
+        return replace(batch, images=self._lit(batch.images))
+
+    def moved(self) -> Batch:
+        """The same, in their own light."""
         count = self.recipe.batch_size
         while len(self.order) < count:
             self.order += torch.randperm(len(self.samples), generator=self.generator).tolist()
@@ -54,13 +59,13 @@ class Photos:
         grid = functional.affine_grid(matrices.to(images), list(images.shape), align_corners=False)
         images = functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
         targets = [self._target(self.samples[index].target, move) for index, move in zip(chosen, moves, strict=True)]
-        return Batch(self._lit(images), tuple(self.samples[index].id for index in chosen), tuple(targets))
+        return Batch(images, tuple(self.samples[index].id for index in chosen), tuple(targets))
 
     def write(self, folder: Path, count: int) -> str:
         """Write ``count`` moved photographs into ``folder``; gives the data as ``open_data`` reads it."""
         folder.mkdir(parents=True, exist_ok=True)
         for step in range(-(-count // self.recipe.batch_size)):
-            for index, image in enumerate((255 * self.batch(step).images).byte().cpu()):
+            for index, image in enumerate((255 * self.moved().images).byte().cpu()):
                 to_pil_image(image).save(folder / f"{step:05}-{index:03}.jpg", quality=95)
         return f"folder:{folder}"
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from backsight.chain import ChainEnsemble, InverseChain, build_chain
 from backsight.core import IMAGE, Key, Pixels, Site, Spec, Stage, UserError
-from backsight.data import load_images
+from backsight.data import load_images, open_data
 from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS
 from backsight.experiments.ambiguity import covered, fine_power, hue_covered, nominal_of
+from backsight.experiments.subject import Subject
 from backsight.figures import image_png
 from backsight.inverses import Flow, build_inverse
 from backsight.io import write_bytes
@@ -232,6 +233,24 @@ def test_an_ensemble_samples_by_every_seed(chain: InverseChain, detr: StagedMode
     assert draws.shape == (2, 2, *trace.images.shape)
     assert torch.equal(draws[0], chain.sample(trace, "encoder", draws=2, seed=3))
     assert ensemble.samplers() == chain.samplers()
+    assert ensemble.drawing.chains == ensemble.chains
+
+
+def test_flows_may_be_there_for_one_seed_alone(chain: InverseChain, detr: StagedModel, tmp_path: Path) -> None:
+    without = small_chain(detr, 1, SMALL[:3])
+    ensemble = ChainEnsemble([chain, without])
+    assert ensemble.entries == without.entries
+    assert ensemble.drawing.chains == [chain]
+    subject = Subject(detr, ensemble, open_data("world:prior", detr.pixels).test, num_images=2)
+    result = EXPERIMENTS["ambiguity"].measure(subject, num_draws=2, num_pictures=1)
+    assert result.one(stage="encoder", metric="mse", of="mean inverse").values.shape == (1, 2)
+    for each in ensemble.chains:
+        each.save(tmp_path / "run/chains" / str(each.seed))
+    write_bytes(tmp_path / "0.png", image_png(random_images(detr)[0]))
+    seen = reconstruct(tmp_path / "run", [tmp_path / "0.png"], tmp_path / "out", model=detr, draws=2)
+    first = str(seen.values_of("image")[0])
+    assert [str(each.labels["row"]) for each in seen.shown(image=first, stage="encoder")] == ["seed 0", "seed 1"]
+    assert [str(each.labels["row"]) for each in seen.shown(image=f"{first}, draw 1", stage="encoder")] == ["seed 0"]
 
 
 def test_a_saved_chain_draws_the_same(chain: InverseChain, detr: StagedModel, tmp_path: Path) -> None:

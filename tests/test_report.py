@@ -185,7 +185,7 @@ def test_a_chart_has_a_band_for_every_value(page):
     bands = [each for each in page.all("span") if each.get("class") == "band"]
     assert [band["title"] for band in bands[:2]] == [
         f"{stage}: 0.0200\n95 % interval 0.0150 to 0.0250\nseeds 0.0100, 0.0200, 0.0300\nmean image 0.0500"
-        for stage in ("backbone", "encoder (local)")
+        for stage in ("backbone", "encoder (each token alone)")
     ]
     assert [band["title"] for band in bands[4:]] == [
         f"step {step}\nbackbone {1 / (1 + step):#.3g}" for step in range(5)

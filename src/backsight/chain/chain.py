@@ -325,8 +325,8 @@ class ChainEnsemble:
 
     @property
     def entries(self) -> list[str]:
-        """Every inverse that each of the chains has."""
-        return self.chains[0].entries
+        """Every inverse that each of the chains has: flows may have been trained for one seed alone."""
+        return [entry for entry in self.chains[0].entries if all(entry in chain.entries for chain in self.chains)]
 
     @property
     def run_folders(self) -> list[Path]:
@@ -341,8 +341,13 @@ class ChainEnsemble:
         """:meth:`InverseChain.sample` by every seed: ``S draws B 3 H W``."""
         return torch.stack([chain.sample(source, at, to, **options) for chain in self.chains])
 
+    @property
+    def drawing(self) -> ChainEnsemble:
+        """The seeds that have what the first has to sample by."""
+        return ChainEnsemble([chain for chain in self.chains if chain.samplers() == self.samplers()], self.folder)
+
     def samplers(self) -> dict[str, str]:
-        """The variant of each stage that samples (:meth:`InverseChain.samplers`)."""
+        """The variant of each stage that samples (:meth:`InverseChain.samplers`), of the first seed."""
         return self.chains[0].samplers()
 
     def to(self, device: torch.device | str) -> ChainEnsemble:

@@ -109,6 +109,7 @@ def measure(subject: Subject, *, num_draws: Draws = 19, num_pictures: AnyNumber 
     """
     if reason := AMBIGUITY.fits(subject):
         raise UserError(reason)
+    subject = subject.drawing
     stages, centres = subject.sampling_stages, _mean_features(subject)
     found = subject.gather(
         lambda batch: {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -210,6 +211,16 @@ class Subject:
         """The stages from which at least one inverse on the way to the image samples."""
         chain = self.ensemble.chains[0]
         return [stage for stage in self.stages if any(map(chain.samples, chain.path(stage, via=chain.samplers())))]
+
+    @property
+    def drawing(self) -> Subject:
+        """The same with those seeds alone that have what the first has to sample by."""
+        ensemble = self.ensemble.drawing
+        if len(ensemble.chains) == len(self.seeds):
+            return self
+        other = copy.copy(self)
+        other.ensemble, other._cache = ensemble, LRUCache(self._cache.limit)
+        return other
 
     @torch.no_grad()
     def sample(self, batch: Batch, at: str, *, seed: int = 0, **options: Any) -> Tensor:

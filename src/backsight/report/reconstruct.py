@@ -91,7 +91,7 @@ def reconstruct(
 def _open_ensemble(run: str | Path, draws: int) -> ChainEnsemble:
     """The chains of ``run``, from which ``draws`` can be taken, if any."""
     ensemble = ChainEnsemble.from_pretrained(run)
-    if draws and not any(map(ensemble.chains[0].samples, ensemble.entries)):
+    if draws and not any(map(ensemble.chains[0].samples, ensemble.chains[0].entries)):
         raise UserError(
             f"no inverse of {run} samples: leave out --draws, or train some, as --inverse encoder@flow=flow"
         )
@@ -192,7 +192,8 @@ def _with_draws(
 ) -> Iterator[Picture]:
     """The pictures of each image, then its draws: rows ``NAME, draw 1``, ... of the same columns, and one of where they
     differ. What does not sample is the same in all of them."""
-    drawn = {entry: _draws(ensemble, trace, entry, num) for entry in ensemble.entries}
+    drawing = ensemble.drawing
+    drawn = {entry: _draws(drawing, trace, entry, num) for entry in ensemble.entries}
     for index, name in enumerate(batch.ids):
         own = [each for each in found if each.labels["image"] == name]
         yield from own
@@ -202,7 +203,7 @@ def _with_draws(
             labels = {"model": shown.labels["model"], "image": f"{name}, {row}"}
             yield Picture({**labels, "stage": INPUT, "row": input_row}, shown.image)
             for entry, seeds in drawn.items():
-                for chain, draws in zip(ensemble.chains, seeds[:, :, index], strict=True):
+                for chain, draws in zip(drawing.chains, seeds[:, :, index], strict=True):
                     picture = batch.cut(index, draws[number] if number < num else spread_map(draws)).cpu()
                     yield Picture({**labels, "stage": entry, "row": f"seed {chain.seed}"}, picture)
 
