@@ -200,7 +200,7 @@ def test_a_chart_has_a_band_for_every_value(page):
 def test_cells_tell_the_digits_that_the_table_leaves_out(page):
     titles = [each.get("title") or "" for each in page.all("td")]
     assert "backbone: MSE 0.02\nRGB in [0, 1]; lower is better\n95 % interval 0.015 to 0.025\nmean image 0.05" in titles
-    assert "encoder (local): Layer error 0.3\nin the target's variance; lower is better" in titles
+    assert "encoder (each token alone): Layer error 0.3\nin the target's variance; lower is better" in titles
 
 
 def test_the_page_of_experiments_is_whole_too(tmp_path):
@@ -246,7 +246,7 @@ def test_numbers_stand_in_the_table(page):
         "RGB in [0, 1]",
         "12 × 16",
         "32,000",
-        "encoder (local)",
+        "encoder (each token alone)",
         "not proof",
     ):
         assert shown in text

@@ -23,6 +23,9 @@ IN_REPOSITORY = (
 )
 """Those that a checkout of the repository has, and the wheel has not."""
 
+FLOWS, SAMPLED = "flows", ("zoo/detr-prior", "zoo/vit-prior")
+"""The folder with the inverses that sample, ``zoo/NAME/flows``, and the models that have one in a checkout."""
+
 
 def shipped_names(*, drawn: bool = False) -> list[str]:
     """``zoo/detr-prior`` and the others that are here; only those that were trained on ``drawn`` scenes, if asked."""

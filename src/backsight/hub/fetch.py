@@ -9,7 +9,7 @@ from pathlib import Path
 
 from backsight.core import UserError
 from backsight.hub.manifest import MANIFEST, check_files, read_manifest
-from backsight.shipped import find_shipped
+from backsight.shipped import FLOWS, SAMPLED, find_shipped
 
 TIMEOUT = 10
 """Seconds to wait for the hub's first answer."""
@@ -26,11 +26,15 @@ def is_hub_name(name: str) -> bool:
 def locate(name: str | Path, revision: str | None = None, *, one: bool = False) -> Path:
     """The folder of the chains called ``name``: a folder that is here, ``zoo/...``, or ``owner/name`` on the hub.
 
-    With ``one``, what ships and what is fetched is the first seed's chain alone. Errors are those of :func:`fetch`.
+    ``zoo/NAME/flows`` are the inverses of ``zoo/NAME`` that sample, where it has such. With ``one``, what ships and what is fetched is the first seed's chain alone. Errors are those of :func:`fetch`.
     """
-    shipped = find_shipped(str(name))
+    model, flows = str(name).removesuffix(f"/{FLOWS}"), str(name).endswith(f"/{FLOWS}")
+    shipped = find_shipped(model)
     if shipped is not None:
-        return shipped / "chains" / ("0" if one else "")
+        folder = shipped / (FLOWS if flows else "chains")
+        if not folder.is_dir():
+            raise UserError(f"{model} has no inverses that sample here: a checkout has those of {' and '.join(SAMPLED)}")
+        return folder / ("0" if one else "")
     return fetch(str(name), revision, one=one) if is_hub_name(str(name)) else Path(name)
 
 
