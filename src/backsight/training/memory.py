@@ -24,8 +24,9 @@ PASSING = 3
 """The largest tensors that exist for a moment beside what is saved for the backward pass: gradients of two maps, and
 what an operation itself works on."""
 
-LEFT = 0.1
-"""The share of the free memory that ``--memory auto`` leaves to others, and to what is not counted."""
+LEFT, LEFT_ON_CPU = 0.1, 0.2
+"""The share of the free memory that ``--memory auto`` leaves to others, and to what is not counted. A CPU's allocator
+keeps more than it gives: with DETR-R50 at 480 x 640 the peak was a tenth above the estimate."""
 
 
 def in_units(number: float) -> str:
@@ -129,5 +130,5 @@ def _limit(memory: str, device: torch.device) -> int | None:
     """The bytes that this process may hold; None where nobody knows."""
     if memory != "auto":
         return parse_bytes(memory)
-    free = free_memory(device)
-    return None if free is None else memory_in_use(device) + int((1 - LEFT) * free)
+    free, left = free_memory(device), LEFT_ON_CPU if device.type == "cpu" else LEFT
+    return None if free is None else memory_in_use(device) + int((1 - left) * free)
