@@ -24,7 +24,7 @@ from backsight.metrics import mse
 from backsight.models import load_model
 from backsight.report.reconstruct import reconstruct
 from backsight.results import Result
-from backsight.shipped import ZOO, find_shipped, shipped_card, shipped_names
+from backsight.shipped import SAMPLED, ZOO, find_shipped, shipped_card, shipped_names
 from backsight.verification import verify
 from marks import quick
 from pictures import real_data
@@ -135,6 +135,20 @@ def test_names_that_are_not_there() -> None:
     assert find_shipped("detr-resnet-50") is None
     with pytest.raises(UserError, match="zoo/detr-prior"):
         find_shipped("zoo/detr-later")
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_shipped_flows_draw_what_leads_to_the_features(name: str) -> None:
+    flows = ChainEnsemble.from_pretrained(f"{name}/flows")
+    subject = open_subject(name, f"{name}/flows", num_images=2)
+    (batch,) = subject.batches
+    draws = subject.sample(batch, "encoder", draws=4)[0]
+    assert flows.entries == subject.stages
+    assert float(draws.var(0).mean()) > 1e-4, "they differ"
+    errors = [float((each - batch.images).square().mean()) for each in (draws.mean(0), draws[0])]
+    assert errors[0] < errors[1] < float((subject.mean_image - batch.images).square().mean())
+    with pytest.raises(UserError, match="a checkout has those of zoo/detr-prior and zoo/vit-prior"):
+        ChainEnsemble.from_pretrained("zoo/vit-defining/flows")
 
 
 def test_together_they_are_small() -> None:
