@@ -26,8 +26,8 @@ def is_hub_name(name: str) -> bool:
 def locate(name: str | Path, revision: str | None = None, *, one: bool = False) -> Path:
     """The folder of the chains called ``name``: a folder that is here, ``zoo/...``, or ``owner/name`` on the hub.
 
-    ``zoo/NAME/flows`` are the inverses of ``zoo/NAME`` that sample, where it has such. With ``one``, what ships and what
-    is fetched is the first seed's chain alone. Errors are those of :func:`fetch`.
+    ``zoo/NAME/flows`` are the inverses of ``zoo/NAME`` that sample, where it has such. With ``one``, what ships and
+    what is fetched is the first seed's chain alone. Errors are those of :func:`fetch`.
     """
     model, flows = str(name).removesuffix(f"/{FLOWS}"), str(name).endswith(f"/{FLOWS}")
     shipped = find_shipped(model)
