@@ -57,7 +57,9 @@ def draws() -> bytes:
     rows, names = [], []
     for name, stage in DRAWN:
         model, flows = load_model(name), InverseChain.from_pretrained(f"{name}/flows")
-        image = open_data(shipped_card(name)["data"], model.pixels).test[7].image[None] / 255
+        sample = open_data(shipped_card(name)["data"], model.pixels).test[7]
+        assert sample is not None  # a scene can always be read
+        image = sample.image[None] / 255
         trace = model.run(image)
         drawn = flows.sample(trace, stage, draws=16, seed=0)[:, 0]
         mean = flows.reconstruct(trace, stage)[0].clamp(0, 1)
