@@ -319,8 +319,8 @@ def library_loss(model: StagedModel, images: Tensor, targets: list[Target]) -> T
     return model.module(model.pixels.normalise(images), labels=labels, **model.arguments).loss
 
 
-CLASSIFIERS = ("vit-transformers", "dinov2", "dinov2_with_registers")
-DETECTORS = [name for name, each in MODELS.items() if each.library == "transformers" and name not in CLASSIFIERS]
+OTHERS = ("vit-transformers", "dinov2", "dinov2_with_registers", "grounding_dino")  # whose classes are words
+DETECTORS = [name for name, each in MODELS.items() if each.library == "transformers" and name not in OTHERS]
 
 
 @pytest.mark.parametrize("family", DETECTORS)
@@ -393,3 +393,8 @@ def test_joint_training_needs_ground_truth_and_a_task():
     object.__setattr__(model.spec, "task", "features")
     with pytest.raises(UserError, match="task modular or classic"):
         check_truth(model, Unlabelled())
+
+
+def test_a_detector_whose_classes_are_words_of_a_text_is_refused(small_model: Callable[[str], StagedModel]):
+    with pytest.raises(UserError, match=r"grounding_dino has no loss of its own for classes"):
+        check_truth(small_model("grounding_dino"), Unlabelled())

@@ -126,6 +126,7 @@ TRUE: dict[str, tuple[int, int] | None] = {
     "conditional-detr-resnet-50": (256, 320),
     "dab-detr-resnet-50": (256, 320),
     "table-transformer-detection": (256, 320),
+    "grounding-dino-tiny": (256, 320),
     "deformable-detr": (192, 256),
     "deformable-detr-with-box-refine": (192, 256),
     "deformable-detr-with-box-refine-two-stage": (192, 256),
