@@ -365,7 +365,7 @@ def check_truth(model: StagedModel, data: ImageData) -> None:
         raise UserError(f"{model.name} has no task that it could be trained for: use --task modular or classic")
     takes = inspect.signature(type(model.module).forward).parameters
     if model.spec.task == "detect" and ("labels" not in takes or "input_ids" in takes):  # whose classes are words
-        raise UserError(f"{model.name} has no loss of its own for classes: joint training takes transformers' detectors")
+        raise UserError(f"{model.name} has no loss of its own for classes: take a detector of transformers")
     samples = (data[index] for index in range(min(len(data), NUM_CHECKED)))
     taught = any(sample is not None and has_truth(model, sample.target) for sample in samples)
     num = num_classes(model)

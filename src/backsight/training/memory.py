@@ -25,8 +25,8 @@ PASSING = 3
 what an operation itself works on."""
 
 LEFT, LEFT_ON_CPU = 0.1, 0.2
-"""The share of the free memory that ``--memory auto`` leaves to others, and to what is not counted. A CPU's allocator
-keeps more than it gives: with DETR-R50 at 480 x 640 the peak was a tenth above the estimate."""
+"""The share of the free memory that ``--memory auto`` leaves to others, and to what is not counted. A CPU is
+shared with other work, which comes and goes while a run trains, and who needs too much there is killed."""
 
 
 def in_units(number: float) -> str:
