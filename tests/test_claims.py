@@ -1,5 +1,6 @@
 """Claims on results with known answers: each verdict where it is due, and the registry as a whole."""
 
+import csv
 import json
 import math
 import re
@@ -30,6 +31,7 @@ from backsight.experiments.claims import (
 from backsight.experiments.claims.layers import rank_correlation
 from backsight.experiments.token_noise import CHAIN, LOCAL
 from backsight.metrics.statistics import estimate
+from backsight.report.claims import bar_of, to_csv, to_latex
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
 STAGES = {"detect": ["backbone", "encoder", "decoder", "prediction"], "classify": ["backbone", "encoder"]}
@@ -152,6 +154,22 @@ def test_what_an_untrained_inverse_has_as_well_is_no_finding(untrained: float, v
     assert ("never trained" in found.reason) == (verdict == "undecided")
     (found,) = judge([claim_of(least=0.5, of_inverses=False)], {"toy": result_of(rows, cards)})
     assert (found.verdict, found.controls) == ("holds", ())
+
+
+def test_a_linear_inverse_stands_beside_a_claim_and_decides_nothing():
+    names = {"a": 1.0, "a, untrained inverse": 0.1, "a, linear inverse": 1.0}
+    rows = {("model", name, "metric", "m"): noise(mean, 1, 20) for name, mean in names.items()}
+    cards = [card("a"), control("untrained inverse"), control("linear inverse")]
+    (found,) = judge([claim_of(least=0.5)], {"toy": result_of(rows, cards)})
+    assert found.verdict == "holds"
+    assert [each.kind for each in found.controls] == ["untrained inverse", "linear inverse"]
+    (row,) = csv.DictReader(to_csv([found]).splitlines())
+    assert (row["control"], float(row["control effect"])) == ("untrained inverse", pytest.approx(0.1))
+    assert float(row["linear effect"]) == pytest.approx(1.0, abs=1e-5)
+    assert r" & 0.100 & 1.000 & " in to_latex([found])
+    bar = bar_of(found)
+    assert bar is not None
+    assert (len(bar.controls), bar.linear) == (1, pytest.approx(bar.mean))
 
 
 def test_two_models_are_paired_where_they_saw_the_same_images():

@@ -23,7 +23,8 @@ from backsight.experiments import EXPERIMENTS, Experiment, Result, Subject
 from backsight.experiments.claims import CLAIMS, load_claims
 from backsight.experiments.controls import controls_of
 from backsight.experiments.run import read_settings
-from backsight.experiments.subject import open_subject
+from backsight.experiments.subject import CONTROLS, open_subject
+from backsight.inverses import ridge
 from backsight.figures import image_png
 from backsight.figures.forest import forest_pages
 from backsight.models import load_model
@@ -31,7 +32,7 @@ from backsight.report import claims as report_claims
 from backsight.report.experiments import write_experiments_report
 from backsight.reproduction import BrokeOff, experiment, find_experiment, read_all_settings, reproduce
 from example_pages import Page
-from known_chains import FEW, FLOW, random_subject, untrained_chain
+from known_chains import FEW, FLOW, random_subject, untrained_chain, untrained_subject
 
 LAWS = ("prior", "defining", "independent")
 known_subject = cache(partial(random_subject, inverses=[FLOW]))
@@ -157,15 +158,15 @@ def test_controls_are_measured_beside_each_model(opened, cast, tmp_path, monkeyp
     monkeypatch.setattr(report_claims, "forest_pages", forest_pages)
     reproduce(tmp_path, models=["vit prior"], experiments=["stage_error", "trust"])
     result = Result.load(tmp_path / "trust")
-    names = ["vit prior", "vit prior, untrained inverse", "vit prior, untrained model"]
+    names = ["vit prior", *(f"vit prior, {control}" for control in CONTROLS)]
     assert [card["model"] for card in result.subjects] == names
     found = {each.id: each for each in load_claims(tmp_path / "claims.json")}
     claim = found["reconstruction-is-specific"]
-    assert [each.kind for each in claim.controls] == ["untrained inverse", "untrained model"]
+    assert [each.kind for each in claim.controls] == list(CONTROLS)
     assert [card["model"] for card in claim.subjects] == names[:1]
     assert (tmp_path / "claims.png").is_file()
     assert (tmp_path / "claims.pdf").read_bytes().startswith(b"%PDF")
-    assert "untrained inverse" in (tmp_path / "report.html").read_text()
+    assert all(control in (tmp_path / "report.html").read_text() for control in CONTROLS)
 
 
 def test_models_are_set_side_by_side_on_the_same_images(opened, tmp_path, monkeypatch):
@@ -370,6 +371,23 @@ def test_a_subject_takes_one_chain_or_a_run_and_data_by_its_specification(run):
     assert bs.experiments.trust.measure(subject).subjects == [subject.card()]
     with pytest.raises(UserError, match="at least 1"):
         bs.Subject(model, run, "world:prior:single", num_images=0)
+
+
+def test_linear_chains_are_solved_for_and_stand_beside_trained_ones(monkeypatch, run):
+    monkeypatch.setattr(ridge, "IMAGES", 100)
+    subject = open_subject("zoo/vit-prior", "linear", "world:prior:single", num_images=8)
+    assert (subject.stages, subject.seeds) == (["backbone", "encoder"], [0])
+    batch = subject.batches[0]
+    error = (subject.reconstruct(batch, "backbone") - batch.images).square().mean()
+    assert error < 0.1 * (subject.mean_image - batch.images).square().mean()
+    for control in controls_of(open_subject(chain=run, num_images=8)):
+        own = (control.reconstruct(batch, "backbone") - batch.images).square().mean()
+        assert (own < 1.5 * error) == (control.control == "linear inverse")
+    assert [each.control for each in controls_of(untrained_subject(subject.model, 1))] == list(
+        CONTROLS[:2]
+    )  # no such data
+    with pytest.raises(UserError, match="name the model, and by data the images"):
+        open_subject("zoo/vit-prior", "linear")
 
 
 def test_what_cannot_be_opened_says_what_would(run, tmp_path):

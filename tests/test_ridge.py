@@ -15,9 +15,8 @@ from backsight.data import Batch
 from backsight.distributed import Processes
 from backsight.inverses import Inverse, Moments, Ridge, build_inverse
 from backsight.options import TrainOptions
-from backsight.tasks import Modular, build_chains, make_plans, make_task
+from backsight.tasks import Modular, begin, build_chains, make_plans, make_task
 from backsight.training.batches import print_nothing
-from backsight.training.beginning import begin
 from numerics import assert_rounding
 from small import build_small, random_images
 

@@ -54,7 +54,8 @@ def experiment(
         name: reconstruct, stage_error, color_perturbation, token_noise, ...; `experiment list` shows all of them.
         models: The forward models; those that the chains were trained on, if none is named.
         out: The folder; experiments/NAME if not given. An earlier result there is replaced.
-        chain: For each model a run, one chain, or a name; those that ship with the model if not given.
+        chain: For each model a run, one chain, or a name; those that ship with the model if not given. `linear`: ridge
+            regressions on the data, solved at once.
         data: One for all models, or one for each; what the chains were trained on if not given.
         images: How many test images to look at.
         set: Settings of the experiment, as num_pictures=3 or shares=[0.1,0.5].
@@ -91,7 +92,8 @@ def reproduce(
         out: The folder for report.html, the claims (claims.json, .csv, .tex, .pdf), methods.txt and a folder of each
             experiment.
         models: The forward models; if none is named, those that ship with the package.
-        chains: For each model a run, one chain, or a name; those that ship with the model if not given.
+        chains: For each model a run, one chain, or a name; those that ship with the model if not given. `linear`: ridge
+            regressions on the data, solved at once.
         data: One for all models, or one for each; what the chains were trained on if not given.
         images: How many test images to look at.
         experiments: Only these; what the folder holds of others is shown as it is.

@@ -24,7 +24,8 @@ def app(
 
     Args:
         model: Forward models; those that the chains were trained on, or the zoo's if nothing is named.
-        chain: For each model a run, one chain, or a name; those that ship with the model if not given.
+        chain: For each model a run, one chain, or a name; those that ship with the model if not given. `linear`: ridge
+            regressions on the data, solved at once.
         data: Where examples and errors come from: one for all models, or one for each; what the chains were trained on
             if not given.
         host: The address to listen at; 127.0.0.1 lets nobody in from outside.

@@ -25,9 +25,10 @@ from backsight.distributed import Processes
 from backsight.engine import RANDOM, StagedModel, Trace
 from backsight.evaluation import MeanImage, mean_image_of
 from backsight.io import read_record
-from backsight.models import vocabulary
+from backsight.models import load_model, vocabulary
 from backsight.results import Measurement, Picture, Result
 from backsight.shipped import find_shipped
+from backsight.tasks import linear_chain
 from backsight.training_range import Distances, TrainingRange, measure_images, stages_of, unlike_in_words
 from backsight.validation import Record
 from backsight.weak_inverses import weak_in_words, weak_inverses
@@ -38,8 +39,16 @@ NUM_IMAGES = 100
 CACHE_BYTES = 2 << 30
 """Bytes of traces and reconstructions that a subject keeps at most."""
 
-UNTRAINED_INVERSE, UNTRAINED_MODEL = CONTROLS = ("untrained inverse", "untrained model")
-"""What an effect is measured on as well, that must not have it (:func:`backsight.experiments.controls.controls_of`)."""
+UNTRAINED_INVERSE, UNTRAINED_MODEL, LINEAR_INVERSE = CONTROLS = (
+    "untrained inverse",
+    "untrained model",
+    "linear inverse",
+)
+"""What an effect is measured on as well (:func:`backsight.experiments.controls.controls_of`): two that must not have
+it, and what a linear reading gives."""
+
+LINEAR = "linear"
+"""The name of chains that are solved for when they are asked for."""
 
 MOST_UNLIKE = 0.2
 """The share of images that may be unlike the training data before a result says so: a few of its own are, too."""
@@ -476,7 +485,8 @@ def open_subject(
 
     Args:
         model: the forward model's name; by default the one that the chains were trained on.
-        chain: a run, one chain, ``zoo/NAME``, or a name on the hub; those that ship with ``model`` by default.
+        chain: a run, one chain, ``zoo/NAME``, or a name on the hub; those that ship with ``model`` by default;
+            ``linear`` for ridge regressions on the training images of ``data``, in seconds.
         data: as :func:`~backsight.data.open_data` takes it; that of the chains' training by default. Masks are drawn.
         num_images: how many of its test images; None for all.
         batch_size: images that pass the networks together.
@@ -488,8 +498,11 @@ def open_subject(
     Raises:
         UserError: no chains, chains of another model, or no data is named and the chains do not say theirs.
     """
-    ensemble = ChainEnsemble.from_pretrained(chain or _shipped_chains(model))
-    staged = open_forward_model(ensemble, choose_device(device), model)
+    if chain == LINEAR:
+        staged, ensemble = _solved(model, data, device)
+    else:
+        ensemble = ChainEnsemble.from_pretrained(chain or _shipped_chains(model))
+        staged = open_forward_model(ensemble, choose_device(device), model)
     spec = data or trained_on(ensemble)
     if spec is None:
         raise UserError(f"the chains of {staged.name} do not say what they were trained on: name the data by --data")
@@ -504,8 +517,19 @@ def _shipped_chains(model: str | None) -> str:
         raise UserError("neither a model nor a chain is named: name zoo/detr-prior, or a run by --chain RUN")
     folder = find_shipped(model)
     if folder is None or not has_chains(folder):
-        raise UserError(f"{model} comes without chains: name a run by --chain RUN; `backsight train {model}` makes one")
+        raise UserError(
+            f"{model} comes without chains: name a run by --chain RUN (`backsight train {model}` makes one), or "
+            f"--chain {LINEAR} for linear inverses in closed form"
+        )
     return model
+
+
+def _solved(model: str | None, data: str | None, device: str) -> tuple[StagedModel, ChainEnsemble]:
+    """A model and the linear inverses that the training images of ``data`` give."""
+    if model is None or data is None:
+        raise UserError(f"--chain {LINEAR}: name the model, and by --data the images that its inverses are solved for")
+    staged = load_model(model, device=choose_device(device))
+    return staged, ChainEnsemble([linear_chain(staged, open_data(data, staged.pixels).train)])
 
 
 def has_chains(folder: Path) -> bool:

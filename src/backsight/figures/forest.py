@@ -31,6 +31,7 @@ class Bar:
         null: what it is compared with.
         expected: from where to where the claim expects it.
         controls: the effect of what must not have it.
+        linear: the effect of a linear inverse, if it was measured.
     """
 
     mean: float
@@ -39,6 +40,7 @@ class Bar:
     null: float
     expected: tuple[float, float]
     controls: tuple[float, ...] = ()
+    linear: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class ForestRow:
 
 
 def forest_pages(rows: Sequence[ForestRow]) -> list[Figure]:
-    """All rows on pages, each under a legend: shaded, what is claimed; dashed, the null; hollow, the controls."""
+    """All rows on pages, each under a legend: shaded, what is claimed; dashed, the null; hollow, untrained things; a
+    cross, a linear inverse."""
     sheets: list[list[ForestRow]] = [[]]
     for row in rows:
         if sum(map(_height, sheets[-1])) + _height(row) > HEIGHT - _LEGEND:
@@ -82,7 +85,7 @@ def _part(rows: Sequence[ForestRow]) -> Part:
         axes.set_axis_off()
         headings = (
             "claim; the effect that its verdict hangs on",
-            "shaded: claimed; dashed: null; hollow: controls",
+            "shaded: claimed; dashed: null; hollow: untrained; cross: linear",
             "verdict",
         )
         for (at, end), text in zip((_WORDS, _SCALE, _VERDICT), headings, strict=True):
@@ -118,3 +121,5 @@ def _draw_bar(axes: Any, bar: Bar, verdict: str, at: float) -> None:
     axes.plot(place(bar.mean), at, color=colour, marker="o", markersize=4)
     for control in bar.controls:
         axes.plot(place(control), at, color=colour, marker="D", markersize=4, markerfacecolor="white")
+    if bar.linear is not None:
+        axes.plot(place(bar.linear), at, color=ink(), marker="x", markersize=5)

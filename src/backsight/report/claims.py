@@ -12,7 +12,7 @@ from typing import Any
 from backsight.experiments import Result
 from backsight.experiments.claims import Control, Judgement
 from backsight.experiments.run import page_name
-from backsight.experiments.subject import UNTRAINED_INVERSE
+from backsight.experiments.subject import LINEAR_INVERSE, UNTRAINED_INVERSE, UNTRAINED_MODEL
 from backsight.figures import to_pdf, to_png
 from backsight.figures.forest import Bar, ForestRow, forest_pages
 from backsight.io import write_bytes, write_text
@@ -20,7 +20,7 @@ from backsight.report.views import format_bounds, format_effect
 
 COLUMNS = (
     *("claim", "source", "verdict", "effect", "low", "high", "unit", "part", "null", "least", "most"),
-    *("control", "control effect", "p", "p (Holm)", "condition", "reason"),
+    *("control", "control effect", "linear effect", "p", "p (Holm)", "condition", "reason"),
 )
 """Of ``claims.csv``; the effect is the one that the verdict hangs on."""
 
@@ -44,13 +44,14 @@ def to_csv(claims: Sequence[Judgement]) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
     for claim in claims:
-        part, control = claim.effect, _null(claim)
+        part, control, linear = claim.effect, _null(claim), _linear(claim)
         numbers = [part.mean, part.low, part.high] if part else [None] * 3
         writer.writerow(
             [
                 *(claim.statement, claim.source, claim.verdict, *map(_digits, numbers), claim.unit),
                 *(part.what if part else "", claim.null, *map(_digits, claim.bounds)),
                 *((control.kind, _digits(control.mean)) if control else ("", "")),
+                _digits(linear.mean) if linear else "",
                 *(_digits(claim.chance), _digits(claim.adjusted), claim.condition, claim.reason),
             ]
         )
@@ -61,16 +62,16 @@ def to_latex(claims: Sequence[Judgement]) -> str:
     """A ``longtable`` (with ``booktabs``) of the claims that were tested."""
     rows = []
     for claim in claims:
-        part, control = claim.effect, _null(claim)
+        part = claim.effect
         if part is not None:
             bounds = "" if part.low is None else f" [{part.low:.3f}, {part.high:.3f}]"
-            beside = f"{control.mean:.3f}" if control else "--"
+            beside = [f"{each.mean:.3f}" if each else "--" for each in (_null(claim), _linear(claim))]
             chance = "--" if claim.adjusted is None else _p_value(claim.adjusted).replace("< 0", "$<$")
             effect = f"{part.mean:.3f}{bounds}"
-            words = [_escape(claim.statement), f"{claim.null:g}", effect, beside, chance, claim.verdict]
+            words = [_escape(claim.statement), f"{claim.null:g}", effect, *beside, chance, claim.verdict]
             rows.append("  " + " & ".join(words) + r" \\")
-    head = r"  claim & null & effect, 95\,\% interval & untrained & $p$ & verdict \\"
-    lines = [r"\begin{longtable}{p{0.42\linewidth}lllll}", r"  \toprule", head, r"  \midrule", r"  \endhead", *rows]
+    head = r"  claim & null & effect, 95\,\% interval & untrained & linear & $p$ & verdict \\"
+    lines = [r"\begin{longtable}{p{0.42\linewidth}llllll}", r"  \toprule", head, r"  \midrule", r"  \endhead", *rows]
     return "\n".join([*lines, r"  \bottomrule", r"\end{longtable}"]) + "\n"
 
 
@@ -93,8 +94,15 @@ def _digits(value: float | None) -> str:
 
 def _null(claim: Judgement) -> Control | None:
     """Of an untrained inverse; of an untrained model where there is no other."""
-    order = sorted(claim.controls, key=lambda each: each.kind != UNTRAINED_INVERSE)
-    return order[0] if order else None
+    return _control(claim, UNTRAINED_INVERSE) or _control(claim, UNTRAINED_MODEL)
+
+
+def _linear(claim: Judgement) -> Control | None:
+    return _control(claim, LINEAR_INVERSE)
+
+
+def _control(claim: Judgement, kind: str) -> Control | None:
+    return next((each for each in claim.controls if each.kind == kind), None)
 
 
 def bar_of(claim: Judgement) -> Bar | None:
@@ -112,9 +120,18 @@ def bar_of(claim: Judgement) -> Bar | None:
         return round(min(100.0, max(0.0, 100 * (value - start) / width)), 2)
 
     expected = (0.0 if claim.bounds[0] is None else place(low), 100.0 if claim.bounds[1] is None else place(high))
-    controls = tuple(place(each.mean) for each in claim.controls)
+    controls = tuple(place(each.mean) for each in claim.controls if each.kind != LINEAR_INVERSE)
+    linear = _linear(claim)
     low_end, high_end = (place(end) for end in part.ends)
-    return Bar(place(part.mean), low_end, high_end, place(claim.null), expected, controls)
+    return Bar(
+        place(part.mean),
+        low_end,
+        high_end,
+        place(claim.null),
+        expected,
+        controls,
+        place(linear.mean) if linear else None,
+    )
 
 
 def control_words(claim: Judgement) -> str:
@@ -147,10 +164,15 @@ def methods(claims: Sequence[Judgement], results: Mapping[str, Result]) -> str:
     if any(card.get("control") for card in cards.values()):
         controls = [card for card in cards.values() if card.get("control")]
         sentences.append(
-            "Every effect on reconstructions was measured on two controls as well, on the first "
+            "Every effect on reconstructions was measured on controls as well, on the first "
             f"{max(card['num_images'] for card in controls)} images: inverses of the same structure that were never "
             "trained, and the forward model with random weights beneath them; a claim that holds for untrained "
             "inverses counts as undecided."
+        )
+    if any(card.get("control") == LINEAR_INVERSE for card in cards.values()):
+        sentences.append(
+            "As a baseline, which decides nothing, the same effects were measured on inverses in closed form: ridge "
+            "regressions on the training images."
         )
     sentences.append(
         "Intervals are 95 % intervals of Student's t over images and seeds of inverses, both drawn at random (over "

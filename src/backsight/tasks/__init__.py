@@ -10,8 +10,9 @@ from typing import Any
 from backsight.chain import ChainEnsemble, InverseChain, Plan, describe
 from backsight.core import UserError, split_entry
 from backsight.engine import StagedModel
-from backsight.inverses import Inverse, build_inverse
+from backsight.inverses import Inverse
 from backsight.options import TrainOptions
+from backsight.tasks.beginning import LINEAR, begin, linear_chain, why_not_linear
 from backsight.tasks.classic import Classic
 from backsight.tasks.joint import (
     FORWARD,
@@ -38,10 +39,12 @@ __all__ = [
     "answer",
     "as_label",
     "as_labels",
+    "begin",
     "build_chains",
     "check_truth",
     "component_loss",
     "learning_rate",
+    "linear_chain",
     "make_plans",
     "make_task",
     "settings_of",
@@ -153,13 +156,11 @@ def _plans(model: StagedModel, options: TrainOptions) -> dict[str, Plan]:
         if entry in asked:
             found[entry] = plan
         elif not variant:
-            try:
-                build_inverse("ridge", model.layout(stage), model.layout(model.spec.before(stage)), {})
-            except UserError as error:
+            if reason := why_not_linear(model, stage):
                 left = model.stages[model.stages.index(stage) :]
-                logger.warning("%s: %s; the chain ends before it", stage, error)
+                logger.warning("%s: %s; the chain ends before it", stage, reason)
                 return {each: plan for each, plan in found.items() if split_entry(each)[0] not in left}
-            found[entry] = Plan("ridge")
+            found[entry] = Plan(LINEAR)
     return found
 
 

@@ -27,9 +27,8 @@ from backsight.io import plain, write_bytes, write_text
 from backsight.metrics import expect_measurable
 from backsight.models import load_model, vocabulary
 from backsight.options import ModelOptions, Precision, Recipe, TaskName, TrackerName, TrainOptions, Update, parse_size
-from backsight.tasks import Task, check_truth, make_task, settings_of
+from backsight.tasks import Task, begin, check_truth, make_task, settings_of
 from backsight.training.batches import HeldOut, cache_images, count_batches, length, train_batches
-from backsight.training.beginning import begin
 from backsight.training.checkpoints import State, from_main, step_of
 from backsight.training.feature_cache import FeatureCache, open_feature_cache
 from backsight.training.folder import RunFolder, files_of_run

@@ -60,8 +60,8 @@ class Effect(Record):
 
 @dataclass(frozen=True)
 class Control(Record):
-    """The effect ``what`` of a claim, measured on something that must not have it: ``kind`` is an untrained inverse, or
-    an untrained model."""
+    """The effect ``what`` of a claim, measured on something else: ``kind`` is an untrained inverse, or an untrained
+    model, which must not have it, or a linear inverse, which may."""
 
     kind: str
     what: str
@@ -78,7 +78,8 @@ class Judgement(Record):
     The fields of the claim are repeated, so that this can be read without it; ``bounds`` are the effects that it
     expects (None: infinite). ``parts`` are its effects, the one that the verdict hangs on first: a claim holds if
     all of them do. ``chance`` is its p-value (of the verdict being wrong), ``adjusted`` the same among all claims that
-    were tested (Holm, 1979), which the verdict goes by. ``controls`` are the effects of untrained things. ``subjects``
+    were tested (Holm, 1979), which the verdict goes by. ``controls`` are the effects of untrained things and of a
+    linear inverse. ``subjects``
     are the cards of the models, ``reason`` is why it was not tested, or cannot be decided.
     """
 
@@ -199,7 +200,7 @@ def _decide(found: Judgement, adjusted: float, number: int) -> Judgement:
 
 
 def _controls(claim: Claim, evidence: Evidence, what: str) -> Iterator[Control]:
-    """The effect that the verdict hangs on, of untrained things; its verdict is that of all effects."""
+    """The effect that the verdict hangs on, of its controls; their verdicts are those of all effects."""
     for kind in CONTROLS:
         names = {card["of"]: str(card["model"]) for card in evidence.result.subjects if card.get("control") == kind}
         if not all(model in names for model in evidence.models):

@@ -1,17 +1,21 @@
-"""How new inverses begin: one pass over some true features, before any training."""
+"""How new inverses begin: one pass over some true features, before any training; linear ones are done with that."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import takewhile
 
 import torch
 from torch import nn
 
-from backsight.core import Key, split_entry
-from backsight.data import Batch
+from backsight.chain import InverseChain, Plan, build_chain
+from backsight.core import Key, UserError, split_entry
+from backsight.data import Batch, ImageData, loader
 from backsight.distributed import Processes
 from backsight.engine import StagedModel
-from backsight.inverses import Inverse, Moments
+from backsight.inverses import Inverse, Moments, build_inverse
+
+LINEAR = "ridge"
 
 
 @torch.no_grad()
@@ -69,3 +73,35 @@ def _add(model: StagedModel, wanted: Mapping[str, Moments], batch: Batch) -> Non
     for entry, (source, target) in pairs.items():
         counted = model.layout(source).under(valid)
         wanted[entry].add(features[source][:count].float(), features[target][:count].float(), counted)
+
+
+def why_not_linear(model: StagedModel, stage: str) -> str:
+    """Why ``stage`` can have no ridge regression for its inverse; empty where it can."""
+    try:
+        build_inverse(LINEAR, model.layout(stage), model.layout(model.spec.before(stage)), {})
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def linear_chain(model: StagedModel, data: ImageData, batch_size: int = 50) -> InverseChain:
+    """The chain of ridge regressions, solved for images of ``data`` in seconds: what a linear reading gives.
+
+    It ends before the first stage that can have none.
+
+    >>> import backsight as bs
+    >>> model = bs.load_model("zoo/vit-prior")
+    >>> linear_chain(model, bs.open_data("world:prior:single", model.pixels).train).inverses.keys()
+    odict_keys(['backbone', 'encoder'])
+
+    Raises:
+        UserError: no image can be read, or not even the first stage can have one.
+    """
+    stages = list(takewhile(lambda stage: not why_not_linear(model, stage), model.stages))
+    if not stages:
+        raise UserError(why_not_linear(model, model.stages[0]))
+    chain = build_chain(model, dict.fromkeys(stages, Plan(LINEAR)), seed=0).to(model.device)
+    networks = {Key.of(0, stage): chain.inverses[stage] for stage in stages}
+    batches = loader(data, batch_size, shuffle=True, device=model.device)
+    begin(model, networks, batches, batch_size, Processes(), lambda *_: None)
+    return chain.eval()
