@@ -24,9 +24,9 @@ from backsight.experiments.claims import CLAIMS, load_claims
 from backsight.experiments.controls import controls_of
 from backsight.experiments.run import read_settings
 from backsight.experiments.subject import CONTROLS, open_subject
-from backsight.inverses import ridge
 from backsight.figures import image_png
 from backsight.figures.forest import forest_pages
+from backsight.inverses import ridge
 from backsight.models import load_model
 from backsight.report import claims as report_claims
 from backsight.report.experiments import write_experiments_report
@@ -383,9 +383,8 @@ def test_linear_chains_are_solved_for_and_stand_beside_trained_ones(monkeypatch,
     for control in controls_of(open_subject(chain=run, num_images=8)):
         own = (control.reconstruct(batch, "backbone") - batch.images).square().mean()
         assert (own < 1.5 * error) == (control.control == "linear inverse")
-    assert [each.control for each in controls_of(untrained_subject(subject.model, 1))] == list(
-        CONTROLS[:2]
-    )  # no such data
+    unknown = untrained_subject(subject.model, 1)  # on pictures that have no name by which they could be opened
+    assert [each.control for each in controls_of(unknown)] == list(CONTROLS[:2])
     with pytest.raises(UserError, match="name the model, and by data the images"):
         open_subject("zoo/vit-prior", "linear")
 
