@@ -13,7 +13,7 @@ from backsight.core import IMAGE, Key, Pixels, Site, Spec, Stage, UserError
 from backsight.data import load_images, open_data
 from backsight.engine import StagedModel
 from backsight.experiments import EXPERIMENTS
-from backsight.experiments.ambiguity import covered, fine_power, hue_covered, nominal_of
+from backsight.experiments.ambiguity import covered, fine_power, hue_covered, nominal_of, object_errors
 from backsight.experiments.subject import Subject
 from backsight.figures import image_png
 from backsight.inverses import Flow, build_inverse
@@ -276,6 +276,22 @@ def test_a_truth_that_is_one_more_draw_is_covered_as_often_as_is_said() -> None:
     assert covered(torch.tensor([0.5]), draws).item() == 1
     assert covered(torch.tensor([0.7]), draws).item() == 0
     assert hue_covered(hue_unit(torch.tensor([180.0])), hue_unit(10 * draws)).item() == 0
+
+
+def test_whole_objects_of_draws_err_as_much_as_the_truth_where_it_is_one_more_draw() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[0, :4], masks[1, 6:, 6:] = True, True
+    colours = torch.randn(500, 20, 3, 1, 1, generator=generator).expand(-1, -1, -1, 8, 8)
+    grain = torch.randn(500, 20, 3, 8, 8, generator=generator)
+    of_areas = (1 / 32 + 1 / 4) / 2  # the variance of the mean of so much grain
+    grainy = (1 + of_areas / 19) / (of_areas * (1 + 1 / 18))
+    for of_objects, of_grain, ratio in ((1.0, 0.0, 1.0), (0.0, 1.0, grainy)):
+        draws = of_objects * colours + of_grain * grain
+        truths = colours[:, 0] if of_objects else draws.new_ones(500, 3, 8, 8)
+        found = [object_errors(truth, own[None, 1:], masks) for truth, own in zip(truths, draws, strict=True)]
+        mean = {of: torch.stack([each[of] for each in found]).mean().item() for of in found[0]}
+        assert mean["truth"] / mean["draw"] == pytest.approx(ratio, rel=0.15)
 
 
 def test_a_blurred_picture_has_less_fine_detail() -> None:

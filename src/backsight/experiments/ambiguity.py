@@ -34,6 +34,8 @@ from backsight.validation import AnyNumber, Range
 DRAW, MEAN, AVERAGE = "draw", "mean inverse", "mean of draws"
 """What is measured: a draw, the picture of the inverses without noise, and the mean of all draws."""
 
+TRUTH = "truth"
+
 THRESHOLD = 0.5
 """The least score of a detection that counts."""
 
@@ -96,7 +98,8 @@ def measure(subject: Subject, *, num_draws: Draws = 19, num_pictures: AnyNumber 
         Of the centre of the detection that finds each object again, in units of what a place drawn at random has.
 
     ``hue covered``, ``brightness covered``, ``texture covered`` (``of`` is ``truth``): the share of objects (of images)
-    whose truth (:data:`COVERED`) lies within the interval that draws span :data:`NOMINAL` of the time.
+    whose truth (:data:`COVERED`) lies within the interval that draws span :data:`NOMINAL` of the time. ``object error``
+    (``of`` the ``truth`` and of a ``draw``): :func:`object_errors`, equal where draws differ as the truth does.
 
     Args:
         subject: a model whose chains have inverses that sample, and images; with masks for what is said of objects.
@@ -317,8 +320,9 @@ def hue_covered(truth: Tensor, draws: Tensor) -> Tensor:
 
 
 def _coverage(batch: Batch, draws: Tensor) -> Values:
-    """``S B`` of each of :data:`COVERED`, averaged over the objects of an image."""
-    tables = {name: torch.full((draws.shape[0], len(batch.ids)), math.nan, dtype=torch.float64) for name in COVERED}
+    """``S B`` of each of :data:`COVERED` and of :func:`object_errors`, averaged over the objects of an image."""
+    unknown = torch.full((draws.shape[0], len(batch.ids)), math.nan, dtype=torch.float64)
+    tables, off = ({name: unknown.clone() for name in names} for names in (COVERED, (TRUTH, DRAW)))
     luma = torch.tensor(LUMA).view(3, 1, 1).to(draws)
     grey, true_grey = (draws * luma).sum(-3), (batch.images * luma).sum(-3)
     for index, masks, hues in _object_hues(batch, draws):
@@ -335,7 +339,26 @@ def _coverage(batch: Batch, draws: Tensor) -> Values:
         if int(rest.sum()) > 1:
             contrasts = [each[..., rest].std(-1) for each in (true_grey[index], grey[:, :, index])]
             tables["texture"][:, index] = covered(contrasts[0][None], contrasts[1][..., None]).mean(1).cpu()
-    return {(f"{name} covered", "truth"): table for name, table in tables.items()}
+        for of, errors in object_errors(batch.images[index], draws[:, :, index], masks).items():
+            off[of][:, index] = errors.cpu()
+    return {
+        **{(f"{name} covered", "truth"): table for name, table in tables.items()},
+        **{("object error", of): table for of, table in off.items()},
+    }
+
+
+def object_errors(image: Tensor, draws: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """How far the mean colour of an object in the truth ``3 H W`` is from that in the mean of ``draws`` ``S n 3 H W``,
+    and in a draw from the mean of the others: squared, RGB in [0, 1], the mean over ``masks`` ``objects H W``. ``S``
+    each."""
+    areas = masks.sum((1, 2))[:, None]
+    truth, found = (torch.einsum("...chw,ohw->...oc", exact(each), exact(masks)) / areas for each in (image, draws))
+    average, num = found.mean(1, keepdim=True), found.shape[1]
+    others = (num * average - found) / (num - 1)
+    return {
+        TRUTH: (truth - average).square().mean((1, 2, 3)),
+        DRAW: (found - others).square().mean((1, 2, 3)),
+    }
 
 
 # ---- pictures
@@ -386,6 +409,10 @@ def draw(result: Result) -> Pages:
             Panel(
                 "Spread of a pixel between draws",
                 _lines(result, model, "object spread", "background spread", "own spread"),
+            ),
+            Panel(
+                "Colour of whole objects: squared distance from the mean of draws",
+                named_lines(result, {of: {"of": of} for of in (TRUTH, DRAW)}, model=model, metric="object error"),
             ),
             Panel("Error: MSE", _of(result, model, "mse")),
             Panel("Fine detail: 1 as sharp as the image", _of(result, model, "fine detail"), {"the image": 1.0}),
