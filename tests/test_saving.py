@@ -26,6 +26,7 @@ from backsight.models import MODELS
 from backsight.options import TrainOptions, parse_bytes
 from backsight.tasks import Modular, build_chains, make_plans
 from backsight.training import Run, RunFolder, kernels, memory
+from backsight.training import loop as loop_module
 from backsight.training.checkpoints import random_states
 from backsight.training.feature_cache import FeatureCache, open_feature_cache
 from backsight.training.kernels import choose_memory_format, freeze_biases, map_sizes
@@ -277,7 +278,9 @@ def test_bytes_are_written_as_a_user_writes_them(number: int, text: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("memory_there", "expected"), [("8MiB", None), ("4MiB", 3), ("2.5MiB", 1)], ids=["all", "some", "one"]
+    ("memory_there", "expected"),
+    [("8MiB", None), ("5MiB", 3), ("4MiB", 3), ("2.5MiB", 1)],
+    ids=["all", "some, in parts of one size", "some", "one"],
 )
 def test_as_many_images_pass_as_fit(
     memory_there: str, expected: int | None, task: Modular, monkeypatch: pytest.MonkeyPatch
@@ -287,6 +290,17 @@ def test_as_many_images_pass_as_fit(
     assert choose_micro_batch(task, given, "fp32", {})[0] == expected
     with pytest.raises(UserError, match="too little: one image needs 2MiB"):
         choose_micro_batch(task, TrainOptions(memory="1.5MiB"), "fp32", {})
+
+
+def test_memory_that_is_short_is_given_back_and_no_weight_changes(
+    model: StagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = train(open_run(model, tmp_path / "ample"))
+    given_back: list[bool] = []
+    monkeypatch.setattr(loop_module, "give_back_memory", lambda: given_back.append(True))
+    monkeypatch.setattr(loop_module, "memory_in_use", lambda device: 2**60)
+    assert_same(expected, train(open_run(model, tmp_path / "short")), 0)
+    assert given_back
 
 
 def test_by_itself_a_run_stays_within_what_is_free(task: Modular, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from backsight.core import Key, UserError
 from backsight.data import Batch, sum_images
 from backsight.data.loader import Position
-from backsight.devices import autocast
+from backsight.devices import autocast, give_back_memory, memory_in_use
 from backsight.distributed import Processes
 from backsight.options import TrainOptions
 from backsight.tasks import FORWARD, Task
@@ -79,6 +79,7 @@ class Loop:
             task, a number a seed.
         precision: ``fp32`` or ``bf16``.
         micro_batch: how many images pass the networks at once; None: the whole batch.
+        memory: the bytes that this process may hold; None: nobody knows.
         processes: those that share the run.
         positions: where the readers of a stream are, which goes on from there.
         signals: the signals to stop that have come; see :func:`stop_signals`.
@@ -99,6 +100,7 @@ class Loop:
         *,
         precision: str,
         micro_batch: int | None,
+        memory: int | None,
         processes: Processes,
         positions: dict[tuple[int, int], Position],
         signals: list[int],
@@ -112,6 +114,7 @@ class Loop:
         self.validate: Callable[[], tuple[Mapping[Key, float], Mapping[str, list[float]]]] = validate
         self.precision: str = precision
         self.micro_batch: int | None = micro_batch
+        self.memory: int | None = memory
         self.device: torch.device = task.model.device
         self.processes: Processes = processes
         self.positions: dict[tuple[int, int], Position] = positions
@@ -187,6 +190,7 @@ class Loop:
                         loss.backward(torch.full_like(loss, self.processes.count))  # DDP gives the mean of processes
                     for network in networks if last else ():  # at once, so that one loss at a time has gradients
                         self.updates[network].step(factor)
+                    self._hold_no_more()
             self.task.train()
         if batch.ids:
             state.add_images(*sum_images(batch))
@@ -194,6 +198,12 @@ class Loop:
         state.images += num_images
         if losses:
             self._unlogged.append((state.step, losses))
+
+    def _hold_no_more(self) -> None:
+        """Give what was freed back to the kernel, where a CPU's memory is short: kept, it grows from batch to batch, as
+        large blocks are taken from it in another order."""
+        if self.memory is not None and self.device.type == "cpu" and memory_in_use(self.device) > self.memory:
+            give_back_memory()
 
     def _forward(self, part: Batch, counts: Counts | None) -> Iterator[Loss]:
         """The losses of ``part``, computed one after the other under autocast, which backward passes are not to be."""

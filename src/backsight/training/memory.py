@@ -24,6 +24,10 @@ PASSING = 3
 """The largest tensors that exist for a moment beside what is saved for the backward pass: gradients of two maps, and
 what an operation itself works on."""
 
+HELD = 1.4
+"""How much more a process holds of what images take where it keeps what it frees (:func:`keep_memory`): blocks of one
+map do not fit into the holes of another. Measured on DETR-R50: .70 GiB an image, of which .48 are in use."""
+
 LEFT, LEFT_ON_CPU = 0.1, 0.2
 """The share of the free memory that ``--memory auto`` leaves to others, and to what is not counted. A CPU is
 shared with other work, which comes and goes while a run trains, and who needs too much there is killed."""
@@ -48,15 +52,17 @@ class Need:
 
 
 def need_of(task: Task, precision: str, processes: int = 1) -> Need:
-    """What is in use, gradients, moments, and where the CPU computes the best weights and a checkpoint beside them;
-    for each image what autograd saves for the backward pass of the network that needs most. One is tried."""
+    """What is in use, gradients, moments, and where the CPU computes the best weights, a checkpoint and the weights as
+    the processes had them that were forked to read images; for each image what autograd saves for the backward pass of
+    the network that needs most. One is tried."""
     sizes = {key: sum(each.nbytes for each in network.parameters()) for key, network in task.networks.items()}
     device, every = task.model.device, sum(sizes.values())
     # In one process those that a single loss trains have gradients at the same time.
     together = max((sum(sizes[key] for key in networks) for networks in task.covers.values()), default=0)
     gradients = every if processes > 1 or len(sizes) == 1 else together
-    beside = 0 if device.type == "cuda" else (1 + 3) * every
-    return Need(memory_in_use(device) + gradients + 2 * every + beside, bytes_of_one(task, precision))
+    image = bytes_of_one(task, precision)
+    beside, held = (0, image) if device.type == "cuda" else ((1 + 3 + 1) * every, int(HELD * image))
+    return Need(memory_in_use(device) + gradients + 2 * every + beside, held)
 
 
 def bytes_of_one(task: Task, precision: str) -> int:
@@ -104,7 +110,7 @@ def choose_micro_batch(
         return before["micro_batch"], None
     need = need_of(task, precision, processes.count)
     own = -(-options.batch_size // processes.count)
-    limit = _limit(options.memory, task.model.device)
+    limit = memory_limit(options.memory, task.model.device)
     if limit is None:
         return None, need
     (short, most) = processes.highest(need.of(1) - limit, -((limit - need.fixed) // need.image))
@@ -118,6 +124,8 @@ def choose_micro_batch(
     fitting = int(-most)
     if fitting >= own:
         return None, need
+    # Parts of one size: those of 19 and 13 images find each other's memory in pieces.
+    fitting = -(-own // -(-own // fitting))
     if processes.main:
         logger.info(
             "%d images at once take %s and %s are there: batches pass in parts of %d (--micro-batch or --memory choose "
@@ -126,8 +134,8 @@ def choose_micro_batch(
     return fitting, need
 
 
-def _limit(memory: str, device: torch.device) -> int | None:
-    """The bytes that this process may hold; None where nobody knows."""
+def memory_limit(memory: str, device: torch.device) -> int | None:
+    """The bytes that this process may hold by ``--memory``; None where nobody knows."""
     if memory != "auto":
         return parse_bytes(memory)
     free, left = free_memory(device), LEFT_ON_CPU if device.type == "cpu" else LEFT

@@ -34,7 +34,7 @@ from backsight.training.feature_cache import FeatureCache, open_feature_cache
 from backsight.training.folder import RunFolder, files_of_run
 from backsight.training.kernels import choose_memory_format, compile_task, freeze_biases
 from backsight.training.loop import Budget, Interrupted, Loop, NotFinite, StopRequested, stop_signals, stopped_in_words
-from backsight.training.memory import Need, choose_micro_batch, in_units
+from backsight.training.memory import Need, choose_micro_batch, in_units, memory_limit
 from backsight.training.outputs import measure, save_models, score_by_seed, task_in_words, versions, write_card
 from backsight.training.tracking import ProgressLine, Tracker
 from backsight.weak_inverses import no_better, still_falling, weak_in_words
@@ -230,6 +230,7 @@ class Run:
                 nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.micro_batch: int | None
         self.need: Need | None
+        self.memory: int | None = memory_limit(options.memory, model.device)
         self.micro_batch, self.need = choose_micro_batch(task, options, self.precision, before, processes)
         self.cache: FeatureCache | None = open_feature_cache(
             task, options, prints["train"], self.precision, processes.count
@@ -282,6 +283,7 @@ class Run:
             self.validate,
             precision=self.precision,
             micro_batch=self.micro_batch,
+            memory=self.memory,
             processes=self.processes,
             positions=getattr(self.splits.train, "positions", {}),
             signals=self.signals,
