@@ -389,6 +389,19 @@ def test_linear_chains_are_solved_for_and_stand_beside_trained_ones(monkeypatch,
         open_subject("zoo/vit-prior", "linear")
 
 
+def test_draws_are_taken_by_the_inverses_that_ship_for_it(run):
+    choices = [module.Choice("zoo/detr-prior"), module.Choice("zoo/vit-defining"), module.Choice(chain=str(run))]
+    experiment = EXPERIMENTS["ambiguity"]
+    drawing, *others = module._choices_of(experiment, choices, [], lambda _: pytest.fail("nothing is opened"))
+    assert (drawing.chain, drawing.most, others) == ("zoo/detr-prior/flows", module.DRAWN, choices[1:])
+    assert open_subject(drawing.model, drawing.chain, num_images=2).sampling_stages == [
+        "backbone",
+        "encoder",
+        "decoder",
+        "prediction",
+    ]
+
+
 def test_what_cannot_be_opened_says_what_would(run, tmp_path):
     with pytest.raises(UserError, match="detr-resnet-50 comes without chains: name a run by chain RUN"):
         open_subject("detr-resnet-50")

@@ -27,7 +27,7 @@ from backsight.io import write_json, write_text
 from backsight.jobs import run_jobs
 from backsight.report.claims import write_paper
 from backsight.report.experiments import FORMAT, Step, write_experiments_report
-from backsight.shipped import find_shipped, shipped_names
+from backsight.shipped import FLOWS, find_shipped, shipped_names
 from backsight.training import command
 from backsight.validation import check_folder
 
@@ -48,6 +48,9 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 }
 """Where an experiment's own defaults take long, or fill the page: all of it is to take 20 minutes on two cores."""
 
+DRAWN = 24
+"""Images, at most, that draws are taken of by shipped inverses: 19 of each, from every stage, are seen again."""
+
 REQUEST = "asked.json"
 """What a result in the folder answers; written last, so that it is there only beside a whole result."""
 
@@ -64,12 +67,14 @@ class BrokeOff(Exception):
 
 @dataclass(frozen=True)
 class Choice:
-    """A subject as :func:`~backsight.experiments.subject.open_subject` takes it; None for its default."""
+    """A subject as :func:`~backsight.experiments.subject.open_subject` takes it, None for its default; ``most`` images
+    at most."""
 
     model: str | None = None
     chain: str | None = None
     data: str | None = None
     stretch: bool = False
+    most: int | None = None
 
 
 def experiment(
@@ -206,7 +211,7 @@ def choose(models: Sequence[str], chains: Sequence[str | Path], data: Sequence[s
     """One for each model, or for each chain where no model is named.
 
     >>> choose(["zoo/detr-prior"], [], ["world"])
-    [Choice(model='zoo/detr-prior', chain=None, data='world', stretch=False)]
+    [Choice(model='zoo/detr-prior', chain=None, data='world', stretch=False, most=None)]
 
     Args:
         models: their names.
@@ -267,14 +272,25 @@ def _other_shipped() -> list[Choice]:
 def _choices_of(
     experiment: Experiment, choices: Sequence[Choice], data: Sequence[str], open_once: Callable[[Choice], Subject]
 ) -> Sequence[Choice]:
-    """The choices that an experiment is done with: none where it compares runs; with the same images for all where it
-    sets models side by side, unless data is named for each."""
+    """The choices that an experiment is done with: none where it compares runs; with the inverses that sample where it
+    takes draws, and they ship beside the others; with the same images for all where it sets models side by side, unless
+    data is named for each."""
     if experiment.compares_runs:
         return []
+    if experiment.samples:
+        return [_sampling(choice) for choice in choices]
     if experiment.name not in ON_SHARED or len(choices) < 2 or len(data) > 1:
         return choices
     shared = data[0] if data else open_once(choices[0]).data.name
     return [replace(choice, data=shared, stretch=True) for choice in choices]
+
+
+def _sampling(choice: Choice) -> Choice:
+    """The shipped inverses that sample, where others are not named."""
+    folder = None if choice.chain or not choice.model else find_shipped(choice.model)
+    if folder is None or not (folder / FLOWS).is_dir():
+        return choice
+    return replace(choice, chain=f"{choice.model}/{FLOWS}", most=DRAWN)
 
 
 def shipped_runs() -> list[Path]:
@@ -284,7 +300,13 @@ def shipped_runs() -> list[Path]:
 
 
 def _open(choice: Choice, images: int | None, device: str, processes: Processes) -> Subject:
-    given = {"num_images": images, "device": device, "processes": processes, "stretch": choice.stretch}
+    counts = [each for each in (images, choice.most) if each is not None]
+    given = {
+        "num_images": min(counts, default=None),
+        "device": device,
+        "processes": processes,
+        "stretch": choice.stretch,
+    }
     return open_subject(choice.model, choice.chain, choice.data, **given)
 
 

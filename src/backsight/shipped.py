@@ -23,7 +23,7 @@ IN_REPOSITORY = (
 )
 """Those that a checkout of the repository has, and the wheel has not."""
 
-FLOWS, SAMPLED = "flows", ("zoo/detr-prior", "zoo/vit-prior")
+FLOWS, SAMPLED = "flows", ("zoo/detr-prior", "zoo/detr-independent", "zoo/vit-prior")
 """The folder with the inverses that sample, ``zoo/NAME/flows``, and the models that have one in a checkout."""
 
 

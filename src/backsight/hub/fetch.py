@@ -35,7 +35,7 @@ def locate(name: str | Path, revision: str | None = None, *, one: bool = False) 
         folder = shipped / (FLOWS if flows else "chains")
         if not folder.is_dir():
             raise UserError(
-                f"{model} has no inverses that sample here: a checkout has those of {' and '.join(SAMPLED)}"
+                f"{model} has no inverses that sample here: a checkout has those of {', '.join(SAMPLED)}"
             )
         return folder / ("0" if one else "")
     return fetch(str(name), revision, one=one) if is_hub_name(str(name)) else Path(name)
