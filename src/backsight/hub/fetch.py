@@ -34,9 +34,7 @@ def locate(name: str | Path, revision: str | None = None, *, one: bool = False) 
     if shipped is not None:
         folder = shipped / (FLOWS if flows else "chains")
         if not folder.is_dir():
-            raise UserError(
-                f"{model} has no inverses that sample here: a checkout has those of {', '.join(SAMPLED)}"
-            )
+            raise UserError(f"{model} has no inverses that sample here: a checkout has those of {', '.join(SAMPLED)}")
         return folder / ("0" if one else "")
     return fetch(str(name), revision, one=one) if is_hub_name(str(name)) else Path(name)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -211,17 +211,11 @@ class RidgeMoments(Moments):
         both = {name: self.halves[0][name] + self.halves[1][name] for name in self.halves[0]}
         if not both["n"].sum():
             raise UserError("none of the training images can be read")
-        penalty = 1e-3
-        if first[2] and second[2]:
-            answers = _solver(first[0], first[1])
-            # ||y - W x||^2 of the other half, but for what does not depend on W.
-            errors = {
-                each: ((weight.T @ second[0]).T * weight).sum() - 2 * (weight * second[1]).sum()
-                for each in PENALTIES
-                for weight in [answers(each)]
-            }
-            penalty = min(errors, key=lambda each: errors[each].item())
-        weight = _solver(*_centred(both, self.whole)[:2])(penalty)
+        penalty = _best_penalty(*first[:2], *second[:2]) if first[2] and second[2] else 1e-3
+        products, crossed, _ = _centred(both, self.whole)
+        weight = torch.linalg.solve(
+            products + penalty * _unit(products) * torch.eye(len(products)).to(products), crossed
+        )
         count = both["n"].clamp(min=1)[:, None]
         return weight, (both["y"] - both["x"] @ weight) / count
 
@@ -233,9 +227,24 @@ def _centred(sums: Mapping[str, Tensor], whole: Tensor) -> tuple[Tensor, Tensor,
     return sums["xx"] - mean.T @ x, sums["xy"] - mean.T @ y, n.sum().item()
 
 
-def _solver(products: Tensor, crossed: Tensor) -> Callable[[float], Tensor]:
-    """penalty -> weights; what all penalties share is computed once."""
+def _best_penalty(products: Tensor, crossed: Tensor, other_products: Tensor, other_crossed: Tensor) -> float:
+    """The one of :data:`PENALTIES` whose weights W have the least squared error on the other half.
+
+    ||y - W x||^2 is, but for what does not depend on W, a quadratic form in the shrinkage of every eigenvector of the
+    first half, so that all penalties together cost little more than one.
+    """
     values, vectors = torch.linalg.eigh(products)
-    values, turned = values.clamp(min=0), vectors.T @ crossed
-    unit = values.mean().clamp(min=1e-30)
-    return lambda penalty: vectors @ (turned / (values + penalty * unit)[:, None])
+    turned = vectors.T @ crossed
+    squares = (turned @ turned.T) * (vectors.T @ other_products @ vectors)
+    linear = (turned * (vectors.T @ other_crossed)).sum(1)
+
+    def error(penalty: float) -> float:
+        shrunk = 1 / (values.clamp(min=0) + penalty * _unit(products))
+        return (shrunk @ squares @ shrunk - 2 * shrunk @ linear).item()
+
+    return min(PENALTIES, key=error)
+
+
+def _unit(products: Tensor) -> Tensor:
+    """The mean variance of what is read."""
+    return products.diagonal().mean().clamp(min=1e-30)
