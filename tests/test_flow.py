@@ -338,7 +338,7 @@ def test_draws_stand_under_each_picture(chain: InverseChain, detr: StagedModel, 
     files = [tmp_path / "0.png", tmp_path / "1.png"]
     result = reconstruct(tmp_path / "run", files, tmp_path / "out", model=detr, draws=2)
     names = [str(each) for each in result.values_of("image")]
-    rows = ["", ", draw 1", ", draw 2", ", where they differ"]
+    rows = ["", ", draw 1", ", draw 2", ", draws differ"]
     assert [name.removeprefix(str(tmp_path)).lstrip("/") for name in names] == [
         f"{index}.png{row}" for index in (0, 1) for row in rows
     ]

@@ -29,7 +29,7 @@ MOST_NAMED = 4
 MEAN, SPREAD, SEEDS = "mean", "spread", "seeds"
 """The rows of a reconstruction: the mean over seeds, the spread between them, every seed by itself."""
 
-DIFFER = "where they differ"
+DIFFER = "draws differ"
 """The row of maps of the standard deviation between draws: black is agreement."""
 
 DETECTS = "detects "
