@@ -207,17 +207,21 @@ class RidgeMoments(Moments):
         Raises:
             UserError: no image was seen.
         """
-        first, second = (_centred(half, self.whole) for half in self.halves)
+        penalty = self._penalty()
         both = {name: self.halves[0][name] + self.halves[1][name] for name in self.halves[0]}
         if not both["n"].sum():
             raise UserError("none of the training images can be read")
-        penalty = _best_penalty(*first[:2], *second[:2]) if first[2] and second[2] else 1e-3
         products, crossed, _ = _centred(both, self.whole)
         weight = torch.linalg.solve(
             products + penalty * _unit(products) * torch.eye(len(products)).to(products), crossed
         )
         count = both["n"].clamp(min=1)[:, None]
         return weight, (both["y"] - both["x"] @ weight) / count
+
+    def _penalty(self) -> float:
+        """The one of :data:`PENALTIES` with which the first half gives the second with the least error."""
+        first, second = (_centred(half, self.whole) for half in self.halves)
+        return _best_penalty(*first[:2], *second[:2]) if first[2] and second[2] else 1e-3
 
 
 def _centred(sums: Mapping[str, Tensor], whole: Tensor) -> tuple[Tensor, Tensor, float]:
