@@ -99,7 +99,7 @@ def measure(subject: Subject, *, num_draws: Draws = 19, num_pictures: AnyNumber 
 
     ``hue covered``, ``brightness covered``, ``texture covered`` (``of`` is ``truth``): the share of objects (of images)
     whose truth (:data:`COVERED`) lies within the interval that draws span :data:`NOMINAL` of the time. ``object error``
-    (``of`` the ``truth`` and of a ``draw``): :func:`object_errors`, equal where draws differ as the truth does.
+    (``of`` is ``truth`` or ``draw``): :func:`object_errors`, equal where draws differ as the truth does.
 
     Args:
         subject: a model whose chains have inverses that sample, and images; with masks for what is said of objects.
@@ -121,10 +121,8 @@ def measure(subject: Subject, *, num_draws: Draws = 19, num_pictures: AnyNumber 
             for key, values in _measure(subject, batch, stage, centres[stage], num_draws, seed).items()
         }
     )
-    measurements = [
-        Measurement({"stage": stage, "metric": metric, "of": of}, values)
-        for (stage, metric, of), values in found.items()
-    ]
+    names = ("stage", "metric", "of")
+    measurements = [Measurement(dict(zip(names, key, strict=True)), values) for key, values in found.items()]
     settings = {"num_draws": num_draws, "num_pictures": num_pictures, "seed": seed}
     notes = [f"{subject.name}: intervals of {num_draws} draws hold {nominal_of(num_draws):.1%} of further draws"]
     return subject.result(
