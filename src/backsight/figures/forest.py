@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _WORDS, _SCALE, _VERDICT = (0.05, 3.55), (3.7, 5.4), (5.55, 7.0)
 """Where the three columns begin and end, in inches."""
 
-_LEGEND = 0.4
+_LEGEND = 0.52
 """The height of what says what shades, dashes and hollow marks are, in inches."""
 
 COLOURS = {"holds": GREEN, "does not hold": VERMILLION}
@@ -89,7 +89,7 @@ def _part(rows: Sequence[ForestRow]) -> Part:
             "verdict",
         )
         for (at, end), text in zip((_WORDS, _SCALE, _VERDICT), headings, strict=True):
-            axes.text(at, 0.18, wrapped(text, end - at), va="center", fontsize=LETTERS, fontweight="bold")
+            axes.text(at, _LEGEND / 2, wrapped(text, end - at), va="center", fontsize=LETTERS, fontweight="bold")
         down = _LEGEND
         for row in rows:
             _draw_row(axes, row, down)
