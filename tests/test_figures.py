@@ -12,6 +12,7 @@ import numpy
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from backsight import figures
@@ -144,6 +145,14 @@ def test_pictures_have_one_width_and_keep_their_proportion():
     widths, heights = ([abs(box[i + 1] - box[i]) for box in boxes] for i in (0, 2))
     assert numpy.ptp(widths) < 1e-6
     assert [h / w for h, w in zip(heights, widths, strict=True)] == pytest.approx([0.75] * 5 + [4 / 3] * 5, rel=0.02)
+
+
+def test_what_stands_beside_shallow_pictures_is_whole_on_two_lines():
+    names = ["mean inverse", "draw 1", "BloodImage_00000.jpg"]
+    for size, expected in (((48, 64), ["mean\ninverse", "draw 1", "Blood…0.jpg"]), ((64, 64), ["mean inverse"])):
+        figure = grid([pictures(7, size)] * 3, list("abcdefg"), names)
+        upright = [text.get_text() for text in figure.findobj(Text) if text.get_rotation() == 90]
+        assert upright[: len(expected)] == expected
 
 
 def test_pictures_may_have_holes_but_not_ragged_rows():

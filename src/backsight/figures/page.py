@@ -273,8 +273,8 @@ class _Table:
         down = self.top
         for row, label, captions, height in zip(self.rows, self.row_labels, self.captions, self.heights, strict=True):
             side = self.side * _proportion(row) - GAP
-            name = shortened(label, side)
-            axes.text(LINE_HEIGHT / 2, down + side / 2, name, rotation=90, ha="center", va="center", fontsize=LETTERS)
+            beside, name = (self.left - 0.2 * LINE_HEIGHT) / 2, _row_label(label, side)
+            axes.text(beside, down + side / 2, name, rotation=90, ha="center", va="center", fontsize=LETTERS)
             for left, picture, lines in zip(lefts, row, captions, strict=True):
                 if picture is not None:
                     axes.imshow(to_array(picture), extent=(left, left + width, down + side, down), aspect="auto")
@@ -295,11 +295,22 @@ def _table(
 ) -> _Table:
     if not rows or any(len(row) != len(columns) for row in rows):
         raise ValueError(f"every row needs {len(columns)} pictures, one for each column; there are {len(rows)} rows")
-    left = 1.2 * LINE_HEIGHT if any(row_labels) else 0.0
-    side = (WIDTH - left) / max(fewest, _units(columns))
+    left, most = 1.2 * LINE_HEIGHT if any(row_labels) else 0.0, max(fewest, _units(columns))
+    side = (WIDTH - left) / most
+    heights = [side * _proportion(row) - GAP for row in rows]
+    if any("\n" in _row_label(*each) for each in zip(row_labels, heights, strict=True)):
+        left += LINE_HEIGHT
+        side = (WIDTH - left) / most
     texts = captions or [[""] * len(columns)] * len(rows)
     lines = [[_lines(text, side) for text in row] for row in texts]
     return _Table(rows, columns, row_labels, lines, left, side)
+
+
+def _row_label(text: str, height: float) -> str:
+    """What stands upright beside pictures of ``height`` inches: on two lines if need be, else shortened."""
+    lines = wrapped(text, height).split("\n")
+    fits = len(lines) <= 2 and max(map(len, lines)) * LETTER_WIDTH <= height
+    return "\n".join(lines) if fits else shortened(text, height)
 
 
 def _part(table: _Table, heading: str | Sequence[tuple[float, str]], together: int) -> Part:
