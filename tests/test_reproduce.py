@@ -154,6 +154,7 @@ def check_paper(folder: Path, found: list) -> None:
 
 
 def test_controls_are_measured_beside_each_model(opened, cast, tmp_path, monkeypatch):
+    monkeypatch.setattr(ridge, "IMAGES", 50)
     monkeypatch.setattr(module, "controls_of", controls_of)
     monkeypatch.setattr(report_claims, "forest_pages", forest_pages)
     reproduce(tmp_path, models=["vit prior"], experiments=["stage_error", "trust"])

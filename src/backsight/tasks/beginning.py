@@ -89,11 +89,6 @@ def linear_chain(model: StagedModel, data: ImageData, batch_size: int = 50) -> I
 
     It ends before the first stage that can have none.
 
-    >>> import backsight as bs
-    >>> model = bs.load_model("zoo/vit-prior")
-    >>> linear_chain(model, bs.open_data("world:prior:single", model.pixels).train).inverses.keys()
-    dict_keys(['backbone', 'encoder'])
-
     Raises:
         UserError: no image can be read, or not even the first stage can have one.
     """
