@@ -168,6 +168,8 @@ def test_controls_are_measured_beside_each_model(opened, cast, tmp_path, monkeyp
     assert (tmp_path / "claims.png").is_file()
     assert (tmp_path / "claims.pdf").read_bytes().startswith(b"%PDF")
     assert all(control in (tmp_path / "report.html").read_text() for control in CONTROLS)
+    monkeypatch.setattr(module, "controls_of", lambda subject: pytest.fail("a result that is kept needs no controls"))
+    reproduce(tmp_path, models=["vit prior"], experiments=["stage_error", "trust"])
 
 
 def test_models_are_set_side_by_side_on_the_same_images(opened, tmp_path, monkeypatch):

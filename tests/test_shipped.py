@@ -147,9 +147,8 @@ def test_shipped_flows_draw_what_leads_to_the_features(name: str) -> None:
     assert float(draws.var(0).mean()) > 1e-4, "they differ"
     errors = [float((each - batch.images).square().mean()) for each in (draws.mean(0), draws[0])]
     mean_image = float((subject.mean_image - batch.images).square().mean())
-    assert (
-        errors[0] < errors[1] < (2 if name == "zoo/detr-independent" else 1) * mean_image
-    )  # it has dropped the colours
+    most = 2 if name == "zoo/detr-independent" else 1  # it has dropped the colours
+    assert errors[0] < errors[1] < most * mean_image
     with pytest.raises(UserError, match="a checkout has those of zoo/detr-prior, zoo/detr-independent, zoo/vit-prior"):
         ChainEnsemble.from_pretrained("zoo/vit-defining/flows")
 

@@ -327,11 +327,11 @@ def _do(
     fitting = [subject for subject, reason in zip(subjects, reasons, strict=True) if not reason]
     if subjects and not fitting:
         return Step(experiment.name, 0.0, reason="; ".join(reasons))
-    if experiment.controlled:
-        fitting += [control for subject in list(fitting) for control in controls(subject)]
     request = _request(experiment, fitting, settings)
     if processes.from_main(lambda: _is_whole(folder) and _read_request(folder) == request):
         return Step(experiment.name, 0.0, kept=True)
+    if experiment.controlled:
+        fitting += [control for subject in list(fitting) for control in controls(subject)]
     if processes.main:
         (folder / REQUEST).unlink(missing_ok=True)
     try:
@@ -350,7 +350,7 @@ def _do(
 
 
 def _request(experiment: Experiment, subjects: Sequence[Subject], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a result depends on."""
+    """All that a result depends on; controls follow from their subjects."""
     names = [subject.name for subject in subjects]
     if len(set(names)) < len(names):
         raise UserError(f"two of {', '.join(names)} have one name: results are kept by it, so do them in two folders")

@@ -31,10 +31,8 @@ from backsight.perturb import LUMA, colour_vector
 from backsight.results import INPUT, Measurement, Picture, Result
 from backsight.validation import AnyNumber, Range
 
-DRAW, MEAN, AVERAGE = "draw", "mean inverse", "mean of draws"
-"""What is measured: a draw, the picture of the inverses without noise, and the mean of all draws."""
-
-TRUTH = "truth"
+DRAW, MEAN, AVERAGE, TRUTH = "draw", "mean inverse", "mean of draws", "truth"
+"""What is measured: a draw, the picture of the inverses without noise, the mean of all draws; and the image itself."""
 
 THRESHOLD = 0.5
 """The least score of a detection that counts."""
@@ -340,7 +338,7 @@ def _coverage(batch: Batch, draws: Tensor) -> Values:
         for of, errors in object_errors(batch.images[index], draws[:, :, index], masks).items():
             off[of][:, index] = errors.cpu()
     return {
-        **{(f"{name} covered", "truth"): table for name, table in tables.items()},
+        **{(f"{name} covered", TRUTH): table for name, table in tables.items()},
         **{("object error", of): table for of, table in off.items()},
     }
 

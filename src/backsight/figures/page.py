@@ -295,12 +295,12 @@ def _table(
 ) -> _Table:
     if not rows or any(len(row) != len(columns) for row in rows):
         raise ValueError(f"every row needs {len(columns)} pictures, one for each column; there are {len(rows)} rows")
-    left, most = 1.2 * LINE_HEIGHT if any(row_labels) else 0.0, max(fewest, _units(columns))
-    side = (WIDTH - left) / most
+    left, units = 1.2 * LINE_HEIGHT if any(row_labels) else 0.0, max(fewest, _units(columns))
+    side = (WIDTH - left) / units
     heights = [side * _proportion(row) - GAP for row in rows]
     if any("\n" in _row_label(*each) for each in zip(row_labels, heights, strict=True)):
         left += LINE_HEIGHT
-        side = (WIDTH - left) / most
+        side = (WIDTH - left) / units
     texts = captions or [[""] * len(columns)] * len(rows)
     lines = [[_lines(text, side) for text in row] for row in texts]
     return _Table(rows, columns, row_labels, lines, left, side)

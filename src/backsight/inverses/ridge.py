@@ -212,9 +212,8 @@ class RidgeMoments(Moments):
         if not both["n"].sum():
             raise UserError("none of the training images can be read")
         products, crossed, _ = _centred(both, self.whole)
-        weight = torch.linalg.solve(
-            products + penalty * _unit(products) * torch.eye(len(products)).to(products), crossed
-        )
+        products.diagonal().add_(penalty * _unit(products))
+        weight = torch.linalg.solve(products, crossed)
         count = both["n"].clamp(min=1)[:, None]
         return weight, (both["y"] - both["x"] @ weight) / count
 

@@ -12,7 +12,7 @@ from backsight.core import UserError, split_entry
 from backsight.engine import StagedModel
 from backsight.inverses import Inverse
 from backsight.options import TrainOptions
-from backsight.tasks.beginning import LINEAR, begin, linear_chain, why_not_linear
+from backsight.tasks.beginning import RIDGE, begin, linear_chain, why_not_linear
 from backsight.tasks.classic import Classic
 from backsight.tasks.joint import (
     FORWARD,
@@ -160,7 +160,7 @@ def _plans(model: StagedModel, options: TrainOptions) -> dict[str, Plan]:
                 left = model.stages[model.stages.index(stage) :]
                 logger.warning("%s: %s; the chain ends before it", stage, reason)
                 return {each: plan for each, plan in found.items() if split_entry(each)[0] not in left}
-            found[entry] = Plan(LINEAR)
+            found[entry] = Plan(RIDGE)
     return found
 
 

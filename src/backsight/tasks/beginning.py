@@ -15,7 +15,7 @@ from backsight.distributed import Processes
 from backsight.engine import StagedModel
 from backsight.inverses import Inverse, Moments, build_inverse
 
-LINEAR = "ridge"
+RIDGE = "ridge"
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def _add(model: StagedModel, wanted: Mapping[str, Moments], batch: Batch) -> Non
 def why_not_linear(model: StagedModel, stage: str) -> str:
     """Why ``stage`` can have no ridge regression for its inverse; empty where it can."""
     try:
-        build_inverse(LINEAR, model.layout(stage), model.layout(model.spec.before(stage)), {})
+        build_inverse(RIDGE, model.layout(stage), model.layout(model.spec.before(stage)), {})
     except UserError as error:
         return str(error)
     return ""
@@ -95,7 +95,7 @@ def linear_chain(model: StagedModel, data: ImageData, batch_size: int = 50) -> I
     stages = list(takewhile(lambda stage: not why_not_linear(model, stage), model.stages))
     if not stages:
         raise UserError(why_not_linear(model, model.stages[0]))
-    chain = build_chain(model, dict.fromkeys(stages, Plan(LINEAR)), seed=0).to(model.device)
+    chain = build_chain(model, dict.fromkeys(stages, Plan(RIDGE)), seed=0).to(model.device)
     networks = {Key.of(0, stage): chain.inverses[stage] for stage in stages}
     batches = loader(data, batch_size, shuffle=True, device=model.device)
     begin(model, networks, batches, batch_size, Processes(), lambda *_: None)

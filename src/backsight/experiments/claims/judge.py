@@ -79,8 +79,7 @@ class Judgement(Record):
     expects (None: infinite). ``parts`` are its effects, the one that the verdict hangs on first: a claim holds if
     all of them do. ``chance`` is its p-value (of the verdict being wrong), ``adjusted`` the same among all claims that
     were tested (Holm, 1979), which the verdict goes by. ``controls`` are the effects of untrained things and of a
-    linear inverse. ``subjects``
-    are the cards of the models, ``reason`` is why it was not tested, or cannot be decided.
+    linear inverse. ``subjects`` are the cards of the models, ``reason`` is why it was not tested, or cannot be decided.
     """
 
     id: str
