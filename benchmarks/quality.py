@@ -131,7 +131,7 @@ def train_one(
         source, wanted = features.pair("train", entry, chosen)
         start = _now(model)
         component_loss(network(source), wanted, target, model.pixels).backward()
-        updates.step(schedule(recipe, steps, step, share))
+        updates.step(schedule(recipe, step, share))
         spent += _now(model) - start
         if step + 1 in marks and step + 1 != steps:
             curve.points.append((step + 1, round(spent, 3), error_of(features, network, entry)))

@@ -83,7 +83,7 @@ def trained() -> tuple[StagedModel, Flow]:
     for step in range(steps):
         images = two_answers(32, step + 1)
         flow(model.run(images)["only"], images).backward()
-        updates.step(schedule("fast", steps, step, step / steps))
+        updates.step(schedule("fast", step, step / steps))
     return model, flow.eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from backsight.core import Layout
 from backsight.inverses import Inverse, build_inverse
-from backsight.training.updates import Muon, Updates, orthogonalised, schedule
+from backsight.training.updates import BLOCK, Muon, Updates, orthogonalised, schedule
 from numerics import assert_rounding
 
 
@@ -58,6 +59,16 @@ def test_a_wide_matrix_is_iterated_on_by_its_gram_matrix_to_the_same_end() -> No
     wide = torch.randn(20, 200, dtype=torch.float64)
     padded = torch.cat([wide, torch.zeros(120, 200, dtype=torch.float64)])  # nearly square: by the other way
     torch.testing.assert_close(orthogonalised(wide[None]), orthogonalised(padded[None])[:, :20], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(2 * BLOCK + 7, 600), (600, 2 * BLOCK + 7)])
+def test_a_large_matrix_is_orthogonalised_in_blocks(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    several = torch.randn(2, *shape)
+    dim = 1 if shape[0] < shape[1] else 2
+    parts = several.split(math.ceil(min(shape) / 3), dim)
+    assert len(parts) == 3
+    assert_rounding(orthogonalised(several), torch.cat([orthogonalised(part) for part in parts], dim), 1e-4)
 
 
 def test_a_scale_of_the_gradient_changes_nothing_and_little_directions_count_as_much() -> None:
@@ -183,9 +194,14 @@ def test_a_gradient_is_clipped_to_the_norm_that_is_given() -> None:
 
 
 def test_the_fast_recipe_rises_and_falls_and_the_paper_s_is_constant() -> None:
-    rates = [schedule("fast", 100, step, step / 100) for step in range(101)]
+    rates = [schedule("fast", step, step / 100) for step in range(101)]
     assert max(rates) <= 1
     assert rates[0] < 0.2
     assert rates[-1] == pytest.approx(0.01)
     assert rates[20:] == sorted(rates[20:], reverse=True)
-    assert {schedule("paper", 100, step, step / 100) for step in range(101)} == {1.0}
+    assert {schedule("paper", step, step / 100) for step in range(101)} == {1.0}
+
+
+def test_a_short_run_reaches_the_full_rate_as_well() -> None:
+    rates = [schedule("fast", step, step / 12) for step in range(13)]  # as one of few minutes is
+    assert max(rates) == rates[2] > 0.9

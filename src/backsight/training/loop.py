@@ -174,7 +174,7 @@ class Loop:
     def step(self, batch: Batch) -> None:
         """One pass forward; then for each loss backward, and a step of the networks that it trains."""
         state, losses = self.state, dict[Key, Tensor]()
-        factor = schedule(self.options.recipe, self.budget.steps, state.step, self.progress)
+        factor = schedule(self.options.recipe, state.step, self.progress)
         num_images, parts = split(batch, self.micro_batch, self.task, self.processes)
         for number, (part, counts) in enumerate(parts, 1):
             last = number == len(parts)

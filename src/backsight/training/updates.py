@@ -15,7 +15,7 @@ from backsight.options import Recipe
 CLIP = 1.0
 """The largest norm of a network's gradient, where its task sets no other (the authors' choice)."""
 WARM_UP = 20
-"""Batches over which the fast recipe's learning rates rise to their full value."""
+"""Batches over which the fast recipe's rates rise to their full value, or a tenth of the run if that is sooner."""
 FLOOR = 0.01
 """The share of them that is left at the end."""
 MOMENTUM = 0.95
@@ -23,16 +23,14 @@ SMALLEST = 8
 """Matrices with fewer rows or columns are left to Adam."""
 
 
-def schedule(recipe: Recipe, steps: int | None, step: int, share: float) -> float:
+def schedule(recipe: Recipe, step: int, share: float) -> float:
     """The factor on every learning rate: 1 in the paper's recipe; a short linear warm-up, then a cosine down to 1 %.
 
-    ``steps`` are those of the run, where that is known; ``step`` is the number of this one, from 0; ``share`` how much
-    of the run is over, 0 to 1.
+    ``step`` is the number of this one, from 0; ``share`` how much of the run is over, of its steps or minutes, 0 to 1.
     """
     if recipe == "paper":
         return 1.0
-    warm_up = WARM_UP if steps is None else min(WARM_UP, steps // 10)
-    rise = min(1.0, (step + 1) / (warm_up + 1))
+    rise = min(1.0, max((step + 1) / (WARM_UP + 1), 10 * share))
     return rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
@@ -129,23 +127,25 @@ class Muon(torch.optim.Optimizer):
                 if weight.grad is not None:
                     alike.setdefault(tuple(weight.shape), []).append(weight)
             for shape, weights in alike.items():
-                updates = orthogonalised(torch.stack([self._ahead(weight, good) for weight in weights]))
-                rows, columns = updates.shape[1:]
-                length = 2 * group["lr"] * math.sqrt(max(1, rows / columns) * math.prod(shape[2:]))
-                for weight, update in zip(weights, torch.where(good, length * updates, 0.0), strict=True):
+                ahead = [self._ahead(weight, good) for weight in weights]
+                rows, columns = ahead[0].shape
+                length = 2 * group["lr"] * math.sqrt(max(1, rows / columns) * math.prod(shape[2:])) * good
+                for weight, update in zip(weights, orthogonalised(torch.stack(ahead), length), strict=True):
                     weight.sub_(update.reshape(shape))
 
     def _ahead(self, weight: Tensor, good: Tensor) -> Tensor:
-        """The gradient with the momentum, which it changes, as a matrix (Nesterov's)."""
+        """The gradient with the momentum, which it changes, as a matrix (Nesterov's). The gradient's memory is used."""
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
         assert weight.grad is not None
-        gradient = torch.where(good, weight.grad / self.grad_scale, state["momentum"])
-        state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-        return gradient.lerp(state["momentum"], MOMENTUM).flatten(1)
+        gradient = weight.grad.nan_to_num_(0, 0, 0).div_(self.grad_scale.nan_to_num(1, 1, 1))
+        state["momentum"].lerp_(gradient, (1 - MOMENTUM) * good)
+        return gradient.lerp_(state["momentum"], MOMENTUM).flatten(1)
 
 
+BLOCK = 256
+"""Rows (or columns, if they are fewer) that are orthogonalised together."""
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of a polynomial that brings singular values between 0 and 1 to about 1 (.7 to 1.2) in five steps."""
 ITERATIONS = 5
@@ -153,22 +153,40 @@ WIDE = 1.5
 """From this proportion on the products of the smaller square matrix are cheaper."""
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
-    """``G N M`` -> about ``U V^T`` of each one's singular value decomposition ``U S V^T``, by five Newton-Schulz
-    iterations.
+def orthogonalised(matrices: Tensor, length: Tensor | float = 1.0) -> Tensor:
+    """``G N M`` -> about ``length`` times ``U V^T`` of each one's singular value decomposition ``U S V^T``, by five
+    Newton-Schulz iterations; of a large matrix, of every :data:`BLOCK` rows (or columns, if they are fewer) by
+    themselves.
 
-    Wide (or high) matrices in single precision are iterated on by their Gram matrix, and are read twice only. A GPU
+    Whole matrices of thousands of rows cost more on a CPU than the passes that give their gradients; blocks learn
+    nearly as much in a step (Khaled et al. 2025, "MuonBP", arXiv 2510.16981; docs/log.md).
+    """
+    high = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if high else matrices
+    group, rows, _ = x.shape
+    blocks = math.ceil(rows / BLOCK)
+    if rows % blocks:
+        x = nn.functional.pad(x, (0, 0, 0, -rows % blocks))
+    x = _orthogonalised(x.unflatten(1, (blocks, -1)).flatten(0, 1), length)
+    x = x.unflatten(0, (group, blocks)).flatten(1, 2)[:, :rows]
+    return x.mT if high else x
+
+
+def _orthogonalised(x: Tensor, length: Tensor | float) -> Tensor:
+    """The same of matrices that are no higher than wide, whole.
+
+    Wide ones in single precision are iterated on by their Gram matrix, and are read twice only. A GPU
     computes in bf16, and on the matrices themselves: rounded to bf16 a Gram matrix has eigenvalues below 0, which the
     polynomial makes larger in every iteration.
     """
     a, b, c = COEFFICIENTS
-    high = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if high else matrices
+    dtype = x.dtype
     if x.is_cuda:
         x = x.bfloat16()
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     if x.dtype != torch.bfloat16 and x.shape[2] >= WIDE * x.shape[1]:
         gram = x @ x.mT
+        norm = gram.diagonal(dim1=1, dim2=2).sum(1).sqrt()[:, None, None] + 1e-7
+        gram /= norm**2
         product: Tensor | None = None
         for left in range(ITERATIONS)[::-1]:
             step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -176,9 +194,10 @@ def orthogonalised(matrices: Tensor) -> Tensor:
             product = step if product is None else step @ product
             if left:
                 gram = step @ gram @ step
-        x = product @ x if product is not None else x
-    else:
-        for _ in range(ITERATIONS):
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if high else x).to(matrices.dtype)
+        assert product is not None
+        return (product * (length / norm)) @ x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.to(dtype) * length
