@@ -131,10 +131,9 @@ _TO_DETR = (  # narrower than the paper's for such a model: seven models and the
     "prediction@onehot=none",
 )
 _TO_DEFORMABLE = (
-    "backbone=pyramid:expansion=1",
-    "encoder=deformable_encoder:depth=2,feedforward=256",
-    "decoder=deformable_decoder:depth=2,feedforward=256",
-    "prediction@onehot=none",
+    "backbone=pyramid:expansion=0.7",
+    "encoder=deformable_encoder:depth=2,feedforward=128",
+    "decoder=deformable_decoder:depth=1,feedforward=128",
 )
 _TO_CELLS = (
     "backbone=deconvolution:expansion=0.7,head=4",
@@ -148,7 +147,7 @@ CHAINS: dict[str, ChainRecipe] = {
     "detr-prior": ChainRecipe(_TO_DETR, seeds=3, steps=1_500),
     "detr-independent": ChainRecipe(_TO_DETR, seeds=1, steps=1_500),
     "detr-defining": ChainRecipe(_TO_DETR, seeds=1, steps=1_500),
-    "deformable-detr-prior": ChainRecipe(_TO_DEFORMABLE, seeds=1, steps=600),
+    "deformable-detr-prior": ChainRecipe(_TO_DEFORMABLE, seeds=3, steps=1_500),
     "vit-prior": ChainRecipe(_TO_VIT, seeds=3, steps=1_000),
     "vit-independent": ChainRecipe(_TO_VIT, seeds=1, steps=1_000),
     "vit-defining": ChainRecipe(_TO_VIT, seeds=1, steps=1_000),
