@@ -42,7 +42,7 @@ def download(hub_name: str, *, weights: bool = True) -> Path:
     except Exception as error:  # the hub's client changes its network library, and with it the errors
         raise UserError(
             f"no network ({type(error).__name__}) and no local copy of {hub_name}: {by_hand}"
-            + ("; or add --random-weights to try without trained weights" if weights else "")
+            + ("; `backsight train` does without by --random-weights" if weights else "")
         ) from error
 
 
