@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from backsight.core import Layout
 from backsight.inverses import Inverse, build_inverse
+from backsight.options import Recipe
 from backsight.training.updates import BLOCK, Muon, Updates, orthogonalised, schedule
 from numerics import assert_rounding
 
@@ -188,6 +189,32 @@ def test_a_gradient_is_clipped_to_the_norm_that_is_given() -> None:
     go_down(updates, 100 * layer.weight.sum())
     (state,) = updates.optimisers[0].state.values()
     assert state["exp_avg"].item() == pytest.approx(0.05, rel=1e-4)  # a tenth of the gradient, once it is clipped
+
+
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_the_fast_recipe_s_running_statistics_are_those_of_the_batches_alone(recipe: Recipe) -> None:
+    torch.manual_seed(0)
+    features, target = 3 + torch.randn(4, 6, 16), Layout(24 * 32, 3, ((24, 32),), image=True)
+    inverse = build_inverse("deconvolution", Layout(6, 16, ((2, 3),)), target, {"expansion": 1}).train()
+    norm = next(each for each in inverse.modules() if isinstance(each, nn.BatchNorm2d))
+    seen: list[Tensor] = []
+    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].transpose(0, 1).flatten(1)))
+    updates = Updates(inverse, recipe, 1e-3)
+    for _ in range(3):
+        go_down(updates, inverse(features).square().mean())
+    weights = torch.tensor([0.81, 0.09, 0.1] if recipe == "fast" else [0.081, 0.09, 0.1])
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert_rounding(norm.running_mean, weights @ torch.stack([each.mean(1) for each in seen]), 1e-5)
+    start = 0.0 if recipe == "fast" else 0.729
+    assert_rounding(norm.running_var, start + weights @ torch.stack([each.var(1) for each in seen]), 1e-4)
+
+
+def test_running_statistics_that_are_known_stay_as_they_are() -> None:
+    target = Layout(24 * 32, 3, ((24, 32),), image=True)
+    inverse = build_inverse("deconvolution", Layout(6, 16, ((2, 3),)), target, {"expansion": 1}).train()
+    inverse(torch.randn(4, 6, 16))
+    assert not Updates(inverse, "fast", 1e-3).new_norms
 
 
 # ---- schedules

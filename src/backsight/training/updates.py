@@ -44,6 +44,10 @@ class Updates:
         self.learning_rate: float = learning_rate
         self.clip: float = clip
         fast = recipe != "paper" and isinstance(network, Inverse) and network.muon
+        norms = [
+            each for each in network.modules() if isinstance(each, nn.BatchNorm2d) and not each.num_batches_tracked
+        ]
+        self.new_norms: list[nn.BatchNorm2d] = norms if recipe != "paper" and isinstance(network, Inverse) else []
         matrices = {name: weight for name, weight in network.named_parameters() if fast and _is_matrix(name, weight)}
         others = [weight for name, weight in network.named_parameters() if name not in matrices]
         self.optimisers: list[torch.optim.Optimizer] = []
@@ -57,6 +61,8 @@ class Updates:
 
         Gradients that are not finite change nothing: the network keeps its last good weights.
         """
+        while self.new_norms:
+            _forget_start(self.new_norms.pop())
         weights = [weight for each in self.optimisers for group in each.param_groups for weight in group["params"]]
         norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         for optimiser in self.optimisers:
@@ -75,9 +81,21 @@ class Updates:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to what :meth:`state_dict` gave."""
+        self.new_norms = []
         for optimiser in self.optimisers:
             optimiser.load_state_dict(state[type(optimiser).__name__])
             _match_strides(optimiser)
+
+
+@torch.no_grad()
+def _forget_start(norm: nn.BatchNorm2d) -> None:
+    """Let running statistics be those of the first batch alone: after a few dozen batches a network would still be
+    evaluated by the zeros and ones that they start from (a tenth is replaced in each)."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    left = (1 - (norm.momentum or 0)) ** int(norm.num_batches_tracked or 0)
+    norm.running_mean.div_(1 - left)
+    norm.running_var.sub_(left).div_(1 - left).clamp_(min=0)
 
 
 def _is_matrix(name: str, weight: Tensor) -> bool:
