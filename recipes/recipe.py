@@ -147,7 +147,7 @@ CHAINS: dict[str, ChainRecipe] = {
     "detr-prior": ChainRecipe((*_TO_DETR, "prediction@onehot=none"), seeds=3, steps=1_500),
     "detr-independent": ChainRecipe(_TO_DETR, seeds=3, steps=1_500),
     "detr-defining": ChainRecipe(_TO_DETR, seeds=3, steps=1_500),
-    "deformable-detr-prior": ChainRecipe(_TO_DEFORMABLE, seeds=3, steps=1_500),
+    "deformable-detr-prior": ChainRecipe(_TO_DEFORMABLE, seeds=3, steps=600),
     "vit-prior": ChainRecipe(_TO_VIT, seeds=3, steps=1_000),
     "vit-independent": ChainRecipe(_TO_VIT, seeds=3, steps=1_000),
     "vit-defining": ChainRecipe(_TO_VIT, seeds=3, steps=1_000),
