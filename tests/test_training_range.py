@@ -163,5 +163,6 @@ def test_shipped_inverses_that_show_no_more_than_the_mean_image_are_named() -> N
         "encoder",
         "decoder",
         "prediction",
+        "prediction@onehot",
     }
     assert weak_inverses(bs.ChainEnsemble.from_pretrained("zoo/vit-prior")) == {}

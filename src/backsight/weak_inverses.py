@@ -30,7 +30,7 @@ def weak_inverses(ensemble: ChainEnsemble) -> dict[str, str]:
 
     >>> import backsight as bs
     >>> weak_inverses(bs.ChainEnsemble.from_pretrained("zoo/detr-independent"))["prediction"]
-    'its pictures are no closer than the mean image (119 % of its error)'
+    'its pictures are no closer than the mean image (115 % of its error)'
 
     Raises:
         UserError: a file of the run is damaged.

@@ -81,10 +81,11 @@ class Updates:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to what :meth:`state_dict` gave."""
-        self.new_norms = []
         for optimiser in self.optimisers:
             optimiser.load_state_dict(state[type(optimiser).__name__])
             _match_strides(optimiser)
+        if any(optimiser.state for optimiser in self.optimisers):  # not so in the checkpoint before the first batch
+            self.new_norms = []
 
 
 @torch.no_grad()
