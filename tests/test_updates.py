@@ -158,6 +158,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     for network, updates in ((inverse, Updates(inverse, "fast", 1e-2)), (layer, adam(layer))):
         before = copy.deepcopy(network.state_dict())
         go_down(updates, network(torch.ones(1, 6, 16)).sum() * float("nan"))
+        go_down(updates, network(torch.randn(1, 6, 16)).sum() * 1e30)  # whose norm is not a number that fits
         assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     go_down(updates := Updates(inverse, "fast", 1e-2), inverse(torch.randn(1, 6, 16)).square().sum())
     assert all(weight.isfinite().all() for weight in inverse.parameters())
@@ -215,6 +216,26 @@ def test_running_statistics_that_are_known_stay_as_they_are() -> None:
     inverse = build_inverse("deconvolution", Layout(6, 16, ((2, 3),)), target, {"expansion": 1}).train()
     inverse(torch.randn(4, 6, 16))
     assert not Updates(inverse, "fast", 1e-3).new_norms
+
+
+def test_the_norms_of_several_processes_forget_their_start_too() -> None:
+    target = Layout(24 * 32, 3, ((24, 32),), image=True)
+    inverse = build_inverse("deconvolution", Layout(6, 16, ((2, 3),)), target, {"expansion": 1})
+    one = len(Updates(inverse, "fast", 1e-3).new_norms)
+    nn.SyncBatchNorm.convert_sync_batchnorm(inverse)
+    assert len(Updates(inverse, "fast", 1e-3).new_norms) == one > 0
+
+
+def test_a_norm_without_running_means_or_that_no_batch_passed_stays_as_it_is() -> None:
+    target = Layout(24 * 32, 3, ((24, 32),), image=True)
+    inverse = build_inverse("deconvolution", Layout(6, 16, ((2, 3),)), target, {"expansion": 1}).train()
+    inverse.unused, inverse.average = nn.BatchNorm2d(8), nn.BatchNorm1d(16, momentum=None)
+    inverse.without = nn.BatchNorm1d(16, track_running_stats=False)
+    features = torch.randn(4, 6, 16)
+    updates = Updates(inverse, "fast", 1e-3)
+    go_down(updates, inverse(inverse.without(inverse.average(features.mT.contiguous()).mT.mT).mT).square().mean())
+    assert inverse.unused.running_var.eq(1).all()
+    assert_rounding(inverse.average.running_mean, features.mean((0, 1)), 1e-5)
 
 
 # ---- schedules

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from backsight.inverses import Inverse
 from backsight.options import Recipe
+from backsight.training.kernels import BatchNorm
 
 CLIP = 1.0
 """The largest norm of a network's gradient, where its task sets no other (the authors' choice)."""
@@ -43,12 +44,11 @@ class Updates:
     def __init__(self, network: nn.Module, recipe: Recipe, learning_rate: float, clip: float = CLIP) -> None:
         self.learning_rate: float = learning_rate
         self.clip: float = clip
-        fast = recipe != "paper" and isinstance(network, Inverse) and network.muon
-        norms = [
-            each for each in network.modules() if isinstance(each, nn.BatchNorm2d) and not each.num_batches_tracked
-        ]
-        self.new_norms: list[nn.BatchNorm2d] = norms if recipe != "paper" and isinstance(network, Inverse) else []
-        matrices = {name: weight for name, weight in network.named_parameters() if fast and _is_matrix(name, weight)}
+        fast = recipe != "paper" and isinstance(network, Inverse)
+        norms = [each for each in network.modules() if isinstance(each, BatchNorm | nn.SyncBatchNorm)] if fast else []
+        self.new_norms: list[BatchNorm | nn.SyncBatchNorm] = [each for each in norms if not each.num_batches_tracked]
+        wanted = network.named_parameters() if fast and network.muon else ()
+        matrices = {name: weight for name, weight in wanted if _is_matrix(name, weight)}
         others = [weight for name, weight in network.named_parameters() if name not in matrices]
         self.optimisers: list[torch.optim.Optimizer] = []
         if others:
@@ -89,14 +89,13 @@ class Updates:
 
 
 @torch.no_grad()
-def _forget_start(norm: nn.BatchNorm2d) -> None:
+def _forget_start(norm: BatchNorm | nn.SyncBatchNorm) -> None:
     """Let running statistics be those of the first batch alone: after a few dozen batches a network would still be
     evaluated by the zeros and ones that they start from (a tenth is replaced in each)."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
     left = (1 - (norm.momentum or 0)) ** int(norm.num_batches_tracked or 0)
-    norm.running_mean.div_(1 - left)
-    norm.running_var.sub_(left).div_(1 - left).clamp_(min=0)
+    if norm.running_mean is not None and norm.running_var is not None and left < 1:
+        norm.running_mean.div_(1 - left)
+        norm.running_var.sub_(left).div_(1 - left).clamp_(min=0)
 
 
 def _is_matrix(name: str, weight: Tensor) -> bool:
@@ -140,25 +139,26 @@ class Muon(torch.optim.Optimizer):
         """Change every weight that has a gradient."""
         del closure
         good = self.found_inf == 0
+        scale = torch.where(good, self.grad_scale, 1.0)
         for group in self.param_groups:
             alike: dict[tuple[int, ...], list[Tensor]] = {}
             for weight in group["params"]:
                 if weight.grad is not None:
                     alike.setdefault(tuple(weight.shape), []).append(weight)
             for shape, weights in alike.items():
-                ahead = [self._ahead(weight, good) for weight in weights]
+                ahead = [self._ahead(weight, good, scale) for weight in weights]
                 rows, columns = ahead[0].shape
                 length = 2 * group["lr"] * math.sqrt(max(1, rows / columns) * math.prod(shape[2:])) * good
                 for weight, update in zip(weights, orthogonalised(torch.stack(ahead), length), strict=True):
                     weight.sub_(update.reshape(shape))
 
-    def _ahead(self, weight: Tensor, good: Tensor) -> Tensor:
+    def _ahead(self, weight: Tensor, good: Tensor, scale: Tensor) -> Tensor:
         """The gradient with the momentum, which it changes, as a matrix (Nesterov's). The gradient's memory is used."""
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
         assert weight.grad is not None
-        gradient = weight.grad.nan_to_num_(0, 0, 0).div_(self.grad_scale.nan_to_num(1, 1, 1))
+        gradient = weight.grad.masked_fill_(~good, 0).div_(scale)
         state["momentum"].lerp_(gradient, (1 - MOMENTUM) * good)
         return gradient.lerp_(state["momentum"], MOMENTUM).flatten(1)
 
