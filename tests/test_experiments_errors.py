@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +14,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from backsight.core import Detections, Layout
-from backsight.data import Target
+from backsight.data import Sample, Target, open_data
+from backsight.data.world import World
+from backsight.engine import StagedModel
+from backsight.experiments import detection_cases
 from backsight.experiments.detection_cases import (
+    ERRORS,
     find_cases,
     find_queries,
     object_scores,
     query_stages,
     reconstruct_without,
+    search_errors,
 )
 from backsight.experiments.detection_errors import measure
 from backsight.experiments.objects import fill_boxes
@@ -243,6 +250,81 @@ def test_pictures_can_be_filtered(detector) -> None:
             assert stages[5:] == [("decoder", "without query"), ("prediction", "without query")]
             assert own[5].image.std() < 1e-6  # the stand-in paints grey once a query is silenced
             assert own[3].image.std() > 1e-3
+
+
+@dataclass(frozen=True)
+class WithGaps:
+    """Data some of whose images cannot be read."""
+
+    data: World
+    gaps: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Sample | None:
+        return None if index in self.gaps else self.data[index]
+
+    def fingerprint(self) -> str:
+        return f"{self.data.fingerprint()} without {self.gaps}"
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "batch":
+            raise AttributeError(name)
+        return getattr(self.data, name)
+
+
+@pytest.mark.parametrize("gaps", [(), (0, 7, 12)])
+def test_images_with_errors_are_those_whose_cases_are_errors(detector, gaps: tuple[int, ...]) -> None:
+    data = open_data(LAW, detector.pixels, masks=True).test
+    found = search_errors(detector, WithGaps(data, gaps) if gaps else data, 40, 0.3, batch_size=6).found
+    assert set(found) == set(ERRORS) == set(OUTCOMES) - {"correct", "duplicate"}
+    assert sum(map(len, found.values())) > 1
+    subject = painted(detector, paint_grey, LAW, 40, batch_size=1)
+    for index, batch in enumerate(subject.batches):
+        kinds = {case.finding.outcome for case in find_cases(subject, batch, 0.3)}
+        for kind, indices in found.items():
+            assert (index in indices) == (kind in kinds and index not in gaps)
+
+
+def test_no_more_images_are_looked_through_than_have_enough_errors(detector, monkeypatch) -> None:
+    monkeypatch.setattr(detection_cases, "ENOUGH", 2)
+    monkeypatch.setattr(detection_cases, "ERRORS", ("class", "missed"))
+    data = open_data(LAW, detector.pixels).test
+    search = search_errors(detector, data, 1_000, 0.1, batch_size=10)
+    assert search.looked < 1_000
+    assert min(map(len, search.found.values())) >= 2
+    earlier = [sum(index < search.looked - 10 for index in each) for each in search.found.values()]
+    assert min(earlier) < 2
+
+
+def test_images_with_errors_take_the_place_of_the_first_ones(detector, monkeypatch) -> None:
+    subject = painted(detector, paint_grey, LAW, 10, batch_size=4)
+    result = measure(subject, threshold=0.3, among=60)
+    search = search_errors(detector, subject.data, 60, 0.3)
+    expected = sorted({index for each in search.found.values() for index in each[:2]})
+    assert result.images[subject.name] == [subject.data[index].id for index in expected]
+    assert result.subjects[0]["num_images"] == len(expected) <= 10
+    wrong = sum(result.one(type=kind, metric="count").values[0] for kind in ERRORS)
+    assert (wrong > 0).all()
+    assert f"{len(expected)} images with errors, of 60 that were looked through" in result.notes[0]
+    monkeypatch.setattr(StagedModel, "run", None)
+    assert search_errors(detector, subject.data, 60, 0.3) is search  # controls do not ask the model again
+
+
+def test_a_detector_without_errors_is_seen_on_the_first_images(detector) -> None:
+    subject = painted(detector, paint_grey, LAW, 4, batch_size=4)
+    data = subject.data
+    free = [
+        index
+        for index in range(60)
+        if not any(index in each for each in search_errors(detector, data, 60, 0.3).found.values())
+    ]
+    faultless = subject.only(free[:12])
+    assert faultless.num_images == 12
+    result = measure(faultless, threshold=0.3, among=12)
+    assert result.images[subject.name] == faultless.ids
+    assert "0 images with errors, of 12" in result.notes[0]
 
 
 def test_contract(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 MODELS = ("zoo/detr-prior", "zoo/vit-prior")
 """The models that are used unless some are named. The experiments of :data:`ON_ALL` use all that ship with chains."""
 
-ON_ALL = ("truth", "ambiguity")
+ON_ALL = ("truth", "ambiguity", "detection_errors")
 
 ON_SHARED = ("reconstruct", "stage_error")
 """What is done with all models on the same images, those of the first: the paper sets models side by side there."""
@@ -44,6 +44,7 @@ ON_SHARED = ("reconstruct", "stage_error")
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "reconstruct": {"num_pictures": 4},
     "attention_ablation": {"steps": 150},
+    "detection_errors": {"among": 2_000, "threshold": 0.3},
     "truth": {"num_scenes": 100, "num_training": 500},
 }
 """Where an experiment's own defaults take long, or fill the page: all of it is to take 20 minutes on two cores."""
@@ -144,7 +145,7 @@ def reproduce(
 
     Args:
         out: the folder.
-        models: the forward models' names; by default :data:`MODELS`, and for ``truth`` all that ship with chains.
+        models: the forward models' names; by default :data:`MODELS`, and for :data:`ON_ALL` all that ship with chains.
         chains: for each of them a run, one chain, or a name; those that ship with the model by default.
         data: one for all, or one for each; what the chains were trained on by default.
         images: how many test images; None for all.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from backsight.core import UserError
-from backsight.data.base import Sample, Splits
+from backsight.data.base import ImageData, Sample, Splits
 from backsight.data.source import Source, digest
 
 SHARE = 0.05
@@ -60,6 +61,34 @@ class Subset:
     def fingerprint(self) -> str:
         """SHA-256 over the source's fingerprint and the ids of this part."""
         return digest([self.source.fingerprint(), *self.ids])
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The images ``indices`` of any data, in that order, under its name."""
+
+    data: ImageData
+    indices: Sequence[int]
+
+    @property
+    def name(self) -> str:
+        """The data's."""
+        return self.data.name
+
+    @property
+    def classes(self) -> Mapping[int, str]:
+        """The data's."""
+        return self.data.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample | None:
+        return self.data[self.indices[index]]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the data's fingerprint and the indices."""
+        return digest([self.data.fingerprint(), *map(str, self.indices)])
 
 
 def arrange(parts: Mapping[str, Source], seed: int) -> Splits:

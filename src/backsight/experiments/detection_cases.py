@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from backsight.core import Classes, Detections, Layout, valid_sizes
-from backsight.data import Batch, Target
+from backsight.data import Batch, ImageData, Target
+from backsight.data.loader import read_chunks
 from backsight.engine import StagedModel
 from backsight.experiments.objects import fill_boxes, object_masks
 from backsight.experiments.subject import Subject
@@ -82,6 +84,49 @@ def find_cases(subject: Subject, batch: Batch, threshold: float) -> list[Case]:
         own = None if queries is None else find_queries(found, queries[row], valid_sizes(valid)[row])
         cases += _cases_of(row, target, found, own, valid[row].cpu(), threshold)
     return cases
+
+
+ERRORS = ("class", "location", "both", "background", "missed")
+"""What counts as an error where images are chosen by it: a duplicate shows nothing that its better one does not."""
+
+ENOUGH = 20
+"""Images with an error of each type: no more are looked for."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The indices of images with errors, by type, and how many images were looked through."""
+
+    found: Mapping[str, Sequence[int]]
+    looked: int
+
+
+_SEARCHES: WeakKeyDictionary[StagedModel, dict[tuple[str, int, float], Search]] = WeakKeyDictionary()
+"""Controls share their subject's model, and ask the same."""
+
+
+@torch.no_grad()
+def search_errors(model: StagedModel, data: ImageData, among: int, threshold: float, batch_size: int = 50) -> Search:
+    """Look through the first ``among`` images for those in which a detector errs, until there are :data:`ENOUGH` of
+    each type of error."""
+    known, key = _SEARCHES.setdefault(model, {}), (data.fingerprint(), among, threshold)
+    if key in known:
+        return known[key]
+    total, looked = min(among, len(data)), 0
+    found: dict[str, list[int]] = {outcome: [] for outcome in ERRORS}
+    chunks = [range(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
+    for chunk, batch in zip(chunks, read_chunks(data, chunks, workers=0, device=model.device), strict=True):
+        readable = chunk if len(batch.ids) == len(chunk) else [index for index in chunk if data[index] is not None]
+        answers = on_cpu(model.predict(model.run(batch.images, valid=batch.valid))) if batch.ids else []
+        for index, answer, target in zip(readable, answers, batch.targets, strict=True):
+            outcomes = {each.outcome for each in find_errors(answer, target, threshold)}
+            for outcome in outcomes & found.keys():
+                found[outcome].append(index)
+        looked = chunk.stop
+        if all(len(each) >= ENOUGH for each in found.values()):
+            break
+    known[key] = Search(found, looked)
+    return known[key]
 
 
 def _cases_of(

@@ -14,11 +14,19 @@ from torch import Tensor
 
 from backsight.core import IMAGE
 from backsight.data import Batch
-from backsight.experiments.detection_cases import BY_QUERY, Case, find_cases, query_stages, reconstruct_without
+from backsight.experiments.detection_cases import (
+    BY_QUERY,
+    ERRORS,
+    Case,
+    find_cases,
+    query_stages,
+    reconstruct_without,
+    search_errors,
+)
 from backsight.experiments.drawing import models_of, named_lines, title_of
 from backsight.experiments.objects import box_notes
 from backsight.experiments.run import Experiment
-from backsight.experiments.subject import Subject
+from backsight.experiments.subject import UNTRAINED_MODEL, Subject
 from backsight.figures import PALETTE, ErrorPoint, Pages, Panel, Part, cut_out, pages, panel_part, picture_part
 from backsight.metrics import OUTCOMES, brought_by, presence, root_mean_square, standing_out
 from backsight.results import INPUT, Label, Measurement, Picture, Result
@@ -34,7 +42,7 @@ Values = dict[tuple[str, str], Tensor]
 """(stage, metric) -> ``S cases``, or ``1 cases`` where seeds make no difference; NaN where there is no answer."""
 
 
-def measure(subject: Subject, *, threshold: Share = 0.5, num_shown: AnyNumber = 6) -> Result:
+def measure(subject: Subject, *, threshold: Share = 0.5, num_shown: AnyNumber = 6, among: AnyNumber = 0) -> Result:
     """How many of each type, and what of them is in the reconstructions.
 
     Labels: ``model``, ``type`` (one of :data:`~backsight.metrics.OUTCOMES`), ``stage``, ``metric``. Values are means
@@ -59,11 +67,27 @@ def measure(subject: Subject, *, threshold: Share = 0.5, num_shown: AnyNumber = 
     Args:
         threshold: the least score of a detection that counts.
         num_shown: cases of each type that are shown: the first ones, not chosen.
+        among: for a detector that hardly ever errs: look through so many of the data's images, and take those with
+            errors in place of the first ones: of each type as many, no more in all than the subject has images.
     """
+    subject, chosen = _with_errors(subject, among, threshold)
     gallery = Gallery(subject, num_shown)
     measurements = list(_measure(subject, threshold, gallery))
-    settings = {"threshold": threshold, "num_shown": num_shown}
-    return subject.result("detection_errors", measurements, gallery.pictures, settings, box_notes(subject))
+    settings = {"threshold": threshold, "num_shown": num_shown, "among": among}
+    notes = [*chosen, *box_notes(subject)]
+    return subject.result("detection_errors", measurements, gallery.pictures, settings, notes)
+
+
+def _with_errors(subject: Subject, among: int, threshold: float) -> tuple[Subject, list[str]]:
+    """The subject with images in which its detector errs, and a note that says so. An untrained model errs anyway."""
+    if not among or subject.control == UNTRAINED_MODEL:
+        return subject, []
+    search = search_errors(subject.model, subject.data, among, threshold)
+    most = max(1, subject.num_images // len(ERRORS))
+    indices = sorted({index for each in search.found.values() for index in each[:most]})
+    counts = ", ".join(f"{kind} in {len(each)}" for kind, each in search.found.items())
+    note = f"{subject.name}: {len(indices)} images with errors, of {search.looked} that were looked through ({counts})"
+    return subject.only(indices) if indices else subject, [note]
 
 
 def _measure(subject: Subject, threshold: float, gallery: Gallery) -> Iterator[Measurement]:

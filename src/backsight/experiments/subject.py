@@ -20,6 +20,7 @@ from backsight.chain.model import open_forward_model
 from backsight.core import IMAGE, UserError
 from backsight.data import Batch, ImageData, open_data
 from backsight.data.loader import MadeInBatches, read_chunks
+from backsight.data.split import Selection
 from backsight.devices import choose_device
 from backsight.distributed import Processes
 from backsight.engine import RANDOM, StagedModel, Trace
@@ -229,6 +230,14 @@ class Subject:
             return self
         other = copy.copy(self)
         other.ensemble, other._cache = ensemble, LRUCache(self._cache.limit)
+        return other
+
+    def only(self, indices: Sequence[int]) -> Subject:
+        """The same with the images ``indices`` of its data alone."""
+        other = copy.copy(self)
+        other.data, other._cache = Selection(self.data, indices), LRUCache(self._cache.limit)
+        batch_size = len(self.batches[0].ids)
+        other.batches = Batches(other.data, None, batch_size, self.model.device, self.processes)
         return other
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,19 +157,18 @@ def row_of(claim: Judgement) -> ForestRow:
 def methods(claims: Sequence[Judgement], results: Mapping[str, Result]) -> str:
     """What was done, in a paragraph for a paper, from the cards of the models and the settings of the experiments."""
     found = [card for result in results.values() for card in result.subjects if "run" not in card]
-    cards = {(str(card["model"]), str(card["data"])): card for card in found}
-    own = [card for card in cards.values() if not card.get("control")]
+    own = distinct_cards(found)
+    controls = [card for card in found if card.get("control")]
     tested = [each for each in claims if each.chance is not None]
     sentences = [*(_of_model(card) for card in own), *_of_experiments(results)]
-    if any(card.get("control") for card in cards.values()):
-        controls = [card for card in cards.values() if card.get("control")]
+    if controls:
         sentences.append(
             "Every effect on reconstructions was measured on controls as well, on the first "
             f"{max(card['num_images'] for card in controls)} images: inverses of the same structure that were never "
             "trained, and the forward model with random weights beneath them; a claim that holds for untrained "
             "inverses counts as undecided."
         )
-    if any(card.get("control") == LINEAR_INVERSE for card in cards.values()):
+    if any(card["control"] == LINEAR_INVERSE for card in controls):
         sentences.append(
             "As a baseline, which decides nothing, the same effects were measured on inverses in closed form: ridge "
             "regressions on the training images."
@@ -184,15 +183,25 @@ def methods(claims: Sequence[Judgement], results: Mapping[str, Result]) -> str:
     return " ".join(sentences)
 
 
+def distinct_cards(cards: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One for each model and data, that with the most images; controls have none."""
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for card in cards:
+        key = str(card["model"]), str(card["data"])
+        if not card.get("control") and card.get("num_images", 0) >= found.get(key, {}).get("num_images", 0):
+            found[key] = card
+    return list(found.values())
+
+
 def _of_model(card: Mapping[str, Any]) -> str:
     height, width = card.get("size", ("?", "?"))
     weights = "random weights" if card.get("random") else f"weights {str(card.get('weights', ''))[:40]}"
     seeds = len(card.get("seeds", ()))
     return (
-        f"{card['model']} ({weights}) was given {card.get('num_images', 'some')} test images of {card.get('data')} "
-        f"(fingerprint {str(card.get('data_fingerprint', ''))[:12]}), {card.get('fit', 'stretch')} to {height} x "
-        f"{width} pixels, values RGB in [0, 1], and inverted at {', '.join(card.get('stages', ()))} by {seeds} "
-        f"{'chain' if seeds == 1 else 'chains of other seeds'}."
+        f"{card['model']} ({weights}) was given up to {card.get('num_images', 'some')} test images of "
+        f"{card.get('data')} (fingerprint {str(card.get('data_fingerprint', ''))[:12]}), "
+        f"{card.get('fit', 'stretch')} to {height} x {width} pixels, values RGB in [0, 1], and inverted at "
+        f"{', '.join(card.get('stages', ()))} by {seeds} {'chain' if seeds == 1 else 'chains of other seeds'}."
     )
 
 

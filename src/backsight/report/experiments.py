@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from backsight.experiments.claims import VERDICTS, Effect, Judgement, load_claim
 from backsight.experiments.run import figure_pages
 from backsight.figures.forest import Bar
 from backsight.io import as_record, read_json, write_text
-from backsight.report.claims import bar_of, control_words
+from backsight.report.claims import bar_of, control_words, distinct_cards
 from backsight.report.render import environment, write_report
 from backsight.report.views import format_bounds, format_effect, picture_uri
 from backsight.validation import Record
@@ -127,7 +127,7 @@ def write_experiments_report(folder: str | Path) -> Path:
             rows=[Row(claim, bar_of(claim)) for claim in claims],
             methods=methods.read_text(encoding="utf-8") if (methods := folder / "methods.txt").is_file() else "",
             counts={verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS},
-            cards=_cards(sections),
+            cards=distinct_cards(card for section in sections for card in section.result.subjects),
             steps=steps,
         )
     )
@@ -178,12 +178,6 @@ def _line(measurement: Measurement, columns: Sequence[str]) -> Line:
     bounds = f"[{low:.6g}, {high:.6g}]" if math.isfinite(low) else "(no interval)"
     text = f"{value:.6g} {bounds}" if math.isfinite(value) else "no answer"
     return Line(labels, (value, low, high, images, seeds), f"{text}\n{condition}")
-
-
-def _cards(sections: Sequence[Section]) -> list[Mapping[str, Any]]:
-    """A card for each model and data that was measured, in order of appearance."""
-    cards = [card for section in sections for card in section.result.subjects if not card.get("control")]
-    return list({(card["model"], card["data"], card.get("num_images")): card for card in cards}.values())
 
 
 # ---- the page of a folder, whatever is in it
