@@ -41,7 +41,8 @@ def train_chains(
     device: str = "cpu",
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Train the chains of the forward model ``name`` whose files are in ``folder``, in half precision beside them.
+    """Train the chains of the forward model ``name`` whose files are in ``folder``, in bfloat16 beside them, of which
+    a wheel's compression makes less than of half precision.
 
     The chains go to ``folder/chains/<seed>``, the mean image of what they were trained on beside them, their figures on
     ``test`` fresh scenes, measured on the very files, into ``folder/card.json`` under ``chains``; the run that made
@@ -83,7 +84,7 @@ def train_chains(
     seconds = time.monotonic() - started
     shutil.rmtree(folder / "chains", ignore_errors=True)
     for chain in trained.chains:
-        chain.save(folder / "chains" / str(chain.seed), dtype=torch.float16)
+        chain.save(folder / "chains" / str(chain.seed), dtype=torch.bfloat16)
     mean = read_tensors(run / "mean_image.safetensors")["mean_image"]
     write_bytes(folder / "mean_image.safetensors", save({"mean_image": mean.half()}))
     batches = list(loader(open_data(data, model.pixels).test, 50, limit=test))

@@ -143,8 +143,7 @@ _TO_CELLS = (
 _TO_VIT = ("backbone=patch:whole=true", "encoder=blocks:depth=3,mlp_ratio=2")
 
 CHAINS: dict[str, ChainRecipe] = {
-    # The wheel has no room for another inverse.
-    "detr-prior": ChainRecipe((*_TO_DETR, "prediction@onehot=none"), seeds=3, steps=1_500),
+    "detr-prior": ChainRecipe(_TO_DETR, seeds=3, steps=1_500),
     "detr-independent": ChainRecipe(_TO_DETR, seeds=3, steps=1_500),
     "detr-defining": ChainRecipe(_TO_DETR, seeds=3, steps=1_500),
     "deformable-detr-prior": ChainRecipe(_TO_DEFORMABLE, seeds=3, steps=600),

@@ -47,7 +47,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "detection_errors": {"among": 2_000, "threshold": 0.3},
     "truth": {"num_scenes": 100, "num_training": 500},
 }
-"""Where an experiment's own defaults take long, or fill the page: all of it is to take 20 minutes on two cores."""
+"""Where an experiment's own defaults take long, fill the page, or find too little: all is to take half an hour."""
 
 DRAWN = 24
 """Images, at most, that draws are taken of by shipped inverses: 19 of each, from every stage, are seen again."""
