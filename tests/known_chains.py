@@ -138,6 +138,7 @@ FLOW = "backbone@flow=flow:width=8,depth=1,steps=1"
 FEW: dict[str, dict[str, Any]] = {
     "ambiguity": {"num_draws": 3},
     "attention_ablation": {"steps": 1, "batch_size": 2, "copies": 1},
+    "detection_errors": {"among": 8},
     "truth": {"num_scenes": 4, "num_training": 12},
     "token_noise": {"shares": [0.3]},
     **{name: {"num_pictures": 0} for name in ("color_perturbation", "intermediate_layers", "prototypes")},
