@@ -173,6 +173,24 @@ def test_one_token_paints_its_own_patch_alone(name: str, size: tuple[int, int]) 
     assert torch.equal(inverse(edited), before), "the class token has no place in the image"
 
 
+def test_every_token_of_a_pyramid_paints_its_own_patch_alone() -> None:
+    source, target = CASES["pyramid to image"]
+    inverse = build("local", source, target).eval()
+    features = torch.randn(1, source.tokens, WIDTH)
+    before = inverse(features)
+    first = 0
+    for (h, w), side in zip(source.grids, (8, 16, 32), strict=True):
+        for row, column in ((0, 0), (h - 1, w // 2)):
+            edited = features.clone()
+            edited[:, first + row * w + column] += 1
+            changed = (inverse(edited) != before).any(1)[0]
+            patch = torch.zeros_like(changed)
+            patch[row * side : (row + 1) * side, column * side : (column + 1) * side] = True
+            assert not changed[~patch].any()
+            assert changed[patch].float().mean() > 0.9
+        first += h * w
+
+
 def test_a_convolution_sees_its_neighbours() -> None:
     inverse = build("deconvolution", on_grid(3, 5), Layout.of_image((48, 80)), {"expansion": 1}).eval()
     features = torch.randn(1, 15, WIDTH)
@@ -278,7 +296,7 @@ def test_the_analytic_inverse_needs_a_patch_projection(small_model: Callable[[st
         ("swin", "stride 4", {}, "a finer map, not the image"),
         ("swin", "queries to a grid", {}, "0 grids, one was expected"),
         ("prediction", "queries to queries", {}, "needs class logits and boxes"),
-        ("local", "tokens to tokens", {}, "Local reconstructs images"),
+        ("local", "tokens to tokens", {}, "Local reconstructs images from tokens with places"),
     ],
 )
 def test_what_does_not_fit_is_told_in_one_line(name: str, case: str, options: dict[str, Any], message: str) -> None:

@@ -84,7 +84,7 @@ def _with_errors(subject: Subject, among: int, threshold: float) -> tuple[Subjec
         return subject, []
     search = search_errors(subject.model, subject.data, among, threshold)
     most = max(1, subject.num_images // len(ERRORS))
-    indices = sorted({index for each in search.found.values() for index in each[:most]})
+    indices = sorted({index for each in search.found.values() for index in each[:most]})[: subject.num_images]
     counts = ", ".join(f"{kind} in {len(each)}" for kind, each in search.found.items())
     note = f"{subject.name}: {len(indices)} images with errors, of {search.looked} that were looked through ({counts})"
     return subject.only(indices) if indices else subject, [note]

@@ -110,6 +110,14 @@ class Inverse(nn.Module, ABC):
         h, w = self.source.grid
         return rearrange(features[:, self.source.prefix :], "b (h w) d -> b d h w", h=h, w=w)
 
+    def as_maps(self, features: Tensor) -> list[Tensor]:
+        """``B N D`` -> a map ``B D h w`` for each of the source's grids."""
+        parts = features[:, self.source.prefix :].split([h * w for h, w in self.source.grids], 1)
+        return [
+            rearrange(part, "b (h w) d -> b d h w", h=h, w=w)
+            for part, (h, w) in zip(parts, self.source.grids, strict=True)
+        ]
+
     def crop(self, images: Tensor) -> Tensor:
         """Cut what a rounded-up grid adds to the right and at the bottom: ``B 3 H' W'`` -> ``B 3 H W``."""
         height, width = self.target.grid

@@ -72,17 +72,31 @@ class Local(Inverse):
     """DETR's *local* backbone inverse (paper, appendix C): every patch is painted from its own token alone.
 
     ``depth`` 1x1 layers of the token's width with ReLU, then one transposed convolution with kernel = stride, sigmoid.
+    Of several resolutions each has such layers, and what they paint is added up before the sigmoid.
     """
 
     def __init__(self, source: Layout, target: Layout, *, depth: Depth = 4) -> None:
         super().__init__(source, target)
-        width, stride = source.width, self.stride()
-        mixing = [each for _ in range(depth) for each in (nn.Conv2d(width, width, 1), nn.ReLU())]
-        self.layers: nn.Sequential = nn.Sequential(*mixing, nn.ConvTranspose2d(width, 3, stride, stride), nn.Sigmoid())
+        if not (target.image and source.grids):
+            raise ValueError(
+                f"{type(self).__name__} reconstructs images from tokens with places, not {target} from {source}"
+            )
+        finest, *coarser = source.grids
+        self.coarser: nn.ModuleList = nn.ModuleList(nn.Sequential(*self._level(grid, depth)) for grid in coarser)
+        self.layers: nn.Sequential = nn.Sequential(*self._level(finest, depth), nn.Sigmoid())
 
     def forward(self, features: Tensor) -> Tensor:
         """``B N D`` -> ``B 3 H W`` in [0, 1]."""
-        return self.crop(self.layers(self.as_map(features)))
+        finest, *coarser = self.as_maps(features)
+        painted = self.crop(self.layers[:-1](finest))
+        for paint, level in zip(self.coarser, coarser, strict=True):
+            painted = painted + self.crop(paint(level))
+        return self.layers[-1](painted)
+
+    def _level(self, grid: Grid, depth: int) -> list[nn.Module]:
+        width, stride = self.source.width, times_finer(self.target.grid, grid)
+        mixing = [each for _ in range(depth) for each in (nn.Conv2d(width, width, 1), nn.ReLU())]
+        return [*mixing, nn.ConvTranspose2d(width, 3, stride, stride)]
 
 
 class Patch(Inverse):
@@ -254,17 +268,10 @@ class Pyramid(Inverse):
     def forward(self, features: Tensor) -> Tensor:
         """``B N D`` -> ``B 3 H W`` in [0, 1]."""
         image: Tensor | float = 0.0
-        for level, enter, leave, (h, w) in zip(
-            self.maps(features), self.enter, self.leave, self.grids[1:], strict=True
-        ):
-            image = leave(enter(level) + image)[..., :h, :w]
+        maps = self.as_maps(features)
+        for level, enter, leave, (h, w) in zip(self.levels, self.enter, self.leave, self.grids[1:], strict=True):
+            image = leave(enter(maps[level]) + image)[..., :h, :w]
         return self.paint(image)
-
-    def maps(self, features: Tensor) -> list[Tensor]:
-        """``B N D`` -> the levels that are read, ``B D h w`` each, the coarsest first."""
-        grids = self.source.grids
-        parts = features[:, self.source.prefix :].split([h * w for h, w in grids], 1)
-        return [rearrange(parts[each], "b (h w) d -> b d h w", h=grids[each][0]) for each in self.levels]
 
     def _leave(self, coarse: Grid, fine: Grid) -> nn.Module:
         """A layer on the grid ``coarse``, then one for every prime factor on the way to the grid ``fine``."""
