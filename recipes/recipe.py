@@ -131,6 +131,7 @@ _TO_DETR = (  # narrower than the paper's for such a model, so that all of the z
 )
 _TO_DEFORMABLE = (
     "backbone=pyramid:expansion=0.7",
+    "backbone@local=local:depth=1",
     "encoder=deformable_encoder:depth=2,feedforward=128",
     "decoder=deformable_decoder:depth=1,feedforward=128",
 )
