@@ -20,6 +20,7 @@ from backsight.engine import StagedModel
 from backsight.experiments import detection_cases
 from backsight.experiments.detection_cases import (
     ERRORS,
+    Search,
     find_cases,
     find_queries,
     object_scores,
@@ -27,7 +28,7 @@ from backsight.experiments.detection_cases import (
     reconstruct_without,
     search_errors,
 )
-from backsight.experiments.detection_errors import measure
+from backsight.experiments.detection_errors import measure, with_errors
 from backsight.experiments.objects import fill_boxes
 from backsight.figures import cut_out, outline
 from backsight.figures.outlines import crop_around
@@ -277,7 +278,7 @@ class WithGaps:
 @pytest.mark.parametrize("gaps", [(), (0, 7, 12)])
 def test_images_with_errors_are_those_whose_cases_are_errors(detector, gaps: tuple[int, ...]) -> None:
     data = open_data(LAW, detector.pixels, masks=True).test
-    found = search_errors(detector, WithGaps(data, gaps) if gaps else data, 40, 0.3, batch_size=6).found
+    found = search_errors(detector, WithGaps(data, gaps) if gaps else data, 40, 0.3, enough=100, batch_size=6).found
     assert set(found) == set(ERRORS) == set(OUTCOMES) - {"correct", "duplicate"}
     assert sum(map(len, found.values())) > 1
     subject = painted(detector, paint_grey, LAW, 40, batch_size=1)
@@ -288,43 +289,42 @@ def test_images_with_errors_are_those_whose_cases_are_errors(detector, gaps: tup
 
 
 def test_no_more_images_are_looked_through_than_have_enough_errors(detector, monkeypatch) -> None:
-    monkeypatch.setattr(detection_cases, "ENOUGH", 2)
     monkeypatch.setattr(detection_cases, "ERRORS", ("class", "missed"))
     data = open_data(LAW, detector.pixels).test
-    search = search_errors(detector, data, 1_000, 0.1, batch_size=10)
+    search = search_errors(detector, data, 1_000, 0.1, enough=2, batch_size=10)
     assert search.looked < 1_000
     assert min(map(len, search.found.values())) >= 2
     earlier = [sum(index < search.looked - 10 for index in each) for each in search.found.values()]
     assert min(earlier) < 2
 
 
+def test_errors_are_taken_in_turn_the_rarest_first_and_the_first_images_fill_up() -> None:
+    search = Search({"missed": [3, 5, 8, 9], "class": [5, 6, 7], "both": [], "background": [8]}, looked=12)
+    assert search.choose(1) == [8]
+    assert search.choose(3) == [3, 5, 8]
+    assert search.choose(5) == [3, 5, 6, 7, 8]
+    assert search.choose(6) == [3, 5, 6, 7, 8, 9]
+    assert search.choose(8) == [0, 1, 3, 5, 6, 7, 8, 9]
+    assert search.choose(12) == list(range(12))
+
+
 def test_images_with_errors_take_the_place_of_the_first_ones(detector, monkeypatch) -> None:
     subject = painted(detector, paint_grey, LAW, 10, batch_size=4)
     result = measure(subject, threshold=0.3, among=60)
-    search = search_errors(detector, subject.data, 60, 0.3)
-    expected = sorted({index for each in search.found.values() for index in each[:2]})
+    search = search_errors(detector, subject.data, 60, 0.3, enough=2)
+    expected = search.choose(10)
+    assert expected != list(range(10))
     assert result.images[subject.name] == [subject.data[index].id for index in expected]
-    assert result.subjects[0]["num_images"] == len(expected) <= 10
-    wrong = sum(result.one(type=kind, metric="count").values[0] for kind in ERRORS)
-    assert (wrong > 0).all()
-    assert f"{len(expected)} images with errors, of 60 that were looked through" in result.notes[0]
+    assert result.subjects[0]["num_images"] == 10
+    assert result.subjects[0]["data_fingerprint"] == subject.data.fingerprint()
+    wrong = sum(result.one(type=kind, metric="count").values[0] for kind in ERRORS) > 0
+    assert wrong.tolist() == [any(index in each for each in search.found.values()) for index in expected]
+    assert f"{int(wrong.sum())} of the 10 images were chosen for their errors, out of 60" in result.notes[0]
     monkeypatch.setattr(StagedModel, "run", None)
-    assert search_errors(detector, subject.data, 60, 0.3) is search  # controls do not ask the model again
-
-
-def test_a_detector_without_errors_is_seen_on_the_first_images(detector) -> None:
-    subject = painted(detector, paint_grey, LAW, 4, batch_size=4)
-    data = subject.data
-    free = [
-        index
-        for index in range(60)
-        if not any(index in each for each in search_errors(detector, data, 60, 0.3).found.values())
-    ]
-    faultless = subject.only(free[:12])
-    assert faultless.num_images == 12
-    result = measure(faultless, threshold=0.3, among=12)
-    assert result.images[subject.name] == faultless.ids
-    assert "0 images with errors, of 12" in result.notes[0]
+    control = with_errors(subject, threshold=0.3, among=60)  # which is known already
+    assert control.ids == result.images[subject.name]
+    control.control = "untrained inverse"
+    assert with_errors(control, threshold=0.3, among=60) is control
 
 
 def test_contract(tmp_path: Path) -> None:

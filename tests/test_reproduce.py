@@ -200,8 +200,6 @@ SOME = ("stage_error", "abstraction", "trade_off", "detection_errors")
 
 
 def test_what_is_done_is_kept_until_something_changes(opened, cast, tmp_path, monkeypatch):
-    monkeypatch.setitem(module.SETTINGS, "detection_errors", FEW["detection_errors"])
-
     def again(**changes):
         reproduce(tmp_path, **{"models": ["detr prior", "vit prior"], "experiments": SOME, **changes})
         return times(tmp_path)

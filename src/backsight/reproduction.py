@@ -44,10 +44,12 @@ ON_SHARED = ("reconstruct", "stage_error")
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "reconstruct": {"num_pictures": 4},
     "attention_ablation": {"steps": 150},
-    "detection_errors": {"among": 2_000, "threshold": 0.3},
     "truth": {"num_scenes": 100, "num_training": 500},
 }
-"""Where an experiment's own defaults take long, fill the page, or find too little: all is to take half an hour."""
+"""Where an experiment's own defaults take long, or fill the page: all of it is to take half an hour on two cores."""
+
+SHIPPED_SETTINGS: Mapping[str, Mapping[str, Any]] = {"detection_errors": {"among": 2_000, "threshold": 0.3}}
+"""The same, for the models that are used unless some are named: these detectors hardly ever err."""
 
 DRAWN = 24
 """Images, at most, that draws are taken of by shipped inverses: 19 of each, from every stage, are seen again."""
@@ -151,7 +153,7 @@ def reproduce(
         images: how many test images; None for all.
         experiments: the names of some; all by default. What the folder holds of others is shown as it is.
         runs: finished runs, for ``trade_off``; by default those whose tables ship with the models.
-        settings: of experiments by name, in place of :data:`SETTINGS` and their own.
+        settings: of experiments by name, in place of :data:`SETTINGS`, :data:`SHIPPED_SETTINGS` and their own.
         device: where to compute.
         jobs: do each experiment as a job of its own, on Slurm or this machine.
 
@@ -166,7 +168,7 @@ def reproduce(
     check_folder(out, "--out")
     chosen = [find_experiment(name) for name in experiments or EXPERIMENTS]
     named = bool(models or chains)
-    values = _settings(settings or {}, runs or (() if named else shipped_runs()))
+    values = _settings(settings or {}, runs or (() if named else shipped_runs()), {} if named else SHIPPED_SETTINGS)
     if jobs is not None:
         same = {"models": models, "chains": chains, "data": data, "images": images, "runs": runs, "device": device}
         _run_as_jobs(chosen, out, {**same, "settings": settings})
@@ -248,13 +250,15 @@ def read_all_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {name: read_settings(find_experiment(name).measure, own) for name, own in found.items()}
 
 
-def _settings(given: Mapping[str, Mapping[str, Any]], runs: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
+def _settings(
+    given: Mapping[str, Mapping[str, Any]], runs: Sequence[str | Path], more: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """Those of every experiment, checked."""
     for name in given:
         find_experiment(name)
     # `DIR/*/` of a sweep names the figure of its runs too, which is no run.
     finished = [str(run) for run in runs if Path(run).name != "trade_off" or not Path(run, "result.json").is_file()]
-    defaults = {**SETTINGS, "trade_off": {"runs": finished}}
+    defaults = {**SETTINGS, **more, "trade_off": {"runs": finished}}
     values = {
         name: check_settings(each.measure, {**defaults.get(name, {}), **given.get(name, {})})
         for name, each in EXPERIMENTS.items()
@@ -332,7 +336,8 @@ def _do(
     if processes.from_main(lambda: _is_whole(folder) and _read_request(folder) == request):
         return Step(experiment.name, 0.0, kept=True)
     if experiment.controlled:
-        fitting += [control for subject in list(fitting) for control in controls(subject)]
+        seen = [experiment.narrow(each, **settings) if experiment.narrow else each for each in fitting]
+        fitting += [control for subject in seen for control in controls(subject)]
     if processes.main:
         (folder / REQUEST).unlink(missing_ok=True)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from weakref import WeakKeyDictionary
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -89,9 +89,6 @@ def find_cases(subject: Subject, batch: Batch, threshold: float) -> list[Case]:
 ERRORS = ("class", "location", "both", "background", "missed")
 """What counts as an error where images are chosen by it: a duplicate shows nothing that its better one does not."""
 
-ENOUGH = 20
-"""Images with an error of each type: no more are looked for."""
-
 
 @dataclass(frozen=True)
 class Search:
@@ -100,18 +97,20 @@ class Search:
     found: Mapping[str, Sequence[int]]
     looked: int
 
-
-_SEARCHES: WeakKeyDictionary[StagedModel, dict[tuple[str, int, float], Search]] = WeakKeyDictionary()
-"""Controls share their subject's model, and ask the same."""
+    def choose(self, count: int) -> list[int]:
+        """``count`` images in order: of each type in turn the next one, the rarest type first; where there are not
+        enough, the first images of all fill up."""
+        rarest = sorted(self.found.values(), key=len)
+        turns = [index for turn in zip_longest(*rarest) for index in turn if index is not None]
+        return sorted(list(dict.fromkeys([*turns, *range(self.looked)]))[:count])
 
 
 @torch.no_grad()
-def search_errors(model: StagedModel, data: ImageData, among: int, threshold: float, batch_size: int = 50) -> Search:
-    """Look through the first ``among`` images for those in which a detector errs, until there are :data:`ENOUGH` of
-    each type of error."""
-    known, key = _SEARCHES.setdefault(model, {}), (data.fingerprint(), among, threshold)
-    if key in known:
-        return known[key]
+def search_errors(
+    model: StagedModel, data: ImageData, among: int, threshold: float, enough: int, batch_size: int = 50
+) -> Search:
+    """Look through the first ``among`` images for those in which a detector errs, until there are ``enough`` with each
+    type of error."""
     total, looked = min(among, len(data)), 0
     found: dict[str, list[int]] = {outcome: [] for outcome in ERRORS}
     chunks = [range(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
@@ -123,10 +122,9 @@ def search_errors(model: StagedModel, data: ImageData, among: int, threshold: fl
             for outcome in outcomes & found.keys():
                 found[outcome].append(index)
         looked = chunk.stop
-        if all(len(each) >= ENOUGH for each in found.values()):
+        if all(len(each) >= enough for each in found.values()):
             break
-    known[key] = Search(found, looked)
-    return known[key]
+    return Search(found, looked)
 
 
 def _cases_of(

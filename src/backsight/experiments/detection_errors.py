@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from backsight.experiments.detection_cases import (
     BY_QUERY,
     ERRORS,
     Case,
+    Search,
     find_cases,
     query_stages,
     reconstruct_without,
@@ -26,7 +28,7 @@ from backsight.experiments.detection_cases import (
 from backsight.experiments.drawing import models_of, named_lines, title_of
 from backsight.experiments.objects import box_notes
 from backsight.experiments.run import Experiment
-from backsight.experiments.subject import UNTRAINED_MODEL, Subject
+from backsight.experiments.subject import Subject
 from backsight.figures import PALETTE, ErrorPoint, Pages, Panel, Part, cut_out, pages, panel_part, picture_part
 from backsight.metrics import OUTCOMES, brought_by, presence, root_mean_square, standing_out
 from backsight.results import INPUT, Label, Measurement, Picture, Result
@@ -68,9 +70,10 @@ def measure(subject: Subject, *, threshold: Share = 0.5, num_shown: AnyNumber = 
         threshold: the least score of a detection that counts.
         num_shown: cases of each type that are shown: the first ones, not chosen.
         among: for a detector that hardly ever errs: look through so many of the data's images, and take those with
-            errors in place of the first ones: of each type as many, no more in all than the subject has images.
+            errors in place of the first ones, of each type in turn the next one, the rarest type first.
     """
-    subject, chosen = _with_errors(subject, among, threshold)
+    chosen = _notes(subject, _search(subject, among, threshold))
+    subject = with_errors(subject, threshold=threshold, among=among)
     gallery = Gallery(subject, num_shown)
     measurements = list(_measure(subject, threshold, gallery))
     settings = {"threshold": threshold, "num_shown": num_shown, "among": among}
@@ -78,16 +81,29 @@ def measure(subject: Subject, *, threshold: Share = 0.5, num_shown: AnyNumber = 
     return subject.result("detection_errors", measurements, gallery.pictures, settings, notes)
 
 
-def _with_errors(subject: Subject, among: int, threshold: float) -> tuple[Subject, list[str]]:
-    """The subject with images in which its detector errs, and a note that says so. An untrained model errs anyway."""
-    if not among or subject.control == UNTRAINED_MODEL:
-        return subject, []
-    search = search_errors(subject.model, subject.data, among, threshold)
-    most = max(1, subject.num_images // len(ERRORS))
-    indices = sorted({index for each in search.found.values() for index in each[:most]})[: subject.num_images]
+def with_errors(subject: Subject, *, threshold: float = 0.5, among: int = 0, **_: object) -> Subject:
+    """The subject with as many images, chosen as :func:`measure` does; controls keep theirs, their subject's."""
+    search = _search(subject, among, threshold)
+    return subject if search is None else subject.only(search.choose(subject.num_images))
+
+
+def _search(subject: Subject, among: int, threshold: float) -> Search | None:
+    if not among or subject.control:
+        return None
+    most = max(among, subject.num_images)
+    ask = partial(search_errors, subject.model, subject.data, most, threshold, -(-subject.num_images // len(ERRORS)))
+    return subject.remember(("errors", among, threshold), ask)
+
+
+def _notes(subject: Subject, search: Search | None) -> list[str]:
+    if search is None:
+        return []
     counts = ", ".join(f"{kind} in {len(each)}" for kind, each in search.found.items())
-    note = f"{subject.name}: {len(indices)} images with errors, of {search.looked} that were looked through ({counts})"
-    return subject.only(indices) if indices else subject, [note]
+    chosen = len({index for each in search.found.values() for index in each} & set(search.choose(subject.num_images)))
+    return [
+        f"{subject.name}: {chosen} of the {subject.num_images} images were chosen for their errors, out of "
+        f"{search.looked} that were looked through ({counts}), so how many there are of a type says nothing"
+    ]
 
 
 def _measure(subject: Subject, threshold: float, gallery: Gallery) -> Iterator[Measurement]:
@@ -237,11 +253,9 @@ _ROWS = 1  # cases of each type
 def draw(result: Result) -> Pages:
     """For all models how many of each type; for each model its lines over the stages and a case of each type."""
     models = models_of(result)
-    parts = [
-        panel_part(
-            [Panel("Detections and missed objects by type", _counts(result, models), label="how many", joined=False)]
-        )
-    ]
+    chosen = ", in images chosen for their errors" if result.settings.get("among") else ""
+    title = f"Detections and missed objects by type{chosen}"
+    parts = [panel_part([Panel(title, _counts(result, models), label="how many", joined=False)])]
     for model in models:
         if panels := _panels(result, model):
             parts.append(panel_part(panels, columns=2, heading=title_of(result, model)))
@@ -305,6 +319,7 @@ DETECTION_ERRORS = Experiment(
     draw,
     needs=("boxes",),
     tasks=("detect",),
+    narrow=with_errors,
     reading=(
         "Objects that were found, missed and confused, and how clearly each stands out in the reconstruction (1 as in "
         "the input, 0 like its surroundings). Present is sound, absent a hint; of few cases the intervals are wide."

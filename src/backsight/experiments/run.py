@@ -39,6 +39,8 @@ class Experiment:
         samples: whether it takes chains with inverses that sample.
         controlled: whether its effects are measured on controls as well
             (:func:`~backsight.experiments.controls.controls_of`).
+        narrow: a subject and settings -> the subject with the images that ``measure`` takes of it, if not the first
+            ones: its controls see the same.
         reading: what one sees in its figure, and how far to trust it, in two or three sentences.
     """
 
@@ -52,6 +54,7 @@ class Experiment:
     compares_runs: bool = False
     controlled: bool = True
     samples: bool = False
+    narrow: Callable[..., Subject] | None = None
     reading: str = ""
 
     def fits(self, subject: Subject) -> str:

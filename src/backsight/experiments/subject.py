@@ -105,6 +105,7 @@ class Subject:
     ensemble: ChainEnsemble
     data: ImageData
     processes: Processes
+    batch_size: int
     control: str
     fit: str
 
@@ -129,7 +130,7 @@ class Subject:
         if isinstance(data, str):
             data = open_data(data, model.pixels, masks=True, vocabulary=vocabulary(model)).test
         self.model, self.ensemble, self.data = model, ensemble.to(model.device), data
-        self.processes = processes or Processes()
+        self.processes, self.batch_size = processes or Processes(), batch_size
         self.batches: Sequence[Batch] = Batches(data, num_images, batch_size, model.device, self.processes)
         self._mean_image = mean_image if mean_image is not None else training_mean(ensemble)
         self._cache = LRUCache(cache)
@@ -235,10 +236,14 @@ class Subject:
     def only(self, indices: Sequence[int]) -> Subject:
         """The same with the images ``indices`` of its data alone."""
         other = copy.copy(self)
+        other.__dict__.pop("baseline", None)
         other.data, other._cache = Selection(self.data, indices), LRUCache(self._cache.limit)
-        batch_size = len(self.batches[0].ids)
-        other.batches = Batches(other.data, None, batch_size, self.model.device, self.processes)
+        other.batches = Batches(other.data, None, self.batch_size, self.model.device, self.processes)
         return other
+
+    def remember(self, key: Hashable, compute: Callable[[], Key]) -> Key:
+        """What ``compute`` gave when ``key`` was first asked for, cached like traces."""
+        return self._cache.get(key, compute)
 
     @torch.no_grad()
     def sample(self, batch: Batch, at: str, *, seed: int = 0, **options: Any) -> Tensor:

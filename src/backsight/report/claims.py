@@ -160,7 +160,7 @@ def methods(claims: Sequence[Judgement], results: Mapping[str, Result]) -> str:
     own = distinct_cards(found)
     controls = [card for card in found if card.get("control")]
     tested = [each for each in claims if each.chance is not None]
-    sentences = [*(_of_model(card) for card in own), *_of_experiments(results)]
+    sentences = [*(_of_model(card, "up to " if len(results) > 1 else "") for card in own), *_of_experiments(results)]
     if controls:
         sentences.append(
             "Every effect on reconstructions was measured on controls as well, on the first "
@@ -188,17 +188,17 @@ def distinct_cards(cards: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
     for card in cards:
         key = str(card["model"]), str(card["data"])
-        if not card.get("control") and card.get("num_images", 0) >= found.get(key, {}).get("num_images", 0):
+        if not card.get("control") and card.get("num_images", 0) > found.get(key, {}).get("num_images", -1):
             found[key] = card
     return list(found.values())
 
 
-def _of_model(card: Mapping[str, Any]) -> str:
+def _of_model(card: Mapping[str, Any], up_to: str) -> str:
     height, width = card.get("size", ("?", "?"))
     weights = "random weights" if card.get("random") else f"weights {str(card.get('weights', ''))[:40]}"
     seeds = len(card.get("seeds", ()))
     return (
-        f"{card['model']} ({weights}) was given up to {card.get('num_images', 'some')} test images of "
+        f"{card['model']} ({weights}) was given {up_to}{card.get('num_images', 'some')} test images of "
         f"{card.get('data')} (fingerprint {str(card.get('data_fingerprint', ''))[:12]}), "
         f"{card.get('fit', 'stretch')} to {height} x {width} pixels, values RGB in [0, 1], and inverted at "
         f"{', '.join(card.get('stages', ()))} by {seeds} {'chain' if seeds == 1 else 'chains of other seeds'}."
