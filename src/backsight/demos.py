@@ -19,7 +19,7 @@ from backsight.training import RunFolder, train
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-SHOWN, MEASURED = 12, 500
+SHOWN, MEASURED = 12, 300
 """Test images: how many are on a page, and how many the errors are measured on."""
 
 
