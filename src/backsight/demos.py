@@ -57,7 +57,7 @@ SUBJECTS = (
 )
 
 
-def demo(out: str | Path = "demo", *, minutes: float = 1.0, seeds: int = 1, seed: int = 0) -> list[Path]:
+def demo(out: str | Path = "demo", *, minutes: float = 1.2, seeds: int = 1, seed: int = 0) -> list[Path]:
     """Reconstruct images never seen, first with the shipped inverses, then with new ones that are trained here, and
     measure both.
 

@@ -10,7 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from backsight.options import ModelName, ModelOptions, SweepOptions, TrainOptions
 
 
-def demo(out: Path = Path("demo"), minutes: float = 1.0, seeds: int = 1, seed: int = 0) -> None:
+def demo(out: Path = Path("demo"), minutes: float = 1.2, seeds: int = 1, seed: int = 0) -> None:
     """The main job on the shipped models: reconstructs by the shipped inverses, trains new ones, measures, reports.
 
     Args:
