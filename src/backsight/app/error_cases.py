@@ -11,7 +11,8 @@ from typing import Any
 from backsight.app.model_view import ModelView
 from backsight.app.rendering import EmbeddedImage, embed
 from backsight.core import UserError
-from backsight.data import ImageData, Sample
+from backsight.data import Sample
+from backsight.data.split import Selection
 from backsight.experiments import detection_errors
 from backsight.experiments.subject import Subject
 from backsight.metrics import OUTCOMES
@@ -25,37 +26,17 @@ NUM_SHOWN = 6
 """Cases of each type that are shown of one step; all of them are counted."""
 
 
-@dataclass
-class Slice:
-    """The images ``start`` to ``stop`` - 1 of some data, which records the index of each."""
+@dataclass(frozen=True)
+class Recorded(Selection):
+    """Some images of some data, which records the index of each that was read by its id."""
 
-    data: ImageData
-    start: int
-    stop: int
-    indices: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The data's own name."""
-        return self.data.name
-
-    @property
-    def classes(self) -> Mapping[int, str]:
-        """The data's class names by label."""
-        return self.data.classes
-
-    def __len__(self) -> int:
-        return self.stop - self.start
+    places: dict[str, int] = field(default_factory=dict)
 
     def __getitem__(self, index: int) -> Sample | None:
-        sample = self.data[self.start + index]
+        sample = super().__getitem__(index)
         if sample is not None:
-            self.indices[sample.id] = self.start + index
+            self.places[sample.id] = self.indices[index]
         return sample
-
-    def fingerprint(self) -> str:
-        """That of the whole data."""
-        return self.data.fingerprint()
 
 
 @dataclass(frozen=True)
@@ -111,7 +92,7 @@ class Diagnosis:
             if self.is_done:
                 return
             stop = min(self.num_done + AT_ONCE, self.num_images)
-            images = Slice(self.model.subject.data, self.num_done, stop)
+            images = Recorded(self.model.subject.data, range(self.num_done, stop))
             whole = self.model.subject
             subject = Subject(whole.model, whole.ensemble, images, batch_size=AT_ONCE, mean_image=whole.baseline)
             with self.model.lock:
@@ -141,12 +122,12 @@ class Diagnosis:
         found = [each for each in self.cases if kind in ("", each.kind) and label in ("", each.label)]
         return sorted(found, key=lambda each: each.kind == "correct")
 
-    def _add_cases(self, pictures: list[Picture], images: Slice) -> None:
+    def _add_cases(self, pictures: list[Picture], images: Recorded) -> None:
         by_case: dict[Any, list[Picture]] = {}
         for each in pictures:
             by_case.setdefault(each.labels["case"], []).append(each)
         for group in by_case.values():
             crops = {(str(p.labels["stage"]), str(p.labels["shows"])): embed(p.image, lossy=True) for p in group}
             labels = {name: value for name, value in group[0].labels.items() if name not in ("case", "stage", "shows")}
-            index = images.indices[str(labels["image"])]
+            index = images.places[str(labels["image"])]
             self.cases.append(ErrorCase(len(self.cases), labels, index, crops))

@@ -54,7 +54,7 @@ def controls_of(subject: Subject, num_images: int = NUM_CONTROLLED, seed: int = 
         found.append((LINEAR_INVERSE, subject.model, _linear(subject)))
     except UserError as error:
         logger.warning("%s: no linear inverse beside it: %s", subject.name, error)
-    options = {"num_images": min(num_images, subject.num_images), "batch_size": len(subject.batches[0].ids)}
+    options = {"num_images": min(num_images, subject.num_images), "batch_size": subject.batch_size}
     for control, model, chain in found:
         more = {"mean_image": subject.baseline, "control": control, "fit": subject.fit, "cache": CACHE_BYTES // 8}
         yield Subject(model, chain, subject.data, processes=subject.processes, **options, **more)
